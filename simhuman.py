@@ -556,8 +556,8 @@ def read(human, cache, rows, texts, suggestions):
     costs = [[] for _ in suggestions]
     offered = [k for k, suggestion in enumerate(suggestions) if suggestion]
     if offered:
-        logits, starts = extend(human.model, cache, [rows[k] for k in offered],
-                                [texts[k] for k in offered], [suggestions[k] for k in offered])
+        logits = extend(human.model, cache, [rows[k] for k in offered],
+                        [texts[k] for k in offered], [suggestions[k] for k in offered])
         for k, row_logits in zip(offered, logits):
             ids = torch.tensor(suggestions[k], device=row_logits.device)
             costs[k] = human.cost(row_logits[:len(ids)], ids).tolist()
