@@ -520,6 +520,8 @@ def play(statements, human, assistant, rounds, stop_token, generator, label="pla
     human_cache = KVCache(human.model, len(goals))
     assistant_cache = assistant and KVCache(assistant.model, len(goals))
     live = list(range(len(goals)))
+    # An episode whose text leaves no room for one more round ends as if the rounds were used up.
+    longest_round = human.turn_tokens + (assistant.max_tokens if assistant else 0)
     with tqdm(total=len(goals), desc=label, unit="problem", leave=False) as bar:
         for _ in range(rounds):
             suggestions = [[] for _ in live]
@@ -545,7 +547,8 @@ def play(statements, human, assistant, rounds, stop_token, generator, label="pla
                 episodes[r].finished = done
                 codes[r] += tokens
             bar.update(sum(finished))
-            live = [r for r in live if not episodes[r].finished]
+            live = [r for r in live if not episodes[r].finished
+                    and len(goals[r] + codes[r]) + longest_round <= human_cache.limit]
             if not live:
                 break
     return episodes

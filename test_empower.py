@@ -1,0 +1,1028 @@
+"""Tests: Algorithm 1 as printed is the oracle, each formula has an example worked by hand.
+
+Run them with `pytest`. `python test_empower.py` instead times the lockstep game against the same
+game played problem by problem without caches.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import io
+import itertools
+import json
+import math
+import os
+import random
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import data
+import empower
+import simhuman
+from empower import (Config, collate, empower_length, empower_lengths, make_batches, score,
+                     token_nll, train)
+from model import GPT, GPTConfig, KVCache, draw, extend, orthogonalize, sample
+from simhuman import (KINDS, Assistant, Episode, Human, Turn, Verdict, accept_ratio, check_judge,
+                      discounted, discounted_pass_rate, judge, judge_all, paired_difference,
+                      pass_at_1, play, self_check)
+
+HERE = Path(__file__).parent
+
+# ------------------------------------------------------------------- Algorithm 1
+
+
+def algorithm_1(nll, eta):
+    """Algorithm 1 of the paper as printed, on the costs of l_{n+1:N}: the completion's length."""
+    N_minus_n = len(nll)
+    for i in range(1, N_minus_n + 1):          # 1: for i in 1..N
+        H = sum(nll[:i])                       # 2:   H = -log pi_hat(l_{n+1:n+i} | l_{1:n})
+        if H > eta:                            # 3:   if H > eta
+            return i - 1                       # 4:     return l_{n+1:n+i-1}
+    return N_minus_n                           # 5: return the rest
+
+
+def random_costs(rng):
+    """Costs that add up exactly in binary, so that sums meet eta exactly and often."""
+    return rng.integers(0, 9, rng.integers(0, 30)) / 4
+
+
+def test_empower_length_is_algorithm_1():
+    rng = np.random.default_rng(0)
+    for _ in range(2000):
+        nll, eta = random_costs(rng), rng.integers(0, 40) / 4
+        assert empower_length(nll, eta) == algorithm_1(nll, eta)
+
+
+def test_every_state_at_once_is_one_state_at_a_time():
+    rng = np.random.default_rng(1)
+    for _ in range(500):
+        nll, eta = random_costs(rng), rng.integers(0, 40) / 4
+        each = [algorithm_1(nll[n:], eta) for n in range(len(nll))]
+        assert empower_lengths(nll, eta).tolist() == each
+    real = rng.exponential(1.0, 300).astype(np.float32)
+    assert empower_lengths(real, 4.0).tolist() == [algorithm_1(real[n:].astype(float), 4.0)
+                                                   for n in range(300)]
+
+
+@pytest.mark.parametrize("nll, eta, length", [
+    ([0.25, 0.5, 2, 0], 1, 2),       # the example of the docstring
+    ([0.25, 0.5, 0.25, 0], 1, 4),    # equality is kept (Algorithm 1), and what is free follows
+    ([0.25, 0.5, 0.25, 0], 0.75, 2),
+    ([2, 0, 0], 1, 0),               # the first token is too dear: say nothing
+    ([], 1, 0),                      # nothing is left
+    ([0, 0, 0], 0, 3),               # everything is free
+    ([math.inf, 0], 100, 0),         # impossible text
+])
+def test_worked_examples(nll, eta, length):
+    assert empower_length(np.array(nll), eta) == length
+    if nll:
+        assert empower_lengths(np.array(nll), eta)[0] == length
+
+
+def test_a_larger_eta_never_shortens_a_completion():
+    rng = np.random.default_rng(2)
+    for _ in range(200):
+        nll = rng.exponential(1.0, 20)
+        lengths = [empower_lengths(nll, eta) for eta in (0, 0.1, 0.32, 1, 4, 16)]
+        assert all((a <= b).all() for a, b in zip(lengths, lengths[1:]))
+
+
+def test_cost_is_minus_log2_of_the_probability():
+    assert token_nll(torch.zeros(2, 2), torch.tensor([0, 1])).tolist() == [1.0, 1.0]
+    logits, ids = torch.randn(3, 5, 7), torch.randint(7, (3, 5))
+    p = logits.softmax(-1).gather(-1, ids[..., None])[..., 0]
+    assert torch.allclose(token_nll(logits, ids), -p.log2(), atol=1e-5)
+
+
+def test_a_rule_is_all_that_tells_the_assistants_apart():
+    rules, rng = empower.completion_rules(Config()), np.random.default_rng(0)
+    assert list(rules) == ["SFT-10", "SFT-20", "SFT-RAND", "Empower (0.32)", "Empower (4)"]
+    nll = np.array([0.25, 0.0625, 0.5, 8.0])
+    assert [rules[name](nll, rng) for name in rules if name != "SFT-RAND"] == [10, 20, 2, 3]
+    lengths = {rules["SFT-RAND"](nll, rng) for _ in range(2000)}
+    assert lengths == set(range(1, 31))
+
+
+# ------------------------------------------------------------------- the contest
+
+
+@functools.lru_cache(maxsize=None)
+def contest():
+    return data.make_contest(random.Random(0), 600, 100, 300)
+
+
+def output(program, stdin):
+    """What one of our own reference programs prints; None where it fails. In this process, for
+    speed: these programs are text of data.py. Whatever a model wrote runs in the judge."""
+    stdout, before = io.StringIO(), sys.stdin
+    try:
+        sys.stdin = io.StringIO(stdin)
+        with contextlib.redirect_stdout(stdout):
+            exec(compile(program, "program", "exec"), {"__name__": "__main__"})
+    except Exception:
+        return None
+    finally:
+        sys.stdin = before
+    return stdout.getvalue().rstrip()
+
+
+def solves(program, problem):
+    return all(output(program, stdin) == expected.rstrip() for stdin, expected in problem.tests)
+
+
+def styles():
+    """Each combination of the four habits, names drawn at random."""
+    rng = random.Random(0)
+    return [data.Style(*data.draw_style(rng)[:4], *habits)
+            for habits in itertools.product([False, True], repeat=4)]
+
+
+def test_every_reference_solution_passes_in_every_style():
+    for problem in random.Random(1).sample(contest().train + contest().held_out, 500):
+        for style in styles():
+            program = data.write_program(problem.parts, style)
+            assert solves(program, problem), (problem, program)
+
+
+def test_a_program_with_one_part_swapped_fails():
+    rng, passed, tried = random.Random(2), [], 0
+    for problem in rng.sample(contest().train + contest().held_out, 500):
+        for parts in data.swaps(problem.parts):
+            tried += 1
+            if solves(data.write_program(parts, data.draw_style(rng)), problem):
+                passed.append((problem.parts, parts))
+    assert tried > 10_000 and len(passed) <= 0.01 * tried, (len(passed), tried, passed[:5])
+
+
+def test_no_composition_is_in_two_splits():
+    splits = [{problem.parts for problem in split} for split in contest()]
+    assert [len(split) for split in splits] == [600, 100, 300]
+    assert len(set.union(*splits)) == 1000
+
+
+def test_the_contest_is_as_large_as_it_says():
+    assert len(data.SHAPES) >= 3 and len(data.compositions()) > 5000
+    for domain in data.DOMAINS:
+        print(domain.noun, *(len(part) for part in domain[2:5]))
+    assert [len(part) for part in data.INTEGERS[2:5]] == [11, 9, 12]
+
+
+def test_tests_hold_the_edge_cases():
+    for problem in contest().held_out:
+        domain, shape = data.DOMAINS[problem.parts[0]], list(data.SHAPES)[problem.parts[1]]
+        lists = []
+        for stdin, _ in problem.tests:
+            lines = stdin.splitlines()
+            lines = {"count": lines[1:], "line": lines, "until": [" ".join(lines[:-1])],
+                     "cases": lines[1:]}[shape]
+            lists += [line.split() for line in lines]
+        if domain is data.INTEGERS:
+            lists = [[int(x) for x in elements] for elements in lists]
+            assert any(x < 0 for elements in lists for x in elements)
+        keep = domain.select[problem.parts[2]].meaning
+        assert any(len(elements) == 1 for elements in lists)
+        assert any(not any(map(keep, elements)) for elements in lists)
+        assert any(len(set(elements)) < len(elements) for elements in lists)
+
+
+def test_too_many_problems_is_an_error():
+    with pytest.raises(ValueError, match="fewer than"):
+        data.make_contest(random.Random(0), 5000, 500, 500)
+
+
+# ------------------------------------------------------------------- the tokenizer, documents
+
+
+@functools.lru_cache(maxsize=None)
+def tokenizer():
+    rng = random.Random(0)
+    texts = [p.statement + data.write_program(p.parts, data.draw_style(rng)) for p in contest().train]
+    return data.train_tokenizer(texts, 640)
+
+
+AWKWARD = ["", " ", "\n\n    x\t= 'ä€😀'\r\n", "<|endoftext|>", "a" * 999, "x=1", "\x00\ud7ff", "１２ 3"]
+
+
+def test_any_text_survives_the_tokenizer():
+    for text in AWKWARD:
+        ids = tokenizer().encode_ordinary(text)
+        assert tokenizer().decode(ids) == text and tokenizer().eot_token not in ids
+    assert all(tokenizer().encode_single_token(bytes([byte])) == byte for byte in range(256))
+
+
+def test_tokenizer_is_saved_and_loaded(tmp_path):
+    data.save_tokenizer(tokenizer(), tmp_path)
+    loaded = data.load_tokenizer(tmp_path)
+    texts = AWKWARD + [problem.statement for problem in contest().dev]
+    assert [loaded.encode_ordinary(t) for t in texts] == [tokenizer().encode_ordinary(t) for t in texts]
+    assert loaded.n_vocab == tokenizer().n_vocab and loaded.eot_token == tokenizer().eot_token
+    saved = json.loads((tmp_path / "tokenizer.json").read_text())
+    vocab = saved["model"]["vocab"]  # each merge makes the next token, in order of rank
+    made = [vocab["".join(pair)] for pair in saved["model"]["merges"]]
+    assert made == list(range(256, tokenizer().n_vocab - 1))
+
+
+def test_a_damaged_tokenizer_is_an_error(tmp_path):
+    for text in ("", "{}", '{"model": {"vocab": {"a": 5}}}'):
+        (tmp_path / "tokenizer.json").write_text(text)
+        with pytest.raises(ValueError, match="tokenizer.json is damaged"):
+            data.load_tokenizer(tmp_path)
+
+
+def test_byte_pairs_by_hand():
+    # "ab" is the most frequent pair, then "ab" + "c".
+    encoding = data.train_tokenizer(["abc abc ab"], 259)
+    assert encoding.decode_single_token_bytes(256) == b"ab"
+    assert encoding.n_vocab == 259 and encoding.encode_ordinary("ab")[0] == 256
+
+
+def test_a_program_has_the_same_tokens_with_and_without_its_statement():
+    program = data.write_program(contest().train[0].parts, styles()[5])
+    with_goal = data.document(tokenizer(), contest().train[0].statement, program)
+    without = data.document(tokenizer(), "", program)
+    assert with_goal[-len(without) + 1:] == without[1:] and with_goal[0] == without[0] == without[-1]
+
+
+def test_states_are_uniform():
+    states = data.draw_states(np.random.default_rng(0), [[1] * 4] * 4000)
+    counts = np.bincount(states, minlength=4)
+    assert len(counts) == 4 and (abs(counts - 1000) < 100).all()
+
+
+# ------------------------------------------------------------------- the model
+
+
+def tiny_gpt(seed=0, vocab_size=23, layers=2):
+    """A random GPT whose weights are scaled up, so that attention is not uniform."""
+    cfg = GPTConfig(vocab_size, 32, 64, layers, 4, 2, 8, max_position_embeddings=256)
+    model = GPT(cfg)
+    generator = torch.Generator().manual_seed(seed)
+    for weight in model.parameters():
+        weight.data = torch.randn(weight.shape, generator=generator) * 0.4 + (weight.dim() == 1)
+    return model
+
+
+def random_texts(sizes, seed=0, vocab_size=23):
+    rng = random.Random(seed)
+    return [[rng.randrange(vocab_size) for _ in range(size)] for size in sizes]
+
+
+def test_logits_do_not_see_the_future():
+    model, (text, other) = tiny_gpt(), random_texts([12, 12])
+    both = torch.tensor([text, text[:7] + other[7:]])
+    logits = model(both)
+    assert torch.allclose(logits[0, :7], logits[1, :7], atol=1e-5)
+    assert not torch.allclose(logits[0, 7:], logits[1, 7:], atol=1e-2)
+
+
+@torch.no_grad()
+def test_cached_logits_equal_uncached_on_ragged_batches_and_after_rollbacks():
+    model, rng = tiny_gpt(), random.Random(0)
+    cache, texts = KVCache(model, 5), random_texts([1, 9, 4, 30, 2])
+    for _ in range(30):
+        rows = sorted(rng.sample(range(5), rng.randint(1, 5)))
+        more = random_texts([rng.randint(0, 7) for _ in rows], rng.random())
+        logits = extend(model, cache, rows, [texts[r] for r in rows], more)
+        for r, tail, row_logits in zip(rows, more, logits):
+            full = model(torch.tensor([texts[r] + tail]))[0, len(texts[r]) - 1:]
+            assert torch.allclose(row_logits[:len(tail) + 1], full, atol=1e-4)
+            if rng.random() < 0.5:
+                texts[r] = texts[r] + tail  # accepted
+            else:
+                texts[r] = texts[r][:rng.randint(1, len(texts[r]))]
+                cache.rollback(r, len(texts[r]))
+
+
+def test_greedy_sampling_equals_the_argmax_of_full_passes():
+    model, texts = tiny_gpt(), random_texts([3, 8, 1])
+    new, stopped = sample(model, KVCache(model, 3), range(3), texts, 12, stop_token=0, temperature=0)
+    for text, row, stop in zip(texts, new, stopped):
+        text = list(text)
+        for token in row + [0] * stop:
+            assert model(torch.tensor([text]))[0, -1].argmax() == token
+            text.append(token)
+        assert stop or len(row) == 12
+
+
+def test_sampling_follows_the_distribution():
+    logits = torch.tensor([[0.0, 1.0, 2.0, -1.0]]).expand(20_000, 4)
+    generator = torch.Generator().manual_seed(0)
+    for temperature in (0.5, 1.0):
+        counts = draw(logits, temperature, 1.0, generator).bincount(minlength=4) / 20_000
+        assert torch.allclose(counts, (logits[0] / temperature).softmax(-1), atol=0.02)
+
+
+@pytest.mark.parametrize("top_p, kept", [(0.5, [1]), (0.6, [1, 3]), (0.85, [0, 1, 3]), (1.0, [0, 1, 2, 3])])
+def test_top_p_keeps_the_fewest_tokens_that_hold_it(top_p, kept):
+    logits = torch.tensor([0.2, 0.5, 0.1, 0.2001]).log().expand(4000, 4)
+    drawn = draw(logits, 1.0, top_p, torch.Generator().manual_seed(0))
+    assert drawn.unique().tolist() == kept
+
+
+def test_sampling_stops_before_its_text_costs_too_much():
+    model, texts = tiny_gpt(), random_texts([6, 6, 6, 6])
+    new, _ = sample(model, KVCache(model, 4), range(4), texts, 20, stop_token=-1, max_cost=6.0,
+                    generator=torch.Generator().manual_seed(0))
+    free, _ = sample(model, KVCache(model, 4), range(4), texts, 20, stop_token=-1, temperature=0)
+    limited, _ = sample(model, KVCache(model, 4), range(4), texts, 20, stop_token=-1,
+                        temperature=0, max_cost=6.0)
+    for text, row, greedy, stopped in zip(texts, new, free, limited):
+        for written in (row, stopped):
+            nll = token_nll(model(torch.tensor([text + written]))[0, :-1], torch.tensor(text[1:] + written))
+            assert nll[len(text) - 1:].sum() <= 6.0
+        nll = token_nll(model(torch.tensor([text + greedy]))[0, :-1], torch.tensor(text[1:] + greedy))
+        assert len(stopped) == empower_length(nll[len(text) - 1:].detach().numpy(), 6.0) < 20
+
+
+def test_sampling_draws_the_same_for_the_same_seed():
+    model, texts = tiny_gpt(), random_texts([4, 2])
+    draws = [sample(model, KVCache(model, 2), range(2), texts, 9, 0, generator=torch.Generator().manual_seed(s))
+             for s in (1, 1, 2)]
+    assert draws[0] == draws[1] != draws[2]
+
+
+def test_a_text_longer_than_the_model_is_an_error():
+    model = tiny_gpt()
+    with pytest.raises(ValueError, match="300 tokens is longer than the model's 256"):
+        extend(model, KVCache(model, 1), [0], [[1] * 300])
+
+
+def test_a_model_is_saved_and_loaded(tmp_path):
+    model, ids = tiny_gpt(), torch.tensor(random_texts([9, 9]))
+    model.save_pretrained(tmp_path)
+    loaded = GPT.from_pretrained(tmp_path)
+    assert torch.equal(model(ids), loaded(ids)) and loaded.config == model.config
+    assert loaded.lm_head.weight is loaded.embed_tokens.weight
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+
+
+@pytest.mark.parametrize("name, damage, message", [
+    ("model.safetensors", lambda b: b[:-1], "truncated"),
+    ("model.safetensors", lambda b: b[:4], "truncated"),
+    ("model.safetensors", lambda b: b"version https://git-lfs" + b[:90], "Git-LFS"),
+    ("model.safetensors", lambda b: b[:8] + b"[" + b[9:], "header cannot be read"),
+    ("model.safetensors", lambda b: b.replace(b'"F32"', b'"F99"', 1), "F99"),
+    ("model.safetensors", lambda b: b.replace(b"[32]", b"[33]", 1), "damaged"),
+    ("model.safetensors", lambda b: b.replace(b"model.norm.weight", b"model.nerm.weight"), "not fit"),
+    ("config.json", lambda b: b[:30], "config.json is damaged"),
+    ("config.json", lambda b: b.replace(b"vocab_size", b"vocab_seize"), "vocab_size"),
+    ("config.json", lambda b: b.replace(b"Qwen3For", b"GemmaFor"), "supported: Qwen3ForCausalLM"),
+    ("config.json", lambda b: b.replace(b'"vocab_size": 23', b'"vocab_size": 24'), "not fit"),
+])
+def test_a_damaged_checkpoint_is_an_error(tmp_path, name, damage, message):
+    tiny_gpt().save_pretrained(tmp_path)
+    path = tmp_path / name
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ValueError, match=message) as error:
+        GPT.from_pretrained(tmp_path)
+    assert str(path) in str(error.value)
+
+
+# ------------------------------------------------------------------- the trainer
+
+
+def test_muon_makes_updates_orthogonal():
+    for shape in ((3, 8, 20), (2, 20, 8)):
+        values = torch.linalg.svdvals(orthogonalize(torch.randn(shape)))
+        assert ((values > 0.5) & (values < 1.3)).all()
+
+
+def test_loss_is_on_the_completion_and_its_stop_token_alone():
+    # The example of the docstring, beside a longer text that shows the padding; the stop is 0 too.
+    ids, labels = collate([([7, 8, 9, 0], 2), ([1, 2, 3, 4, 5, 0], 4)], limit=10)
+    assert ids.tolist() == [[7, 8, 9, 0, 0, 0], [1, 2, 3, 4, 5, 0]]
+    assert labels.tolist() == [[-100, -100, 9, 0, -100, -100], [-100, -100, -100, -100, 5, 0]]
+
+
+def test_a_long_prefix_is_cut_on_the_left():
+    ids, labels = collate([(list(range(10)), 7)], limit=5)
+    assert ids.tolist() == [[5, 6, 7, 8, 9]] and labels.tolist() == [[-100, -100, 7, 8, 9]]
+
+
+def test_batches_hold_each_example_once_and_little_padding():
+    rng = random.Random(0)
+    examples = [([0] * rng.randint(1, 90), 0) for _ in range(1003)]
+    batches = make_batches(examples, 8, random.Random(1))
+    assert sorted(map(id, itertools.chain(*batches))) == sorted(map(id, examples))
+    padded = sum(len(batch) * max(len(ids) for ids, _ in batch) for batch in batches)
+    assert padded < 1.1 * sum(len(ids) for ids, _ in examples)
+    sizes = [len(batch[0][0]) for batch in batches]
+    assert sizes != sorted(sizes)
+
+
+def test_training_teaches_where_to_stop():
+    # Write [2, 3] after a prefix of any of these tokens, then stop (1).
+    rng = random.Random(0)
+    prefixes = [[rng.randint(4, 9) for _ in range(rng.randint(1, 6))] for _ in range(600)]
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(12, 32, 64, 1, 2, 1, 16, 64))
+    losses = train(model, [(prefix + [2, 3, 1], len(prefix)) for prefix in prefixes], 8, 0.02,
+                   random.Random(0), "test")
+    assert len(losses) == 75 and np.mean(losses[-10:]) < 0.1 < losses[0]
+    new, stopped = sample(model, KVCache(model, 1), [0], [[5, 7]], 9, stop_token=1, temperature=0)
+    assert new == [[2, 3]] and stopped == [True]
+
+
+def test_scores_of_a_batch_are_the_scores_of_each_program():
+    model, programs = tiny_gpt(), random_texts([5, 1, 17, 30, 8])
+    for program, nll in zip(programs, score(model, programs, stop_token=0, batch_size=2)):
+        logits = model(torch.tensor([[0] + program]))[0, :-1]
+        assert np.allclose(nll, token_nll(logits, torch.tensor(program)).detach(), atol=1e-4)
+
+
+# ------------------------------------------------------------------- the game
+
+
+def test_judging_rules():
+    for nll, tau, verdicts in [([0, 0, 3], 1.25, (True, False, False)),
+                               ([1, 1, 1], 1.25, (True, False, True)),
+                               ([0.5, 0.75], 1.25, (True, True, True)),
+                               ([2], 1.25, (False, False, False))]:
+        assert tuple(rule(nll, tau) for rule in simhuman.JUDGING.values()) == verdicts
+
+
+@torch.no_grad()
+def play_slowly(statements, human, assistant, rounds, stop_token):
+    """The game of Section 3, one problem after the other, without caches, greedily."""
+
+    def write(model, text, most, max_cost=math.inf):
+        new, cost = [], 0.0
+        while len(new) < most:
+            logits = model(torch.tensor([text + new]))[0, -1:]
+            token = logits.argmax(-1)
+            cost += float(token_nll(logits, token))
+            if int(token) == stop_token or cost > max_cost:
+                return new, int(token) == stop_token
+            new.append(int(token))
+        return new, False
+
+    episodes = []
+    for problem, statement in enumerate(statements):
+        goal, code, episode = [stop_token] + statement, [], Episode(problem)
+        known = goal if assistant.knows_goal else [stop_token]
+        while len(episode.turns) < rounds and not episode.finished:
+            new, _ = write(assistant.model, known + code, assistant.max_tokens, assistant.max_cost)
+            turn = Turn(new, [], False)
+            if new:
+                logits = human.model(torch.tensor([goal + code + new]))[0, -len(new) - 1:-1]
+                turn.nll = human.cost(logits, torch.tensor(new)).tolist()
+                turn.accepted = human.accepts(turn.nll)
+            code += new * turn.accepted
+            turn.typed, episode.finished = write(human.model, goal + code, human.turn_tokens)
+            code += turn.typed
+            episode.turns.append(turn)
+        episodes.append(episode)
+    return episodes
+
+
+@pytest.mark.parametrize("options", [{"max_tokens": 5}, {"max_tokens": 12, "max_cost": 4.0},
+                                     {"max_tokens": 7, "knows_goal": True}])
+def test_the_lockstep_game_is_the_game_played_problem_by_problem(options):
+    model, statements = tiny_gpt(3), random_texts([4, 7, 1, 9, 5, 3, 8, 6])
+    human = Human(model, token_nll, functools.partial(simhuman.skim, tau=2.5), 3, temperature=0)
+    assistant = Assistant(tiny_gpt(4), temperature=0, **options)
+    fast = play(statements, human, assistant, 6, 0, None)
+    slow = play_slowly(statements, human, assistant, 6, 0)
+    assert sum(e.accepted for e in slow) and sum(e.offered - e.accepted for e in slow)
+    for a, b in zip(fast, slow):
+        assert [(t.suggestion, t.accepted, t.typed) for t in a.turns] == \
+            [(t.suggestion, t.accepted, t.typed) for t in b.turns] and a.finished == b.finished
+        for turn, other in zip(a.turns, b.turns):
+            assert np.allclose(turn.nll, other.nll, atol=1e-3)
+
+
+def test_a_human_alone_writes_what_she_would_have_sampled():
+    model, statements = tiny_gpt(5), random_texts([4, 7, 1])
+    human = Human(model, token_nll, None, 4, temperature=0)
+    for rounds in (2, 60):
+        texts = [[0, *statement] for statement in statements]
+        new, stopped = sample(model, KVCache(model, 3), range(3), texts, 4 * rounds, 0, temperature=0)
+        episodes = play(statements, human, None, rounds, 0, None)
+        assert [episode.code for episode in episodes] == new
+        assert all(e.tokens_read == e.offered == 0 for e in episodes)
+
+
+def test_a_silent_assistant_is_neither_offered_nor_read():
+    model = tiny_gpt(5)
+    assistant = Assistant(model, 5, max_cost=0.0)  # nothing is free
+    human = Human(model, token_nll, functools.partial(simhuman.skim, tau=99), 4, temperature=0)
+    episodes = play(random_texts([4, 7]), human, assistant, 3, 0, torch.Generator().manual_seed(0))
+    assert all(e.offered == e.accepted == e.tokens_read == 0 for e in episodes)
+    assert [e.code for e in episodes] == [e.code for e in play(random_texts([4, 7]), human, None, 3, 0, None)]
+
+
+def test_an_episode_that_fills_the_context_is_cut_off():
+    model = tiny_gpt(6)
+    human = Human(model, token_nll, functools.partial(simhuman.skim, tau=99), 9, temperature=0)
+    [episode] = play([[5] * 200], human, Assistant(model, 20, temperature=0), 1000, 22, None)
+    assert not episode.finished and 0 < 201 + len(episode.code) <= 256
+
+
+# ------------------------------------------------------------------- metrics
+
+
+def episode(passed=True, accepted=0, rejected=0, written=0, size=1):
+    """An episode of suggestions of `size` tokens and one turn that types `written` tokens."""
+    turns = [Turn([1] * size, [0.0] * size, k < accepted) for k in range(accepted + rejected)]
+    return Episode(0, [*turns, Turn([], [], False, [2] * written)], True, passed)
+
+
+def test_metrics_by_hand():
+    value, error = pass_at_1([episode(p) for p in (True, False, True, False)])
+    assert value == 0.5 and error == pytest.approx(0.2887, abs=1e-4)
+    assert accept_ratio([episode(accepted=1), episode(accepted=1, rejected=2)]) == (0.5, 0.25)
+    assert math.isnan(accept_ratio([episode()])[0])
+    read_10_wrote_2 = episode(accepted=1, rejected=1, size=5, written=2)
+    assert (read_10_wrote_2.tokens_read, read_10_wrote_2.tokens_written) == (10, 2)
+    assert discounted(read_10_wrote_2, 0.5, 0.1, 0.5) == 0.25
+    assert discounted_pass_rate([read_10_wrote_2, episode(False)], 0.5, 0.1, 0.5) == (0.125, 0.125)
+
+
+def test_the_accept_ratio_error_is_that_of_a_bootstrap_over_problems():
+    rng = random.Random(0)
+    row = [episode(accepted=rng.randint(0, 6), rejected=rng.randint(0, 9)) for _ in range(200)]
+    again = [accept_ratio(rng.choices(row, k=200))[0] for _ in range(600)]
+    assert accept_ratio(row)[1] == pytest.approx(np.std(again), rel=0.15)
+
+
+def test_paired_difference_uses_the_pairing():
+    rng = np.random.default_rng(0)
+    hard = rng.random(400)  # what both rows share
+    mean, low, high = paired_difference(hard + 0.1, hard, rng)
+    assert mean == pytest.approx(0.1) and high - low < 1e-9
+    mean, low, high = paired_difference(hard, rng.permutation(hard), rng)
+    assert low < 0 < high
+
+
+def test_a_transcript_tells_who_wrote_what():
+    turns = [Turn([1, 2], [0.5, 1.5], True, [3]), Turn([4], [9.0], False, [5])]
+    text = simhuman.transcript(Episode(0, turns, True, True), "# goal\n", lambda ids: f"<{ids}>")
+    assert "assistant  '<[1, 2]>'  1.00 bits a token: accepted" in text
+    assert "'<[4]>'  9.00 bits a token: rejected" in text
+    assert "<[1, 2, 3, 5]>\npassed: 3 tokens read, 2 written" in text
+
+
+# ------------------------------------------------------------------- the judge
+
+MB = 2**20
+LINUX = sys.platform == "linux"
+SPIN = "while True: pass\n"
+PASSED, WRONG, TIME = "passed", "wrong answer", "time limit"
+MEMORY, ERROR, OUTPUT = "memory limit", "runtime error", "output limit"
+
+
+def row(kind, program, outcome, expected="1\n", stdin=""):
+    return kind, program, stdin, expected, outcome
+
+
+HOSTILE = [*KINDS,  # the kinds of self_check, and then what is like them
+    # time
+    row("sleep", "import time; time.sleep(60)", TIME),
+    row("signals ignored", "from signal import *\nfor s in (SIGTERM, SIGXCPU, SIGINT):"
+        " signal(s, SIG_IGN)\n" + SPIN, TIME),
+    row("regex", "import re; re.match('(a+)+$', 'a' * 40 + 'b')", TIME),
+    row("atexit spin", "import atexit\n@atexit.register\ndef f():\n " + SPIN, TIME),
+    row("__del__ spin", "class A:\n def __del__(self):\n  while True: pass\na = A()", TIME),
+    row("thread", "import threading\ndef f():\n " + SPIN + "threading.Thread(target=f).start()",
+        TIME),
+    row("daemon thread", "import threading, time\nthreading.Thread(target=time.sleep, args=(60,), "
+        "daemon=True).start()\nprint(1)", PASSED),
+    row("stdout closed, spin", "import os\nos.close(1)\n" + SPIN, TIME),
+    row("parent stopped", "import os, signal\nos.kill(os.getppid(), signal.SIGSTOP)\nprint(1)",
+        TIME),
+    # memory and output
+    row("MemoryError caught", "try: [0] * 10**9\nexcept MemoryError: print(1)", PASSED),
+    row("huge power", "print(len(str(7 ** 10**8)))", TIME),
+    row("endless stderr", "import sys\nwhile True: sys.stderr.write('x' * 999)", OUTPUT),
+    row("10 MB file", "open('f', 'wb').write(b'x' * 10**7)", ERROR),
+    row("recursion", "def f(): f()\nf()", ERROR),
+    row("deep recursion", "import sys\nsys.setrecursionlimit(10**9)\ndef f(): f()\nf()",
+        (MEMORY, ERROR, TIME)),
+    # exits
+    row("sys.exit(0)", "print(1, flush=True)\nimport sys\nsys.exit(0)\nprint(2)", PASSED),
+    row("_exit, no flush", "import os\nprint(1)\nos._exit(0)", WRONG),
+    row("exit message", "import sys\nprint(1)\nsys.exit('message')", ERROR),
+    row("quit", "print(1)\nquit()", PASSED),
+    row("SIGTERM to parent", "import os, time\nos.kill(os.getppid(), 15)\ntime.sleep(60)", ERROR),
+    row("group killed", "import os\nos.killpg(0, 9)", ERROR),
+    row("stdout closed, exit", "import os\nprint(1, flush=True)\nos.close(1)", PASSED),
+    row("segfault", "import ctypes; ctypes.string_at(0)", ERROR),
+    row("abort", "import os; os.abort()", ERROR),
+    # files
+    row("files deleted", "import os, shutil\nshutil.rmtree(os.getcwd())\nprint(1)", PASSED),
+    row("chdir /", "import os\nopen('f', 'w').close()\nos.chdir('/')\nprint(1)", PASSED),
+    # children
+    row("fork and sleep", "import os, time\nif os.fork() == 0: time.sleep(60)\nos.wait()", TIME),
+    row("40 forks", "import os, time\nfor _ in range(40):\n if os.fork() == 0:\n  time.sleep(60)\n"
+        "print(1)", PASSED),
+    # text
+    row("spaces, CRLF, blank lines", "print('1  \\r\\n2\\n\\n')", PASSED, "1\n2\n"),
+    row("leading space counts", "print(' 1')", WRONG),
+    row("lone surrogate printed", "print('\\ud800')", ERROR),
+    row("lone surrogate in the source", "print('\ud800')", ERROR),
+    row("bytes that are no UTF-8", "import os; os.write(1, b'\\xff')", WRONG),
+    row("NUL in the source", "print(1)\0", ERROR),
+    row("tabs and spaces", "if 1:\n\tprint(1)\n        print(2)", ERROR),
+    row("numpy", "import numpy", ERROR),
+    row("prompt", "input('n? ')", PASSED, "n?", "3\n"),
+]
+
+
+def left_behind():
+    """Processes of a run that are still there: by parent, or by a folder of the judge."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*") if LINUX else []:
+        try:
+            stat = (entry / "stat").read_text().rpartition(")")[2].split()
+            here = os.readlink(entry / "cwd") if stat[0] != "Z" else ""
+        except OSError:
+            continue
+        if int(stat[1]) == os.getpid() or Path(here).name.startswith("judge-") or "/judge-" in here:
+            found.append(entry.name)
+    return found
+
+
+@pytest.fixture(autouse=True)
+def nothing_left():
+    folder = Path(tempfile.gettempdir())
+    before = set(left_behind()), set(folder.glob("judge-*")), threading.active_count()
+    yield
+    simhuman.tqdm.monitor and simhuman.tqdm.monitor.exit()
+    after = set(left_behind()), set(folder.glob("judge-*")), threading.active_count()
+    assert after[0] <= before[0] and after[1] <= before[1] and after[2] <= before[2]
+
+
+@pytest.mark.parametrize("kind, program, stdin, expected, right", HOSTILE,
+                         ids=[row[0] for row in HOSTILE])
+def test_hostile_program(kind, program, stdin, expected, right):
+    start = time.monotonic()
+    verdict = judge(program, ((stdin, expected),), time_limit=0.5)
+    right = right if isinstance(right, tuple) else (right,)
+    assert verdict.outcome in right, verdict
+    assert time.monotonic() - start < 0.5 + 0.5, kind
+    assert verdict.detail.count("\n") == 0 and (verdict.test is None) == verdict.passed
+
+
+@pytest.mark.parametrize("read", [
+    "a = input(); b = input()", "import sys; a, b = sys.stdin.read().split()",
+    "import sys; a, b = sys.stdin", "import sys; a = input(); b = next(sys.stdin)",
+    "import sys; a = sys.stdin.buffer.readline(); b = sys.stdin.buffer.readline()",
+    "a, b = open(0)", "import sys; a, b = map(bytes.decode, sys.stdin.buffer)",
+    "import os; a, b = os.read(0, 99).split()",
+    "import sys; sys.stdin.read(); sys.stdin.seek(0); a, b = sys.stdin"])
+def test_stdin_is_a_file(read):
+    assert judge(f"{read}\nprint(int(a) - int(b))", (("7\n5\n", "2"),)).passed
+
+
+def test_stdin_of_each_run_is_its_own():
+    tests = (("a long first line\n", "a long first line"), ("x\n", "x"), ("", ""))
+    assert judge("import sys; print(sys.stdin.read())", tests).passed
+    assert judge("print(1)", (("x" * MB, "1"),)).passed  # stdin that nobody reads
+
+
+def test_each_run_has_an_empty_folder():
+    program = "import os\nprint(os.listdir(), os.getcwd() == os.environ['HOME'])\nopen('f', 'w')"
+    assert judge(program, (("", "[] True"),) * 3).passed
+    program = "import os\nprint(os.stat('.').st_mode % 512 == 0o700)\nos.chmod('.', 0)"
+    assert judge(program, (("", "True"),) * 3).passed
+
+
+def test_first_failing_test_and_detail():
+    tests = (("2\n", "4\n"), ("3\n", "9\n"), ("4\n", "16\n"))
+    assert judge("print(int(input()) * 2)", tests) == Verdict(
+        "wrong answer", 1, "line 1: expected '9', got '6'")
+    assert judge("1 / 0", tests).detail == "exit status 1: ZeroDivisionError: division by zero"
+
+
+def test_judge_all_equals_one_at_a_time():
+    jobs = [(f"print({i % 5})" if i % 3 else "1/0", (("", f"{i % 4}"),)) for i in range(24)]
+    assert judge_all(jobs, 3, label=None) == [judge(*job) for job in jobs]
+    assert judge_all([], label=None) == []
+
+
+def test_each_distinct_job_runs_once(tmp_path):
+    log = tmp_path / "log"
+    judge_all([(f"open({str(log)!r}, 'a').write('x')", (("", ""),))] * 9, 2, label=None)
+    assert log.read_text() == "x"
+
+
+def test_verdicts_do_not_depend_on_hashes():
+    jobs = [(f"print(list({{'a{i}', 'b{i}', 'c'}})[0][0], hash('{i}') % 2)", (("", "a 0"),))
+            for i in range(200)]
+    first = judge_all(jobs, 2, label=None)
+    assert first == judge_all(jobs, 2, label=None)
+    assert {v.outcome for v in first} == {PASSED, WRONG}
+
+
+def test_other_children_of_this_process_live():
+    with subprocess.Popen(["sleep", "60"], start_new_session=True) as other:
+        judge_all([(kind[1], ((kind[2], kind[3]),)) for kind in KINDS[-3:]])
+        assert other.poll() is None
+        other.kill()
+
+
+def test_faults_of_the_judge_raise(monkeypatch):
+    with pytest.raises(ValueError, match="without tests"):
+        judge("print(1)", ())
+    grandparent = "import os\nwith open(f'/proc/{os.getppid()}/stat') as f: " \
+        "os.kill(int(f.read().rpartition(')')[2].split()[1]), 9)"
+    if LINUX:
+        with pytest.raises(RuntimeError, match="helper process died"):
+            judge(grandparent, (("", ""),))
+        time.sleep(0.5)  # without its helper nobody kills the program: let it end
+    monkeypatch.setattr(sys, "executable", "/no/such/python")
+    with pytest.raises(FileNotFoundError):
+        judge("print(1)", (("", "1"),))
+
+
+def test_ctrl_c_ends_everything():
+    code = "import simhuman\nprint('on', flush=True)\n" \
+        "simhuman.judge_all([(f'{i}\\nwhile True: pass', (('', ''),)) for i in range(9)], 2, 60)"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, cwd=Path(simhuman.__file__).parent) as host:
+        host.stdout.readline()
+        time.sleep(0.7)
+        assert not LINUX or len(left_behind()) > 2  # the runs are on: this test sees them
+        host.send_signal(signal.SIGINT)
+        assert b"KeyboardInterrupt" in host.communicate(timeout=5)[1]
+
+
+def test_check_judge_notices_a_judge_that_passes_everything(monkeypatch):
+    check_judge()
+    for outcome in (PASSED, ERROR):
+        monkeypatch.setattr(simhuman, "judge", lambda *args: Verdict(outcome, None, ""))
+        with pytest.raises(RuntimeError, match="Pass@1 would mean nothing"):
+            check_judge()
+
+
+def test_self_check_counts_wrong_verdicts(monkeypatch, capsys):
+    monkeypatch.setattr(simhuman, "KINDS", [KINDS[0], (*KINDS[1][:4], PASSED)])
+    assert self_check() == 1
+    assert "WRONG: not passed" in capsys.readouterr().out
+
+
+def test_windows_gets_one_sentence(monkeypatch, capsys):
+    monkeypatch.delattr(os, "fork")
+    monkeypatch.setattr(sys, "argv", ["simhuman.py", "--self-check"])
+    with pytest.raises(SystemExit) as end:
+        simhuman.main()
+    assert end.value.code == 2 and "WSL" in capsys.readouterr().err
+    with pytest.raises(RuntimeError, match="WSL"):
+        judge("print(1)", (("", "1"),))
+
+
+# ------------------------------------------------------------------- the whole pipeline
+
+TINY = shlex.split("--pretrain-steps 12 --train-problems 40 --held-out-problems 6 --dev-problems 3 "
+                   "--layers 1 --width 32 --max-suggestion 12 --rounds 3 --device cpu")
+
+
+def empower_py(*arguments, cwd=HERE):
+    """Runs the command line as a user does: (exit status, stdout, stderr)."""
+    done = subprocess.run([sys.executable, HERE / "empower.py", *map(str, arguments)], cwd=cwd,
+                          capture_output=True, text=True)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of a finished tiny run, and what the run printed."""
+    out = tmp_path_factory.mktemp("run") / "out"
+    status, stdout, stderr = empower_py("--out", out, *TINY)
+    assert status == 0, stderr
+    return out, stdout
+
+
+def stable(out):
+    """results.json without what may differ between two runs."""
+    results = json.loads((out / "results.json").read_text())
+    del results["seconds"], results["config"]["out"]
+    return results
+
+
+def test_a_run_makes_every_row_and_says_whether_the_claims_hold(finished):
+    out, stdout = finished
+    results = json.loads((out / "results.json").read_text())
+    names = [row["name"] for row in results["rows"]]
+    assert names == ["Human alone, no round limit", "Human alone", "Base", "Base-10", "Base-20",
+                     "Base stopped at 0.32 bits", "SFT-10", "SFT-20", "SFT-RAND", "Empower (0.32)",
+                     "Empower (4)", "Base, knows the goal"]
+    assert [(claim["baseline"], claim["metric"]) for claim in results["claims"]] == [
+        (baseline, metric) for baseline in ("SFT-10", "SFT-20", "SFT-RAND", "Base-10", "Base-20")
+        for metric in ("pass@1", "dpr")]
+    for name in names:
+        assert f"| {name} " in stdout
+        transcript = out / "transcripts" / f"{empower.slug(name)}.txt"
+        assert transcript.read_text().startswith("# Read ")
+    assert "parameters" in stdout and "Seed 0, device cpu" in stdout
+
+
+def test_the_table_is_computed_from_the_episodes(finished):
+    out, _ = finished
+    results = json.loads((out / "results.json").read_text())
+    cfg = Config(**results["config"])
+    [folder] = (out / "stages").glob("row-base-10-*")
+    row = empower.summarize("Base-10", empower.load_episodes(folder), cfg)
+    assert row == next(row for row in results["rows"] if row["name"] == "Base-10")
+    episodes = empower.load_episodes(folder)
+    assert row["tokens_read"] == np.mean([e.tokens_read for e in episodes])
+    assert max(len(t.suggestion) for e in episodes for t in e.turns) <= 10
+    assert max(len(t.typed) for e in episodes for t in e.turns) <= 4
+
+
+def test_the_same_seed_gives_the_same_results(finished, tmp_path):
+    status, stdout, _ = empower_py("--out", tmp_path / "again", *TINY)
+    assert status == 0 and "reused" not in stdout
+    assert stable(tmp_path / "again") == stable(finished[0])
+
+
+def test_a_finished_stage_is_reused_and_another_eta_trains_one_assistant(finished, capsys):
+    out, _ = finished
+    before = stable(out)
+    assert empower.main(["--out", str(out), *TINY]) == 0
+    assert ": 0 s" not in capsys.readouterr().out and stable(out) == before
+    assert empower.main(["--out", str(out), "--eta", "7", *TINY]) == 0
+    made = [line.split(":")[0].strip() for line in capsys.readouterr().out.splitlines()
+            if "kept in" in line]
+    assert made == ["Empower (7)", "row Base stopped at 7 bits", "row Empower (7)"]
+
+
+def test_calibration_names_the_tau_that_is_nearest_to_the_paper(finished, capsys):
+    out, _ = finished
+    assert empower.main(["--out", str(out), "--calibrate", *TINY]) == 0
+    printed = capsys.readouterr().out
+    rows = [line.split("|")[1:5] for line in printed.splitlines() if re.match(r"\| \d", line)]
+    assert len(rows) == len(empower.TAUS["skim"])
+    best = min(rows, key=lambda row: float(row[3]))
+    for row in rows:
+        distance = math.dist((float(row[1]), float(row[2])), (0.365, 0.587))
+        assert float(row[3]) == pytest.approx(distance, abs=2e-3)
+    assert f"--tau {best[0].strip()} is nearest" in printed
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["--eta", "-1"], "--eta is -1.0"), (["--eta", "nan"], "--eta is nan"),
+    (["--eta", "many"], "--eta"), (["--rounds", "0"], "--rounds is 0"),
+    (["--no-such-flag"], "--no-such-flag"), (["--width", "40"], "multiple of 32"),
+    (["--judging", "rash"], "skim or careful or strict"), (["--device", "tpu"], "--device tpu"),
+    (["--gamma", "2"], "--gamma is 2.0"), (["--top-p", "0"], "--top-p is 0"),
+    (["--train-problems", "9999"], "fewer than"), (["--out", "/dev/null/x"], "cannot write"),
+])
+def test_bad_input_gets_one_sentence_and_status_2(arguments, message, tmp_path, capsys):
+    try:
+        status = empower.main(["--out", str(tmp_path / "out"), *TINY, *arguments])
+    except SystemExit as end:
+        status = end.code
+    error = capsys.readouterr().err
+    assert status == 2 and message in error and error.count("\n") == 1, error
+
+
+def spoil_version(out):
+    (out / "version").write_text("0\n")
+
+
+def spoil_checkpoint(out):
+    [path] = (out / "stages").glob("base-*/model.safetensors")
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+def spoil_episodes(out):
+    [path] = (out / "stages").glob("row-sft-10-*/episodes.json")
+    path.write_text(path.read_text()[:100])
+
+
+@pytest.mark.parametrize("spoil, message", [
+    (spoil_version, "version 0"), (spoil_checkpoint, "truncated"), (spoil_episodes, "row-sft-10")])
+def test_a_damaged_output_folder_is_one_sentence_and_nothing_is_lost(
+        finished, tmp_path, capsys, spoil, message):
+    out = tmp_path / "out"
+    subprocess.run(["cp", "-r", finished[0], out], check=True)
+    spoil(out)
+    files = sorted(path for path in out.rglob("*"))
+    assert empower.main(["--out", str(out), *TINY]) == 2
+    error = capsys.readouterr().err
+    assert message in error and "remove" in error and error.count("\n") == 1
+    assert files == sorted(path for path in out.rglob("*"))
+
+
+def test_ctrl_c_loses_one_stage_alone(finished, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out"
+    subprocess.run(["cp", "-r", finished[0], out], check=True)
+
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(empower, "train", interrupted)
+    assert empower.main(["--out", str(out), "--eta", "9", *TINY]) == 130
+    assert "interrupted" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert not list(out.rglob("*.tmp"))
+    assert empower.main(["--out", str(out), "--eta", "9", *TINY]) == 0
+    printed = capsys.readouterr().out
+    assert "base: reused" in printed and "Empower (9): reused" not in printed
+
+
+def test_paper_gains_come_from_the_paper_s_table():
+    gemma = {"Empower": [(.176, .150), (.178, .156), (.170, .148)],
+             "SFT-20": [(.070, .057), (.086, .072), (.088, .077)],
+             "SFT-10": [(.062, .053), (.101, .086), (.101, .088)],
+             "Base-10": [(.064, .057), (.090, .080), (.062, .055)]}
+    llama = {"Empower": [(.218, .176), (.282, .208), (.249, .201)],
+             "SFT-RAND": [(.156, .109), (.112, .075), (.145, .106)]}
+    for human in (gemma, llama):
+        for name, cells in human.items():
+            if name != "Empower":
+                assert empower.PAPER[name] == {
+                    "Empower": pytest.approx(np.mean(human["Empower"], axis=0), abs=6e-4),
+                    "baseline": pytest.approx(np.mean(cells, axis=0), abs=6e-4)}
+
+
+def test_help_explains_every_setting(capsys):
+    with pytest.raises(SystemExit):
+        empower.main(["--help"])
+    text = capsys.readouterr().out
+    for field in dataclasses.fields(Config):
+        assert f"--{field.name.replace('_', '-')}" in text
+
+
+def test_constants_follow_from_the_length_of_a_program():
+    """K_H x rounds is 1.25 programs, gamma discounts a whole program as in the paper."""
+    cfg, rng = Config(), random.Random(0)
+    programs = [data.write_program(p.parts, data.draw_style(rng)) for p in contest().train]
+    length = np.mean([len(tokenizer().encode_ordinary(program)) for program in programs])
+    assert cfg.turn_tokens * cfg.rounds == pytest.approx(1.25 * length, rel=0.05)
+    assert cfg.gamma == pytest.approx(0.999 ** (400 / length), abs=2e-4)
+
+
+# ------------------------------------------------------------------- the README
+
+README = (HERE / "README.md").read_text() if (HERE / "README.md").exists() else ""
+
+
+def readme_blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def readme_commands():
+    return [line for block in readme_blocks("sh") for line in block.splitlines()
+            if line.startswith("python ")]
+
+
+@pytest.mark.parametrize("command", readme_commands())
+def test_readme_commands_run(command, finished):
+    words = shlex.split(command.split("#")[0])[1:]
+    if words[0] == "empower.py" and "--help" not in words:
+        words += ["--out", str(finished[0]), *TINY]
+    if words[0] == "test_empower.py":
+        words += ["--tiny"]
+    done = subprocess.run([sys.executable, *words], cwd=HERE, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("snippet", readme_blocks("python"))
+def test_readme_snippets_run(snippet):
+    exec(snippet, {})
+
+
+# ------------------------------------------------------------------- benchmark
+
+
+def benchmark(tiny=False):
+    """Times the lockstep game and `play_slowly` on the same 32 games; prints the ratio."""
+    base = sorted(Path("out", "stages").glob("base-*"))
+    n, rounds = (2, 2) if tiny else (32, Config().rounds)
+    if base:
+        model, encoding = empower.load_checkpoint(base[0], "cpu")
+        statements = [encoding.encode_ordinary(p.statement) for p in contest().dev[:n]]
+        end, what = encoding.eot_token, base[0]
+    else:
+        model = GPT(empower.gpt_config(Config(), 640), torch.Generator().manual_seed(0))
+        statements, end, what = random_texts([40] * n, vocab_size=640), 639, "random weights"
+    human = Human(model, token_nll, functools.partial(simhuman.skim, tau=Config().tau), 4,
+                  temperature=0)
+    assistant = Assistant(model, 10, temperature=0)
+    seconds = []
+    for game in (lambda: play(statements, human, assistant, rounds, end, None),
+                 lambda: play_slowly(statements, human, assistant, rounds, end)):
+        begin = time.perf_counter()
+        episodes = game()
+        seconds.append(time.perf_counter() - begin)
+        tokens = sum(e.tokens_read + e.tokens_written for e in episodes)
+        print(f"{seconds[-1]:7.2f} s for {n} problems, {tokens} tokens")
+    print(f"lockstep with caches is {seconds[1] / seconds[0]:.1f} times as fast ({what})")
+
+
+if __name__ == "__main__":
+    benchmark("--tiny" in sys.argv[1:])
