@@ -16,13 +16,18 @@ input() or sys.stdin, script or function), so that boilerplate is predictable an
 A document is what the language model reads. It opens with the statement (what the human knows) or
 without it (all that an assistant sees), and the same end-of-text token begins and ends it:
 
-    <|endoftext|>  # Read n, ... print the sum.\\n  n = int(input())\\n ... print(sum(b))\\n  <|endoftext|>
-    <|endoftext|>                                  n = int(input())\\n ... print(sum(b))\\n  <|endoftext|>
+    <|endoftext|># Read n, ... and print the sum.\\nn = int(input())\\n ... print(sum(b))\\n<|endoftext|>
+    <|endoftext|>n = int(input())\\n ... print(sum(b))\\n<|endoftext|>
 
-A state is a prefix l_{1:n} of a program; the text that follows is what an assistant may write there:
+A state is a prefix of a program. The cost of each token that follows, in bits, says how obvious it
+is, and Algorithm 1 stops before their sum passes eta (here 0.32 bits); a label is a target of the
+loss, and - is none:
 
-    n = int(input())\\n a = list(map(int,   input().split()))\\n b = [x * x for x in a if x % 2 == 0] ...
-    |---------- prefix l_{1:n} ----------| |------- obvious -------| |------ the human's choice ------
+    prefix l_{1:n}              what follows, and its cost in bits
+    n = int(input())\\na = list   (    map  (    int  ,    input ())  .    split ()))  \\n   b     =    [
+                                .00  .00  .00  .00  .00  .06   .00  .00  .00   .00  .01  1.9   .00  .02
+    completion                  (    map  (    int  ,    input ())  .    split ()))  \\n   <|endoftext|>
+    labels  -  ...  -           (    map  (    int  ,    input ())  .    split ()))  \\n   <|endoftext|>
 
 This file knows nothing of models.
 """
@@ -168,7 +173,7 @@ SHAPES = {  # how the input comes: the statement's first line
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """A composition, its statement (comment lines) and its tests ((stdin, expected stdout), ...)."""
+    """A composition, its statement (comment lines), its tests ((stdin, expected stdout), ...)."""
 
     parts: tuple  # (domain, shape, select, change, reduce): indices into the tables above
     statement: str
@@ -349,7 +354,8 @@ def write_program(parts, style):
     repeat = [f"for _ in range(int({line})):"] if shape == "cases" else []
     if style.function:
         call = [f"{style.main}()"]
-        lines = [f"def {style.main}():", *_indent(body), *repeat, *(_indent(call) if repeat else call)]
+        lines = [f"def {style.main}():", *_indent(body),
+                 *repeat, *(_indent(call) if repeat else call)]
     else:
         lines = [*repeat, *_indent(body)] if repeat else body
     return "\n".join(["import sys"] * style.use_sys + lines) + "\n"

@@ -112,13 +112,13 @@ class Config:
 
     vocab_size: int = setting(640, "tokens of the vocabulary at most, all 256 bytes among them")
     width: int = setting(128, "hidden size of the model")
-    layers: int = setting(4, "layers of the model")
-    pretrain_steps: int = setting(1200, "updates of pre-training")
+    layers: int = setting(3, "layers of the model")
+    pretrain_steps: int = setting(1500, "updates of pre-training")
     pretrain_batch: int = setting(16, "documents an update")
     pretrain_lr: float = setting(0.02, "Muon's learning rate; AdamW's is a tenth")
 
-    sft_batch: int = setting(8, "examples an update of fine-tuning; larger ones learn no stop")
-    sft_lr: float = setting(0.005, "Muon's learning rate in fine-tuning; AdamW's is a tenth")
+    sft_batch: int = setting(16, "examples an update of fine-tuning; larger ones learn no stop")
+    sft_lr: float = setting(0.01, "Muon's learning rate in fine-tuning; AdamW's is a tenth")
 
     temperature: float = setting(1.0, "sampling of human and assistants (5.1: defaults)")
     top_p: float = setting(1.0, "share of the probability that sampling keeps")
@@ -158,6 +158,7 @@ class Config:
 # What the game and the sampling depend on; the rest of a stage's inputs it names itself.
 SAMPLING = ("seed", "temperature", "top_p", "max_suggestion")
 GAME = ("rounds", "turn_tokens", "judging", "tau")
+UNLIMITED_TOKENS = 400  # a human without a round limit types this much: six programs
 # tau in bits that --calibrate tries, by the rule: mean, sum and maximum of a suggestion's costs
 TAUS = {"skim": [0.8, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.8, 2.0, 2.3],
         "careful": [4, 6, 8, 10, 12, 16, 20, 30, 40, 60],
@@ -238,7 +239,7 @@ def train(model, examples, batch_size, lr, rng, label):
         optimizer, lambda k: min(1, (k + 1) / (0.02 * n), (n - k) / (0.6 * n)))
         for optimizer in optimizers]
     losses = []
-    with tqdm(batches, desc=label, unit="update", leave=False) as bar:
+    with tqdm(batches, desc=label, unit="update", leave=False, disable=None) as bar:
         for batch in bar:
             ids, labels = collate(batch, model.config.max_position_embeddings)
             ids, labels = ids.to(device), labels.to(device)
@@ -263,7 +264,7 @@ def score(model, programs, stop_token, batch_size=64):
     device = next(model.parameters()).device
     order = sorted(range(len(programs)), key=lambda k: len(programs[k]))
     costs = [None] * len(programs)
-    for k in tqdm(range(0, len(order), batch_size), desc="score", unit="batch", leave=False):
+    for k in tqdm(range(0, len(order), batch_size), desc="score", unit="batch", leave=False, disable=None):
         chosen = order[k:k + batch_size]
         ids, _ = collate([([stop_token, *programs[i]], 0) for i in chosen],
                          model.config.max_position_embeddings)
@@ -379,7 +380,8 @@ def pretrain(cfg, contest, device, folder):
     encoding = data.train_tokenizer(
         [problem.statement for problem in contest.train] + [program for _, program in texts[:4000]],
         cfg.vocab_size)
-    model = GPT(gpt_config(cfg, encoding.n_vocab), torch_generator(cfg, "weights", "cpu")).to(device)
+    model = GPT(gpt_config(cfg, encoding.n_vocab), torch_generator(cfg, "weights", "cpu"))
+    model.to(device)
     examples = [(data.document(encoding, *pair), 1) for pair in texts]
     losses = train(model, examples, cfg.pretrain_batch, cfg.pretrain_lr, rng, "pre-train")
     print(f"  {sum(len(ids) for ids, _ in examples):,} tokens seen; loss from {losses[0]:.2f} to "
@@ -394,11 +396,11 @@ def write_programs(cfg, base, encoding, contest, folder):
     """
     end, written = encoding.eot_token, []
     generator = torch_generator(cfg, "programs", base.device)
-    for k in tqdm(range(0, len(contest.train), 512), "human writes", unit="batch", leave=False):
+    for k in tqdm(range(0, len(contest.train), 512), "human writes", unit="batch", leave=False, disable=None):
         texts = [[end, *encoding.encode_ordinary(problem.statement)]
                  for problem in contest.train[k:k + 512]]
-        new, _ = sample(base, KVCache(base, len(texts)), range(len(texts)), texts,
-                        2 * cfg.max_suggestion, end, cfg.temperature, cfg.top_p,
+        new, _ = sample(base, KVCache(base, len(texts)), texts, UNLIMITED_TOKENS,
+                        end, cfg.temperature, cfg.top_p,
                         generator=generator)
         written += [encoding.decode(ids) for ids in new]
     costs = score(base, [encoding.encode_ordinary(program) for program in written], end)
@@ -434,8 +436,8 @@ def finetune(cfg, name, base, encoding, pairs, folder):
                 for prefix, completion in pairs[:n_train]]
     train(assistant, examples, cfg.sft_batch, cfg.sft_lr, python_generator(cfg, name), name)
     prefixes = [[end, *prefix] for prefix, _ in pairs[n_train:]]
-    suggestions, _ = sample(assistant, KVCache(assistant, len(prefixes)), range(len(prefixes)),
-                            prefixes, cfg.max_suggestion, end, cfg.temperature, cfg.top_p,
+    suggestions, _ = sample(assistant, KVCache(assistant, len(prefixes)), prefixes,
+                            cfg.max_suggestion, end, cfg.temperature, cfg.top_p,
                             generator=torch_generator(cfg, f"stopping of {name}", base.device))
     asked = np.array([len(completion) for _, completion in pairs[n_train:]])
     written = np.array([len(suggestion) for suggestion in suggestions])
@@ -453,7 +455,7 @@ def load_stopping(folder):
 def rows_of_the_table(cfg, base_path, assistants):
     """{name: (checkpoint of the assistant or None, how it differs from the default)}."""
     return {
-        "Human alone, no round limit": (None, {"rounds": 4 * cfg.max_suggestion // cfg.turn_tokens}),
+        "Human alone, no round limit": (None, {"rounds": UNLIMITED_TOKENS // cfg.turn_tokens + 1}),
         "Human alone": (None, {}),
         "Base": (base_path, {}),
         "Base-10": (base_path, {"max_tokens": 10}),
@@ -571,17 +573,17 @@ def report(results):
     n = results["config"]["held_out_problems"]
     return "\n\n".join([
         f"The game on {n} unseen problems. Pass@1: share solved; accept ratio: accepted over "
-        "offered\nsuggestions; DPR: discounted pass rate; ± one standard error over problems. Then "
-        "means over\nproblems of tokens read, tokens written and suggestions; tokens a suggestion; "
-        "share of silent turns.",
+        "offered\nsuggestions; DPR: discounted pass rate; ± one standard error over problems. "
+        "Then means over\nproblems of tokens read, tokens written and suggestions; tokens a "
+        "suggestion; share of silent turns.",
         markdown(["assistant", "Pass@1", "accept ratio", "DPR", "read", "written", "suggestions",
                   "length", "silent"], rows),
         "Did the assistants learn to stop? Tokens that the rule asks for, tokens written, and the "
         "share\nof each that is empty, on programs held out of fine-tuning.",
         markdown(["assistant", "asked", "written", "asked empty", "written empty"], stops),
-        f"Empower (eta = {results['config']['eta']:g}) minus each baseline, with a 95% interval (paired "
-        "bootstrap over\nproblems). It holds where the interval is above zero. Gains are relative; the "
-        "paper's are means\nover its three assistants.",
+        f"Empower (eta = {results['config']['eta']:g}) minus each baseline, with a 95% interval "
+        "(paired bootstrap over\nproblems). It holds where the interval is above zero. Gains are "
+        "relative; the paper's are means\nover its three assistants.",
         markdown(["against", "difference", "95% interval", "holds", "our gain", "paper's gain"],
                  found)])
 
@@ -651,10 +653,10 @@ def calibrate(cfg):
         at = dataclasses.replace(cfg, tau=tau)
         ratios = []
         for name, options in {"Base": {}, "Base-10": {"max_tokens": 10}}.items():
-            folder = stage(at, f"calibration {name}", {
-                "base": base_path.name, **settings(at, *SAMPLING, *GAME, "dev_problems"), **options},
-                lambda folder: play_row(at, name, base_path, options, base, encoding, contest.dev,
-                                        folder))
+            inputs = {"base": base_path.name, **options,
+                      **settings(at, *SAMPLING, *GAME, "dev_problems")}
+            folder = stage(at, f"calibration {name}", inputs, lambda folder: play_row(
+                at, name, base_path, options, base, encoding, contest.dev, folder))
             ratios.append(simhuman.accept_ratio(load_episodes(folder))[0])
         tried[tau] = ratios
     miss = lambda tau: (tried[tau][0] - 0.365) ** 2 + (tried[tau][1] - 0.587) ** 2
@@ -694,8 +696,9 @@ def announce(cfg):
         model = GPT(gpt_config(cfg, cfg.vocab_size))
     print(f"Pre-train a GPT of {sum(p.numel() for p in model.parameters()):,} parameters, let the "
           f"human write {cfg.train_problems} programs, fine-tune {len(completion_rules(cfg))} "
-          f"assistants\nand play {cfg.held_out_problems} unseen problems with each: about 6 minutes "
-          f"on 2 CPU cores, less where stages are reused.\nSeed {cfg.seed}, device {device}, "
+          f"assistants\nand play {cfg.held_out_problems} unseen problems with each: about 6 "
+          "minutes on 2 CPU cores, less where stages are reused.\n"
+          f"Seed {cfg.seed}, device {device}, "
           f"{torch.get_num_threads()} threads, torch {torch.__version__}, output in {cfg.out}")
     return device
 

@@ -88,9 +88,9 @@ class Attention(nn.Module):
         q = rotate(self.q_norm(self.q_proj(x).view(B, T, H, D)), cos, sin)
         k = rotate(self.k_norm(self.k_proj(x).view(B, T, Hkv, D)), cos, sin)
         v = self.v_proj(x).view(B, T, Hkv, D)
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))                   # (B, heads, T, D)
         if store is not None:
-            k, v = store(k, v)                                             # (B, S, Hkv, D)
-        q, k, v = (t.transpose(1, 2) for t in (q, k, v))                   # (B, heads, T or S, D)
+            k, v = store(k, v)                                             # (B, Hkv, S, D)
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None,
                                            enable_gqa=True)
         return self.o_proj(y.transpose(1, 2).reshape(B, T, H * D))
@@ -142,13 +142,12 @@ class GPT(nn.Module):
     def forward(self, ids, cache=None, rows=None):
         """Logits for every position: ids (B, T) -> (B, T, V).
 
-        With a KVCache the ids continue its `rows` (a tensor), each from its own length; the caller
-        then moves `cache.lengths` on by as many of the T ids as are real and not padding.
+        With a KVCache the ids continue `rows` of it (a tensor; None for all), each from its own
+        length; the caller then moves `cache.lengths` on by as many ids as are no padding.
         """
-        cfg = self.config
-        if cache is None:
-            positions, mask, stores = torch.arange(ids.shape[1], device=ids.device)[None], None, None
-        else:
+        cfg, positions = self.config, torch.arange(ids.shape[1], device=ids.device)[None]
+        mask = stores = None
+        if cache is not None:
             positions, mask, stores = cache.place(ids, rows)
         cos, sin = rotary_tables(positions, cfg.head_dim, cfg.rope_theta)  # (B or 1, T, D/2)
         h = self.embed_tokens(ids)                                         # (B, T, C)
@@ -204,9 +203,9 @@ class KVCache:
 
     def __init__(self, model, rows):
         cfg, weight = model.config, model.embed_tokens.weight
-        shape = (cfg.num_hidden_layers, rows, 0, cfg.num_key_value_heads, cfg.head_dim)
+        shape = (cfg.num_hidden_layers, rows, cfg.num_key_value_heads, 0, cfg.head_dim)
         self.keys = torch.zeros(shape, device=weight.device, dtype=weight.dtype)
-        self.values = torch.zeros_like(self.keys)                          # (layers, B, S, Hkv, D)
+        self.values = torch.zeros_like(self.keys)                          # (layers, B, Hkv, S, D)
         self.lengths = torch.zeros(rows, dtype=torch.long, device=weight.device)
         self.limit = cfg.max_position_embeddings
 
@@ -214,20 +213,28 @@ class KVCache:
         """Forgets what `row` holds beyond its first `length` positions."""
         self.lengths[row] = self.lengths[row].clamp(max=length)
 
-    def place(self, ids, rows):
+    def keep(self, rows):
+        """Forgets all rows but these, which are numbered anew in the order given."""
+        self.keys, self.values = self.keys[:, rows], self.values[:, rows]
+        self.lengths = self.lengths[rows]
+
+    def place(self, ids, rows=None):
         """Where ids (B, T) go: positions (B, T), mask (B, 1, T, S), and a store for each layer."""
-        T = ids.shape[1]
-        positions = self.lengths[rows, None] + torch.arange(T, device=ids.device)
+        subset = rows is not None and len(rows) < len(self.lengths)
+        if not subset:
+            rows = torch.arange(len(self.lengths), device=ids.device)
+        positions = self.lengths[rows, None] + torch.arange(ids.shape[1], device=ids.device)
         S = int(positions.max()) + 1
         self._reserve(S)
         # A position sees itself and those before it, all of them real or written in this call.
         mask = torch.arange(S, device=ids.device) <= positions[:, None, :, None]
 
         def store(keys, values, k, v):
-            keys[rows[:, None], positions], values[rows[:, None], positions] = k, v
-            if len(rows) == len(self.lengths):
-                return keys[:, :S], values[:, :S]                          # all rows: no copy
-            return keys[rows, :S], values[rows, :S]                        # (B, S, Hkv, D)
+            keys[rows[:, None], :, positions] = k.transpose(1, 2)          # (B, T, Hkv, D)
+            values[rows[:, None], :, positions] = v.transpose(1, 2)
+            if subset:  # these have to be copied; all rows together need no copy
+                keys, values = keys.index_select(0, rows), values.index_select(0, rows)
+            return keys[:, :, :S], values[:, :, :S]                        # (B, Hkv, S, D)
 
         stores = [functools.partial(store, keys, values)
                   for keys, values in zip(self.keys, self.values)]
@@ -237,36 +244,34 @@ class KVCache:
         """Room for `size` positions, and half as many again when it has to grow."""
         if size > self.limit:
             raise ValueError(f"a text of {size} tokens is longer than the model's {self.limit}")
-        missing = size - self.keys.shape[2]
+        missing = size - self.keys.shape[3]
         if missing > 0:
-            grow = (0, 0, 0, 0, 0, missing + size // 2)
+            grow = (0, 0, 0, missing + size // 2)
             self.keys, self.values = F.pad(self.keys, grow), F.pad(self.values, grow)
 
 
 @torch.no_grad()
-def extend(model, cache, rows, texts, more=None):
+def extend(model, cache, texts, more=None):
     """Logits (B, M + 1, V): [b, j] is for the token that follows texts[b] + more[b][:j].
 
-    rows: B rows of the cache, in ascending order. texts, more: B lists of ids (more: none where
-    None; M is its longest). Row b may hold any prefix of texts[b] beforehand, and holds texts[b] +
-    more[b] afterwards: what it lacks is fed in one call, all rows together.
+    texts, more: a list of ids for each row of the cache (more: nothing where None; M is its
+    longest). Row b may hold any prefix of texts[b] beforehand and holds texts[b] + more[b]
+    afterwards: what the rows lack is fed in one call, all together.
     """
     device = cache.lengths.device
     more = more or [[] for _ in texts]
-    rows = torch.as_tensor(rows, device=device)
     sizes = torch.tensor([len(text) for text in texts], device=device)
     # The last token of a text is fed again even where it is known: its logits are wanted.
-    start = torch.minimum(cache.lengths[rows], sizes - 1)
-    cache.lengths[rows] = start
+    start = cache.lengths = torch.minimum(cache.lengths, sizes - 1)
     chunks = [torch.tensor((text + tail)[begin:])
               for text, tail, begin in zip(texts, more, start.tolist())]
     ids = nn.utils.rnn.pad_sequence(chunks, batch_first=True).to(device)   # (B, T)
-    logits = model(ids, cache, rows)                                       # (B, T, V)
+    logits = model(ids, cache)                                             # (B, T, V)
     tails = torch.tensor([len(tail) for tail in more], device=device)
-    cache.lengths[rows] = sizes + tails
+    cache.lengths = sizes + tails
     at = (sizes - 1 - start)[:, None] + torch.arange(int(tails.max()) + 1, device=device)
     at = at.clamp(max=ids.shape[1] - 1)                                    # (B, M + 1)
-    return logits[torch.arange(len(rows), device=device)[:, None], at]
+    return logits[torch.arange(len(texts), device=device)[:, None], at]
 
 
 def draw(logits, temperature, top_p, generator):
@@ -283,33 +288,33 @@ def draw(logits, temperature, top_p, generator):
 
 
 @torch.no_grad()
-def sample(model, cache, rows, texts, max_new_tokens, stop_token, temperature=1.0, top_p=1.0,
+def sample(model, cache, texts, max_new_tokens, stop_token, temperature=1.0, top_p=1.0,
            max_cost=math.inf, generator=None):
-    """Continues each of B texts by at most `max_new_tokens` ids, all rows in lockstep.
+    """Continues the text of each row of the cache by at most `max_new_tokens` ids, in lockstep.
 
     A row ends before a stop token, and before the token with which its own cost (-log2 of its
     probability at temperature 1, summed, in bits) would pass `max_cost`. Returns (new, stopped):
-    B lists of ids, and for each row whether a stop token ended it.
+    a list of ids for each row, and whether a stop token ended it.
     """
-    logits = extend(model, cache, rows, texts)[:, -1]                      # (B, V)
+    logits = extend(model, cache, texts)[:, -1]                            # (B, V)
     device, B = logits.device, len(texts)
-    rows = torch.as_tensor(rows, device=device)
     new = torch.full((B, max_new_tokens), -1, device=device)               # -1: nothing written
     stopped = torch.zeros(B, dtype=torch.bool, device=device)
+    rows = torch.arange(B, device=device)
     cost = torch.zeros(B, device=device)
-    alive = torch.arange(B, device=device)                                 # rows still writing
+    alive = torch.ones(B, dtype=torch.bool, device=device)                 # still writing
     for step in range(max_new_tokens):
-        token = draw(logits, temperature, top_p, generator)                # (alive,)
-        log_p = F.log_softmax(logits.float(), dim=-1).gather(-1, token[:, None])[:, 0]
-        cost[alive] -= log_p / math.log(2)
-        stopped[alive] = token == stop_token
-        goes_on = (token != stop_token) & (cost[alive] <= max_cost)
-        alive, token = alive[goes_on], token[goes_on]
-        new[alive, step] = token
-        if len(alive) == 0 or step + 1 == max_new_tokens:
+        token = draw(logits, temperature, top_p, generator)                # (rows,)
+        cost -= F.log_softmax(logits.float(), -1).gather(-1, token[:, None])[:, 0] / math.log(2)
+        stopped[rows] |= alive & (token == stop_token)
+        alive &= (token != stop_token) & (cost <= max_cost)
+        new[rows[alive], step] = token[alive]
+        if not alive.any() or step + 1 == max_new_tokens:
             break
-        logits = model(token[:, None], cache, rows[alive])[:, -1]          # (alive, V)
-        cache.lengths[rows[alive]] += 1
+        if 2 * alive.sum() <= len(rows):  # go on without those that have ended
+            rows, cost, token, alive = rows[alive], cost[alive], token[alive], alive[alive]
+        logits = model(token[:, None], cache, rows)[:, -1]                 # (rows, V)
+        cache.lengths[rows] += alive
     return [[i for i in row if i >= 0] for row in new.tolist()], stopped.tolist()
 
 
@@ -326,7 +331,7 @@ def write_text(path, text):
 
 
 def write_safetensors(path, tensors):
-    """{name: tensor} in the safetensors format: header size, JSON header, raw little-endian data."""
+    """{name: tensor} as safetensors: size of the header, header in JSON, little-endian data."""
     names = {dtype: name for name, dtype in _DTYPES.items()}
     header, end = {}, 0
     for name, tensor in tensors.items():
@@ -350,7 +355,7 @@ def read_safetensors(path):
         start = file.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
         if start == b"version ":
-            raise ValueError(f"{path} is a Git-LFS pointer and not the weights: fetch the file itself")
+            raise ValueError(f"{path} is a Git-LFS pointer, not the weights: fetch the file itself")
         if length > size - 8:
             raise ValueError(f"{path} is truncated or no safetensors file: {size} bytes, "
                              f"of which the header claims {length}")

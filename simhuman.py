@@ -1,28 +1,26 @@
-"""Run programs that a language model wrote, and say whether they are right.
+"""The game of Section 3: a simulated human, an assistant beside her, and a judge of the program.
 
-    >>> judge("print(int(input()) * 2)", (("21\\n", "42\\n"),)).outcome
-    'passed'
-    >>> judge("print(input())", (("21\\n", "42\\n"),))
-    Verdict(outcome='wrong answer', test=0, detail="line 1: expected '42', got '21'")
+Each round the assistant suggests, the human accepts or rejects what she reads, then types a few
+tokens of her own, or ends the episode. Problem and code are all that she goes by:
 
-`exec` in this process would share its stdin, its signals and its memory with the program, so each
-run is a process of its own, with a file as stdin and pipes as stdout and stderr. Starting a Python
-takes longer than most of these programs, so each worker starts one helper (bare Python, one
-thread), which forks twice per run:
+    the prefix     n = int(input())\\n a =
+    suggestion      list(map(int, input().split()))\\n     0.2 bits a token for her: accepted
+    she types      out = [                              and the next round begins
+    suggestion     v for v in a if v > 0]\\n             2.9 bits a token: rejected, rolled back
+    she types      v * v for v in
 
-    this process --channel--> helper --fork--> parent --fork--> the program
-                              watches the run, takes what the program
-                              cleans up after  does to its parent
+All problems are played in lockstep, on one batch and KV caches that outlive the rounds. Episodes
+are plain data, the metrics of Section 5.1 pure functions of them. The finished programs are judged
+in the second half of this file.
 
-On Linux the helper adopts the orphans of a run (it is a child subreaper). It has no other
-children, so it may kill all that it finds, and nothing looks at the children of this process.
+Covered by the judge: endless loops, waits and output, memory, closed pipes, signals to the parent
+or the group, every way to exit, children that stay behind. A program has Python's standard library
+and nothing else. macOS: memory is not limited, and a child that calls setsid lives on until its
+CPU limit. Windows: not supported. It is NOT a security sandbox: a program can read your files, use
+the network, and kill every process of its user. Where that matters, run all of it in a container.
 
-Covered: endless loops, waits and output, memory, closed pipes, signals to the parent or the group,
-every way to exit, children that stay behind. A program has the standard library and nothing else.
-macOS: memory is not limited, and a child that calls setsid lives on until its CPU limit.
-Windows: not supported.
-This is NOT a security sandbox: a program can read your files, use the network, and kill every
-process of its user. Where that matters, run all of this in a container.
+`python simhuman.py --self-check` tries it on a dozen kinds of program. This file knows nothing of
+training.
 """
 
 import argparse
@@ -51,6 +49,254 @@ from tqdm import tqdm
 
 from model import KVCache, extend, sample
 
+# ------------------------------------------------------------------- the human judges
+
+
+def skim(nll, tau):
+    """Accepts when the MEAN cost per token is at most tau bits: one wrong token can slip through.
+
+    Example: costs [0, 0, 3] under tau = 1.25: a mean of 1 bit, accepted.
+    """
+    return sum(nll) <= tau * len(nll)
+
+
+def careful(nll, tau):
+    """Accepts when the SUM of the costs is at most tau bits. Example: [0, 0, 3], 1.25: no."""
+    return sum(nll) <= tau
+
+
+def strict(nll, tau):
+    """Accepts when NO token costs more than tau bits. Example: [1, 1, 1], 1.25: yes."""
+    return max(nll) <= tau
+
+
+JUDGING = {"skim": skim, "careful": careful, "strict": strict}
+
+
+# ------------------------------------------------------------------- the game of Section 3
+
+
+@dataclasses.dataclass
+class Turn:
+    """One round: what was suggested, what it cost the human's model (bits), what she did."""
+
+    suggestion: list          # token ids; empty where the assistant was silent
+    nll: list                 # bits of each suggested token under pi_H, given problem and code
+    accepted: bool            # False where nothing was offered
+    typed: list = dataclasses.field(default_factory=list)  # the token ids that she then wrote
+
+
+@dataclasses.dataclass
+class Episode:
+    """One problem, played to its end. Plain data; the metrics below are functions of it."""
+
+    problem: int              # index into the list of problems
+    turns: list = dataclasses.field(default_factory=list)
+    finished: bool = False    # she ended it herself, before the round limit
+    passed: bool = False      # every test of the problem passes (the judge's word)
+
+    @property
+    def tokens_read(self):
+        """Every suggested token, rejected ones too: the human had to read them."""
+        return sum(len(turn.suggestion) for turn in self.turns)
+
+    @property
+    def tokens_written(self):
+        return sum(len(turn.typed) for turn in self.turns)
+
+    @property
+    def offered(self):
+        """How many suggestions were not empty."""
+        return sum(bool(turn.suggestion) for turn in self.turns)
+
+    @property
+    def accepted(self):
+        return sum(turn.accepted for turn in self.turns)
+
+    @property
+    def code(self):
+        """The program so far: accepted suggestions and typed tokens in order (token ids)."""
+        return [i for turn in self.turns for i in turn.suggestion * turn.accepted + turn.typed]
+
+
+@dataclasses.dataclass(frozen=True)
+class Human:
+    """pi_H: a language model that reads the problem statement, and how she behaves.
+
+    `cost(logits, ids)` is the cost of each token in bits; `accepts(nll)` her verdict on a
+    suggestion; `turn_tokens` is K_H, the most that she types in a turn (Section 5.1).
+    """
+
+    model: object
+    cost: Callable
+    accepts: Callable
+    turn_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Assistant:
+    """pi_R: a language model that reads the code so far, and how long it may write."""
+
+    model: object
+    max_tokens: int                # a cap on one suggestion; it stops by itself at a stop token
+    max_cost: float = math.inf     # it also stops before its own text costs more than this (bits)
+    knows_goal: bool = False       # True only for the ceiling: it reads the statement too
+    temperature: float = 1.0
+    top_p: float = 1.0
+
+
+def play(statements, human, assistant, rounds, stop_token, generator, label="play"):
+    """The game of Section 3 on all problems in lockstep: one Episode for each statement.
+
+    statements: a list of lists of token ids. Each round the assistant (None: the human is alone)
+    suggests, the human accepts or rejects, and then types, unless a stop token ends the episode.
+    All episodes share one batch and keep their KV caches; a rejection only rolls a row back.
+    """
+    goals = [[stop_token, *statement] for statement in statements]
+    known = goals if assistant and assistant.knows_goal else [[stop_token]] * len(goals)
+    codes = [[] for _ in goals]
+    episodes = [Episode(problem) for problem in range(len(goals))]
+    human_cache = KVCache(human.model, len(goals))
+    assistant_cache = assistant and KVCache(assistant.model, len(goals))
+    live = list(range(len(goals)))  # the problem of each row of the caches
+    # An episode whose text leaves no room for one more round ends as if the rounds were used up.
+    longest_round = human.turn_tokens + (assistant.max_tokens if assistant else 0)
+    with tqdm(total=len(goals), desc=label, unit="problem", leave=False, disable=None) as bar:
+        for _ in range(rounds):
+            suggestions = [[] for _ in live]
+            if assistant:
+                suggestions, _ = sample(
+                    assistant.model, assistant_cache, [known[p] + codes[p] for p in live],
+                    assistant.max_tokens, stop_token, assistant.temperature, assistant.top_p,
+                    assistant.max_cost, generator)
+            costs = read(human, human_cache, [goals[p] + codes[p] for p in live], suggestions)
+            for row, (p, suggestion, nll) in enumerate(zip(live, suggestions, costs)):
+                turn = Turn(suggestion, nll, accepted=bool(suggestion) and human.accepts(nll))
+                episodes[p].turns.append(turn)
+                if turn.accepted:
+                    codes[p] += suggestion
+                elif suggestion:  # rejected: both forget it
+                    human_cache.rollback(row, len(goals[p] + codes[p]))
+                    assistant_cache.rollback(row, len(known[p] + codes[p]))
+            typed, finished = sample(
+                human.model, human_cache, [goals[p] + codes[p] for p in live],
+                human.turn_tokens, stop_token, human.temperature, human.top_p, generator=generator)
+            for p, tokens, done in zip(live, typed, finished):
+                episodes[p].turns[-1].typed = tokens
+                episodes[p].finished = done
+                codes[p] += tokens
+            bar.update(sum(finished))
+            rows = [row for row, p in enumerate(live) if not episodes[p].finished
+                    and len(goals[p] + codes[p]) + longest_round <= human_cache.limit]
+            if not rows:
+                break
+            live = [live[row] for row in rows]
+            for cache in filter(None, (human_cache, assistant_cache)):
+                cache.keep(rows)
+    return episodes
+
+
+def read(human, cache, texts, suggestions):
+    """What each suggestion costs her behind its text: a list of bits per token, [] where silent."""
+    if not any(suggestions):
+        return [[] for _ in suggestions]
+    logits = extend(human.model, cache, texts, suggestions)                # (B, M + 1, V)
+    return [human.cost(row[:len(suggestion)], torch.tensor(suggestion, device=row.device)).tolist()
+            if suggestion else [] for row, suggestion in zip(logits, suggestions)]
+
+
+# ------------------------------------------------------------------- metrics (Section 5.1)
+
+
+def _mean(values):
+    """(mean, standard error of the mean) of one value for each problem."""
+    values = np.asarray(values, dtype=float)
+    return values.mean(), values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+
+
+def pass_at_1(episodes):
+    """(share of problems whose program passes every test, its standard error over problems).
+
+    Example: passed, failed, passed, failed -> (0.5, 0.289): the deviation .577 over sqrt(4).
+    """
+    return _mean([episode.passed for episode in episodes])
+
+
+def accept_ratio(episodes):
+    """(accepted over offered suggestions, pooled; its standard error), the problem as the unit.
+
+    Example: one problem with 1 of 1 accepted, one with 1 of 3: 2/4, not the mean of 1 and 1/3.
+    The error is that of a ratio of two sums, from the residuals accepted - ratio * offered of
+    each problem: here .5 and -.5, so sqrt(2 / 1 * .5) / 4 = .25. Nothing offered: (nan, nan).
+    """
+    accepted = np.array([episode.accepted for episode in episodes], dtype=float)
+    offered = np.array([episode.offered for episode in episodes], dtype=float)
+    if offered.sum() == 0:
+        return math.nan, math.nan
+    ratio, n = accepted.sum() / offered.sum(), len(episodes)
+    residual = accepted - ratio * offered
+    error = math.sqrt(n / max(n - 1, 1) * (residual ** 2).sum()) / offered.sum()
+    return ratio, error
+
+
+def discounted(episode, gamma, alpha, beta):
+    """1[correct] * gamma ** (alpha * tokens read + beta * tokens written) of one episode.
+
+    Example: gamma = 0.5, alpha = 0.1, beta = 0.5, correct, 10 read, 2 written: 0.5 ** 2 = 0.25.
+    """
+    return episode.passed * gamma ** (alpha * episode.tokens_read + beta * episode.tokens_written)
+
+
+def discounted_pass_rate(episodes, gamma, alpha, beta):
+    """DPR, the mean of `discounted` over problems, and its standard error.
+
+    Example: the episode of `discounted` (0.25) and a failed one: (0.125, 0.125).
+    """
+    return _mean([discounted(episode, gamma, alpha, beta) for episode in episodes])
+
+
+def paired_difference(a, b, rng, samples=10_000):
+    """(mean of a - b, and the ends of its 95% interval) from a paired bootstrap over problems.
+
+    a, b: one value for each problem, in the same order. rng: a numpy Generator.
+    """
+    difference = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
+    n = len(difference)
+    means = difference[rng.integers(0, n, (samples, n))].mean(axis=1)
+    return difference.mean(), *np.quantile(means, [0.025, 0.975])
+
+
+def transcript(episode, statement, decode):
+    """An episode as a person reads it: who wrote what, and what it cost the human's model."""
+    lines = [statement]
+    for k, turn in enumerate(episode.turns, 1):
+        if turn.suggestion:
+            lines.append(f"{k:3}  assistant  {decode(turn.suggestion)!r}  "
+                         f"{sum(turn.nll) / len(turn.nll):.2f} bits a token: "
+                         f"{'accepted' if turn.accepted else 'rejected'}")
+        lines.append(f"{k:3}  human      {decode(turn.typed)!r}")
+    lines.append("finished by the human" if episode.finished else "cut off by the round limit")
+    lines.append(f"\n{decode(episode.code)}\n{'passed' if episode.passed else 'failed'}: "
+                 f"{episode.tokens_read} tokens read, {episode.tokens_written} written\n")
+    return "\n".join(lines)
+
+
+# ------------------------------------------------------------------- the judge
+#
+# `exec` in this process would share its stdin, signals and memory with the program, so each run is
+# a process of its own, with a file as stdin and pipes as stdout and stderr. Starting a Python takes
+# longer than most of these programs run, so each worker starts one helper (bare Python, no
+# threads), which forks twice for each run:
+#
+#     this process --channel--> helper --fork--> parent --fork--> the program
+#                               watches the run, takes what the program
+#                               cleans up after  does to its parent
+#
+# On Linux the helper adopts the orphans of a run (it is a child subreaper). It has no other
+# children, so it may kill all that it finds, and nothing looks at the children of this process.
+
 MB = 2**20
 GRACE = 60  # seconds past the time limit after which a helper that says nothing is a fault
 
@@ -67,8 +313,8 @@ class Verdict:
         return self.outcome == "passed"
 
 
-# ---- The helper. The source of these functions is its whole program (see _helper): a helper that
-# ---- imported this file would carry tqdm and the rest through every fork.
+# The helper. The source of these functions is its whole program (see _helper): a helper that
+# imported this file would carry tqdm and the rest through every fork.
 
 def _serve():
     """Answer requests until the channel closes. Returns only in a forked process: the program."""
@@ -238,7 +484,7 @@ def _become(program):
 HELPER = [_serve, _start, _confine, _watch, _read, _sweep, _children, _emptied, _become]
 
 
-# ---- This process.
+# What follows runs in this process.
 
 @contextmanager
 def _helper():
@@ -359,9 +605,19 @@ def judge_all(jobs, workers=None, time_limit=2.0, memory_limit=512 * MB, output_
         for _ in range(workers):
             idle.put(stack.enter_context(_helper()))
         stack.callback(pool.shutdown, wait=False, cancel_futures=True)  # on Ctrl-C: first this
-        bar = tqdm(pool.map(one, distinct), total=len(distinct), desc=label, disable=not label)
+        bar = tqdm(pool.map(one, distinct), total=len(distinct), desc=label, leave=False,
+                   disable=None if label else True)
         verdicts = dict(zip(distinct, bar))
     return [verdicts[job] for job in jobs]
+
+
+def judge_episodes(episodes, problems, decode):
+    """Sets `passed` of each episode by running its program on its problem's tests."""
+    programs = [decode(episode.code) for episode in episodes]
+    jobs = [(program, problems[episode.problem].tests)
+            for program, episode in zip(programs, episodes)]
+    for episode, verdict in zip(episodes, judge_all(jobs)):
+        episode.passed = verdict.passed
 
 
 def check_judge():
@@ -406,250 +662,6 @@ def self_check(time_limit=1.0):
         print(f"{kind:32} {got:14} {time.monotonic() - start:5.2f} s  {note}")
     print(f"{len(KINDS) - wrong} of {len(KINDS)} verdicts are as they should be.")
     return wrong
-
-
-# ------------------------------------------------------------------- the human judges
-
-
-def skim(nll, tau):
-    """Accepts when the MEAN cost per token is at most tau bits: one wrong token can slip through.
-
-    Example: costs [0, 0, 3] under tau = 1.25: a mean of 1 bit, accepted.
-    """
-    return sum(nll) <= tau * len(nll)
-
-
-def careful(nll, tau):
-    """Accepts when the SUM of the costs is at most tau bits. Example: [0, 0, 3], 1.25: no."""
-    return sum(nll) <= tau
-
-
-def strict(nll, tau):
-    """Accepts when NO token costs more than tau bits. Example: [1, 1, 1], 1.25: yes."""
-    return max(nll) <= tau
-
-
-JUDGING = {"skim": skim, "careful": careful, "strict": strict}
-
-
-# ------------------------------------------------------------------- the game of Section 3
-
-
-@dataclasses.dataclass
-class Turn:
-    """One round: what was suggested, what it cost the human's model (bits), what she did."""
-
-    suggestion: list          # token ids; empty where the assistant was silent
-    nll: list                 # bits of each suggested token under pi_H, given problem and code
-    accepted: bool            # False where nothing was offered
-    typed: list = dataclasses.field(default_factory=list)  # the token ids that she then wrote
-
-
-@dataclasses.dataclass
-class Episode:
-    """One problem, played to its end. Plain data; the metrics below are functions of it."""
-
-    problem: int              # index into the list of problems
-    turns: list = dataclasses.field(default_factory=list)
-    finished: bool = False    # she ended it herself, before the round limit
-    passed: bool = False      # every test of the problem passes (the judge's word)
-
-    @property
-    def tokens_read(self):
-        """Every suggested token, rejected ones too: the human had to read them."""
-        return sum(len(turn.suggestion) for turn in self.turns)
-
-    @property
-    def tokens_written(self):
-        return sum(len(turn.typed) for turn in self.turns)
-
-    @property
-    def offered(self):
-        """How many suggestions were not empty."""
-        return sum(bool(turn.suggestion) for turn in self.turns)
-
-    @property
-    def accepted(self):
-        return sum(turn.accepted for turn in self.turns)
-
-    @property
-    def code(self):
-        """The program so far: accepted suggestions and typed tokens in order (token ids)."""
-        return [i for turn in self.turns for i in turn.suggestion * turn.accepted + turn.typed]
-
-
-@dataclasses.dataclass(frozen=True)
-class Human:
-    """pi_H: a language model that reads the problem statement, and how she behaves.
-
-    `cost(logits, ids)` is the cost of each token in bits; `accepts(nll)` her verdict on a
-    suggestion; `turn_tokens` is K_H, the most that she types in a turn (Section 5.1).
-    """
-
-    model: object
-    cost: Callable
-    accepts: Callable
-    turn_tokens: int
-    temperature: float = 1.0
-    top_p: float = 1.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Assistant:
-    """pi_R: a language model that reads the code so far, and how long it may write."""
-
-    model: object
-    max_tokens: int                # a cap on one suggestion; it stops by itself at a stop token
-    max_cost: float = math.inf     # it also stops before its own text costs more than this (bits)
-    knows_goal: bool = False       # True only for the ceiling: it reads the statement too
-    temperature: float = 1.0
-    top_p: float = 1.0
-
-
-def play(statements, human, assistant, rounds, stop_token, generator, label="play"):
-    """The game of Section 3 on all problems in lockstep: one Episode for each statement.
-
-    statements: a list of lists of token ids. Each round the assistant (None: the human is alone)
-    suggests, the human accepts or rejects, and then types, unless a stop token ends the episode.
-    All episodes share one batch and keep their KV caches; a rejection only rolls a row back.
-    """
-    goals = [[stop_token, *statement] for statement in statements]
-    known = goals if assistant and assistant.knows_goal else [[stop_token]] * len(goals)
-    codes = [[] for _ in goals]
-    episodes = [Episode(problem) for problem in range(len(goals))]
-    human_cache = KVCache(human.model, len(goals))
-    assistant_cache = assistant and KVCache(assistant.model, len(goals))
-    live = list(range(len(goals)))
-    # An episode whose text leaves no room for one more round ends as if the rounds were used up.
-    longest_round = human.turn_tokens + (assistant.max_tokens if assistant else 0)
-    with tqdm(total=len(goals), desc=label, unit="problem", leave=False) as bar:
-        for _ in range(rounds):
-            suggestions = [[] for _ in live]
-            if assistant:
-                suggestions, _ = sample(
-                    assistant.model, assistant_cache, live, [known[r] + codes[r] for r in live],
-                    assistant.max_tokens, stop_token, assistant.temperature, assistant.top_p,
-                    assistant.max_cost, generator)
-            costs = read(human, human_cache, live, [goals[r] + codes[r] for r in live], suggestions)
-            for r, suggestion, nll in zip(live, suggestions, costs):
-                turn = Turn(suggestion, nll, accepted=bool(suggestion) and human.accepts(nll))
-                episodes[r].turns.append(turn)
-                if turn.accepted:
-                    codes[r] += suggestion
-                elif suggestion:  # rejected: both forget it
-                    human_cache.rollback(r, len(goals[r] + codes[r]))
-                    assistant_cache.rollback(r, len(known[r] + codes[r]))
-            typed, finished = sample(
-                human.model, human_cache, live, [goals[r] + codes[r] for r in live],
-                human.turn_tokens, stop_token, human.temperature, human.top_p, generator=generator)
-            for r, tokens, done in zip(live, typed, finished):
-                episodes[r].turns[-1].typed = tokens
-                episodes[r].finished = done
-                codes[r] += tokens
-            bar.update(sum(finished))
-            live = [r for r in live if not episodes[r].finished
-                    and len(goals[r] + codes[r]) + longest_round <= human_cache.limit]
-            if not live:
-                break
-    return episodes
-
-
-def read(human, cache, rows, texts, suggestions):
-    """What each suggestion costs her: a list of lists of bits per token, [] where silent."""
-    costs = [[] for _ in suggestions]
-    offered = [k for k, suggestion in enumerate(suggestions) if suggestion]
-    if offered:
-        logits = extend(human.model, cache, [rows[k] for k in offered],
-                        [texts[k] for k in offered], [suggestions[k] for k in offered])
-        for k, row_logits in zip(offered, logits):
-            ids = torch.tensor(suggestions[k], device=row_logits.device)
-            costs[k] = human.cost(row_logits[:len(ids)], ids).tolist()
-    return costs
-
-
-# ------------------------------------------------------------------- metrics (Section 5.1)
-
-
-def _mean(values):
-    """(mean, standard error of the mean) of one value for each problem."""
-    values = np.asarray(values, dtype=float)
-    return values.mean(), values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else 0.0
-
-
-def pass_at_1(episodes):
-    """(share of problems whose program passes every test, its standard error over problems).
-
-    Example: passed, failed, passed, failed -> (0.5, 0.289): the deviation .577 over sqrt(4).
-    """
-    return _mean([episode.passed for episode in episodes])
-
-
-def accept_ratio(episodes):
-    """(accepted over offered suggestions, pooled; its standard error), the problem as the unit.
-
-    Example: one problem with 1 of 1 accepted, one with 1 of 3: 2/4, not the mean of 1 and 1/3.
-    The error is that of a ratio of two sums, from the residuals accepted - ratio * offered of
-    each problem: here .5 and -.5, so sqrt(2 / 1 * .5) / 4 = .25. Nothing offered: (nan, nan).
-    """
-    accepted = np.array([episode.accepted for episode in episodes], dtype=float)
-    offered = np.array([episode.offered for episode in episodes], dtype=float)
-    if offered.sum() == 0:
-        return math.nan, math.nan
-    ratio, n = accepted.sum() / offered.sum(), len(episodes)
-    residual = accepted - ratio * offered
-    error = math.sqrt(n / max(n - 1, 1) * (residual ** 2).sum()) / offered.sum()
-    return ratio, error
-
-
-def discounted(episode, gamma, alpha, beta):
-    """1[correct] * gamma ** (alpha * tokens read + beta * tokens written) of one episode.
-
-    Example: gamma = 0.5, alpha = 0.1, beta = 0.5, correct, 10 read, 2 written: 0.5 ** 2 = 0.25.
-    """
-    return episode.passed * gamma ** (alpha * episode.tokens_read + beta * episode.tokens_written)
-
-
-def discounted_pass_rate(episodes, gamma, alpha, beta):
-    """DPR, the mean of `discounted` over problems, and its standard error.
-
-    Example: the episode of `discounted` (0.25) and a failed one: (0.125, 0.125).
-    """
-    return _mean([discounted(episode, gamma, alpha, beta) for episode in episodes])
-
-
-def paired_difference(a, b, rng, samples=10_000):
-    """(mean of a - b, and the ends of its 95% interval) from a paired bootstrap over problems.
-
-    a, b: one value for each problem, in the same order. rng: a numpy Generator.
-    """
-    difference = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
-    n = len(difference)
-    means = difference[rng.integers(0, n, (samples, n))].mean(axis=1)
-    return difference.mean(), *np.quantile(means, [0.025, 0.975])
-
-
-def judge_episodes(episodes, problems, decode):
-    """Sets `passed` of each episode by running its program on its problem's tests."""
-    programs = [decode(episode.code) for episode in episodes]
-    jobs = [(program, problems[episode.problem].tests)
-            for program, episode in zip(programs, episodes)]
-    for episode, verdict in zip(episodes, judge_all(jobs)):
-        episode.passed = verdict.passed
-
-
-def transcript(episode, statement, decode):
-    """An episode as a person reads it: who wrote what, and what it cost the human's model."""
-    lines = [statement]
-    for k, turn in enumerate(episode.turns, 1):
-        if turn.suggestion:
-            lines.append(f"{k:3}  assistant  {decode(turn.suggestion)!r}  "
-                         f"{sum(turn.nll) / len(turn.nll):.2f} bits a token: "
-                         f"{'accepted' if turn.accepted else 'rejected'}")
-        lines.append(f"{k:3}  human      {decode(turn.typed)!r}")
-    lines.append("finished by the human" if episode.finished else "cut off by the round limit")
-    lines.append(f"\n{decode(episode.code)}\n{'passed' if episode.passed else 'failed'}: "
-                 f"{episode.tokens_read} tokens read, {episode.tokens_written} written\n")
-    return "\n".join(lines)
 
 
 def main():

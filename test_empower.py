@@ -208,11 +208,13 @@ def test_too_many_problems_is_an_error():
 @functools.lru_cache(maxsize=None)
 def tokenizer():
     rng = random.Random(0)
-    texts = [p.statement + data.write_program(p.parts, data.draw_style(rng)) for p in contest().train]
+    texts = [p.statement + data.write_program(p.parts, data.draw_style(rng))
+             for p in contest().train]
     return data.train_tokenizer(texts, 640)
 
 
-AWKWARD = ["", " ", "\n\n    x\t= 'ä€😀'\r\n", "<|endoftext|>", "a" * 999, "x=1", "\x00\ud7ff", "１２ 3"]
+AWKWARD = ["", " ", "\n\n    x\t= 'ä€😀'\r\n", "<|endoftext|>", "a" * 999, "x=1", "\x00\ud7ff",
+           "１２ 3"]
 
 
 def test_any_text_survives_the_tokenizer():
@@ -225,8 +227,8 @@ def test_any_text_survives_the_tokenizer():
 def test_tokenizer_is_saved_and_loaded(tmp_path):
     data.save_tokenizer(tokenizer(), tmp_path)
     loaded = data.load_tokenizer(tmp_path)
-    texts = AWKWARD + [problem.statement for problem in contest().dev]
-    assert [loaded.encode_ordinary(t) for t in texts] == [tokenizer().encode_ordinary(t) for t in texts]
+    for text in AWKWARD + [problem.statement for problem in contest().dev]:
+        assert loaded.encode_ordinary(text) == tokenizer().encode_ordinary(text)
     assert loaded.n_vocab == tokenizer().n_vocab and loaded.eot_token == tokenizer().eot_token
     saved = json.loads((tmp_path / "tokenizer.json").read_text())
     vocab = saved["model"]["vocab"]  # each merge makes the next token, in order of rank
@@ -252,7 +254,8 @@ def test_a_program_has_the_same_tokens_with_and_without_its_statement():
     program = data.write_program(contest().train[0].parts, styles()[5])
     with_goal = data.document(tokenizer(), contest().train[0].statement, program)
     without = data.document(tokenizer(), "", program)
-    assert with_goal[-len(without) + 1:] == without[1:] and with_goal[0] == without[0] == without[-1]
+    assert with_goal[-len(without) + 1:] == without[1:]
+    assert with_goal[0] == without[0] == without[-1] == tokenizer().eot_token
 
 
 def test_states_are_uniform():
@@ -290,24 +293,27 @@ def test_logits_do_not_see_the_future():
 @torch.no_grad()
 def test_cached_logits_equal_uncached_on_ragged_batches_and_after_rollbacks():
     model, rng = tiny_gpt(), random.Random(0)
-    cache, texts = KVCache(model, 5), random_texts([1, 9, 4, 30, 2])
-    for _ in range(30):
-        rows = sorted(rng.sample(range(5), rng.randint(1, 5)))
-        more = random_texts([rng.randint(0, 7) for _ in rows], rng.random())
-        logits = extend(model, cache, rows, [texts[r] for r in rows], more)
-        for r, tail, row_logits in zip(rows, more, logits):
-            full = model(torch.tensor([texts[r] + tail]))[0, len(texts[r]) - 1:]
-            assert torch.allclose(row_logits[:len(tail) + 1], full, atol=1e-4)
+    cache, texts = KVCache(model, 6), random_texts([1, 9, 4, 30, 2, 17])
+    for k in range(30):
+        more = random_texts([rng.randint(0, 7) for _ in texts], rng.random())
+        logits = extend(model, cache, texts, more)
+        for row, (text, tail) in enumerate(zip(texts, more)):
+            full = model(torch.tensor([text + tail]))[0, len(text) - 1:]
+            assert torch.allclose(logits[row, :len(tail) + 1], full, atol=1e-4)
             if rng.random() < 0.5:
-                texts[r] = texts[r] + tail  # accepted
+                texts[row] = text + tail  # accepted
             else:
-                texts[r] = texts[r][:rng.randint(1, len(texts[r]))]
-                cache.rollback(r, len(texts[r]))
+                texts[row] = text[:rng.randint(1, len(text))]
+                cache.rollback(row, len(texts[row]))
+        if k % 10 == 9:
+            rows = rng.sample(range(len(texts)), len(texts) - 1)
+            cache.keep(rows)
+            texts = [texts[row] for row in rows]
 
 
 def test_greedy_sampling_equals_the_argmax_of_full_passes():
     model, texts = tiny_gpt(), random_texts([3, 8, 1])
-    new, stopped = sample(model, KVCache(model, 3), range(3), texts, 12, stop_token=0, temperature=0)
+    new, stopped = sample(model, KVCache(model, 3), texts, 12, 0, temperature=0)
     for text, row, stop in zip(texts, new, stopped):
         text = list(text)
         for token in row + [0] * stop:
@@ -324,39 +330,43 @@ def test_sampling_follows_the_distribution():
         assert torch.allclose(counts, (logits[0] / temperature).softmax(-1), atol=0.02)
 
 
-@pytest.mark.parametrize("top_p, kept", [(0.5, [1]), (0.6, [1, 3]), (0.85, [0, 1, 3]), (1.0, [0, 1, 2, 3])])
+@pytest.mark.parametrize("top_p, kept", [(0.5, [1]), (0.6, [1, 3]), (0.85, [0, 1, 3]),
+                                         (1.0, [0, 1, 2, 3])])
 def test_top_p_keeps_the_fewest_tokens_that_hold_it(top_p, kept):
     logits = torch.tensor([0.2, 0.5, 0.1, 0.2001]).log().expand(4000, 4)
     drawn = draw(logits, 1.0, top_p, torch.Generator().manual_seed(0))
     assert drawn.unique().tolist() == kept
 
 
+def costs(model, text, more):
+    """The cost in bits of each token of `more` behind `text`, in one full pass."""
+    logits = model(torch.tensor([text + more]))[0, len(text) - 1:-1]
+    return token_nll(logits, torch.tensor(more, dtype=torch.long)).detach().numpy()
+
+
 def test_sampling_stops_before_its_text_costs_too_much():
     model, texts = tiny_gpt(), random_texts([6, 6, 6, 6])
-    new, _ = sample(model, KVCache(model, 4), range(4), texts, 20, stop_token=-1, max_cost=6.0,
+    new, _ = sample(model, KVCache(model, 4), texts, 20, stop_token=-1, max_cost=6.0,
                     generator=torch.Generator().manual_seed(0))
-    free, _ = sample(model, KVCache(model, 4), range(4), texts, 20, stop_token=-1, temperature=0)
-    limited, _ = sample(model, KVCache(model, 4), range(4), texts, 20, stop_token=-1,
+    free, _ = sample(model, KVCache(model, 4), texts, 20, stop_token=-1, temperature=0)
+    limited, _ = sample(model, KVCache(model, 4), texts, 20, stop_token=-1,
                         temperature=0, max_cost=6.0)
     for text, row, greedy, stopped in zip(texts, new, free, limited):
-        for written in (row, stopped):
-            nll = token_nll(model(torch.tensor([text + written]))[0, :-1], torch.tensor(text[1:] + written))
-            assert nll[len(text) - 1:].sum() <= 6.0
-        nll = token_nll(model(torch.tensor([text + greedy]))[0, :-1], torch.tensor(text[1:] + greedy))
-        assert len(stopped) == empower_length(nll[len(text) - 1:].detach().numpy(), 6.0) < 20
+        assert costs(model, text, row).sum() <= 6.0
+        assert len(stopped) == empower_length(costs(model, text, greedy), 6.0) < 20
 
 
 def test_sampling_draws_the_same_for_the_same_seed():
     model, texts = tiny_gpt(), random_texts([4, 2])
-    draws = [sample(model, KVCache(model, 2), range(2), texts, 9, 0, generator=torch.Generator().manual_seed(s))
-             for s in (1, 1, 2)]
+    draws = [sample(model, KVCache(model, 2), texts, 9, 0,
+                    generator=torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
     assert draws[0] == draws[1] != draws[2]
 
 
 def test_a_text_longer_than_the_model_is_an_error():
     model = tiny_gpt()
     with pytest.raises(ValueError, match="300 tokens is longer than the model's 256"):
-        extend(model, KVCache(model, 1), [0], [[1] * 300])
+        extend(model, KVCache(model, 1), [[1] * 300])
 
 
 def test_a_model_is_saved_and_loaded(tmp_path):
@@ -375,7 +385,7 @@ def test_a_model_is_saved_and_loaded(tmp_path):
     ("model.safetensors", lambda b: b[:8] + b"[" + b[9:], "header cannot be read"),
     ("model.safetensors", lambda b: b.replace(b'"F32"', b'"F99"', 1), "F99"),
     ("model.safetensors", lambda b: b.replace(b"[32]", b"[33]", 1), "damaged"),
-    ("model.safetensors", lambda b: b.replace(b"model.norm.weight", b"model.nerm.weight"), "not fit"),
+    ("model.safetensors", lambda b: b.replace(b"model.norm", b"model.nerm"), "not fit"),
     ("config.json", lambda b: b[:30], "config.json is damaged"),
     ("config.json", lambda b: b.replace(b"vocab_size", b"vocab_seize"), "vocab_size"),
     ("config.json", lambda b: b.replace(b"Qwen3For", b"GemmaFor"), "supported: Qwen3ForCausalLM"),
@@ -425,13 +435,13 @@ def test_batches_hold_each_example_once_and_little_padding():
 def test_training_teaches_where_to_stop():
     # Write [2, 3] after a prefix of any of these tokens, then stop (1).
     rng = random.Random(0)
-    prefixes = [[rng.randint(4, 9) for _ in range(rng.randint(1, 6))] for _ in range(600)]
+    prefixes = [[rng.randint(4, 9) for _ in range(rng.randint(1, 6))] for _ in range(1600)]
     torch.manual_seed(0)
     model = GPT(GPTConfig(12, 32, 64, 1, 2, 1, 16, 64))
     losses = train(model, [(prefix + [2, 3, 1], len(prefix)) for prefix in prefixes], 8, 0.02,
                    random.Random(0), "test")
-    assert len(losses) == 75 and np.mean(losses[-10:]) < 0.1 < losses[0]
-    new, stopped = sample(model, KVCache(model, 1), [0], [[5, 7]], 9, stop_token=1, temperature=0)
+    assert len(losses) == 200 and np.mean(losses[-10:]) < 0.1 < losses[0]
+    new, stopped = sample(model, KVCache(model, 1), [[5, 7]], 9, stop_token=1, temperature=0)
     assert new == [[2, 3]] and stopped == [True]
 
 
@@ -491,7 +501,7 @@ def play_slowly(statements, human, assistant, rounds, stop_token):
                                      {"max_tokens": 7, "knows_goal": True}])
 def test_the_lockstep_game_is_the_game_played_problem_by_problem(options):
     model, statements = tiny_gpt(3), random_texts([4, 7, 1, 9, 5, 3, 8, 6])
-    human = Human(model, token_nll, functools.partial(simhuman.skim, tau=2.5), 3, temperature=0)
+    human = Human(model, token_nll, functools.partial(simhuman.skim, tau=4), 3, temperature=0)
     assistant = Assistant(tiny_gpt(4), temperature=0, **options)
     fast = play(statements, human, assistant, 6, 0, None)
     slow = play_slowly(statements, human, assistant, 6, 0)
@@ -508,7 +518,7 @@ def test_a_human_alone_writes_what_she_would_have_sampled():
     human = Human(model, token_nll, None, 4, temperature=0)
     for rounds in (2, 60):
         texts = [[0, *statement] for statement in statements]
-        new, stopped = sample(model, KVCache(model, 3), range(3), texts, 4 * rounds, 0, temperature=0)
+        new, _ = sample(model, KVCache(model, 3), texts, 4 * rounds, 0, temperature=0)
         episodes = play(statements, human, None, rounds, 0, None)
         assert [episode.code for episode in episodes] == new
         assert all(e.tokens_read == e.offered == 0 for e in episodes)
@@ -518,9 +528,10 @@ def test_a_silent_assistant_is_neither_offered_nor_read():
     model = tiny_gpt(5)
     assistant = Assistant(model, 5, max_cost=0.0)  # nothing is free
     human = Human(model, token_nll, functools.partial(simhuman.skim, tau=99), 4, temperature=0)
-    episodes = play(random_texts([4, 7]), human, assistant, 3, 0, torch.Generator().manual_seed(0))
-    assert all(e.offered == e.accepted == e.tokens_read == 0 for e in episodes)
-    assert [e.code for e in episodes] == [e.code for e in play(random_texts([4, 7]), human, None, 3, 0, None)]
+    silent, alone = (play(random_texts([4, 7]), human, beside, 3, 0, torch.Generator())
+                     for beside in (assistant, None))
+    assert all(e.offered == e.accepted == e.tokens_read == 0 for e in silent)
+    assert [e.code for e in silent] == [e.code for e in alone]
 
 
 def test_an_episode_that_fills_the_context_is_cut_off():
