@@ -14,20 +14,18 @@ input() or sys.stdin, script or function), so that boilerplate is predictable an
     print(sum(b))
 
 A document is what the language model reads. It opens with the statement (what the human knows) or
-without it (all that an assistant sees), and the same end-of-text token begins and ends it:
+without it (all that an assistant sees); the same end-of-text token begins and ends it:
 
-    <|endoftext|># Read n, ... and print the sum.\\nn = int(input())\\n ... print(sum(b))\\n<|endoftext|>
-    <|endoftext|>n = int(input())\\n ... print(sum(b))\\n<|endoftext|>
+    <|endoftext|># Read n, then ... the sum.\\nn = int(input())\\n ... print(sum(b))\\n<|endoftext|>
+    <|endoftext|>n = int(input())\\na = list ... print(sum(b))\\n<|endoftext|>
 
-A state is a prefix of a program. The cost of each token that follows, in bits, says how obvious it
-is, and Algorithm 1 stops before their sum passes eta (here 0.32 bits); a label is a target of the
-loss, and - is none:
+A state is a prefix of a program. How obvious each token behind it is, its cost in bits says, and
+Algorithm 1 stops before their sum passes eta (0.32). A label is a target of the loss, - is none:
 
-    prefix l_{1:n}              what follows, and its cost in bits
-    n = int(input())\\na = list   (    map  (    int  ,    input ())  .    split ()))  \\n   b     =    [
-                                .00  .00  .00  .00  .00  .06   .00  .00  .00   .00  .01  1.9   .00  .02
-    completion                  (    map  (    int  ,    input ())  .    split ()))  \\n   <|endoftext|>
-    labels  -  ...  -           (    map  (    int  ,    input ())  .    split ()))  \\n   <|endoftext|>
+    prefix              completion, then the human's choice
+    n = ... a = list    (    map  (    int  ,     input ().  split ()))  \\n            b     = ...
+    cost in bits        .00  .00  .00  .00  .00   .00   .00  .00   .00   .00           1.87  .00
+    labels -  -  -  -   (    map  (    int  ,     input ().  split ()))  \\n <|endoftext|>
 
 This file knows nothing of models.
 """

@@ -107,7 +107,7 @@ class Config:
     eta_wide: float = setting(4.0, "threshold of the second Empower row, bits (Section 5.3)")
 
     train_problems: int = setting(4138, "problems to learn from, as many as the paper's (5.1)")
-    dev_problems: int = setting(300, "problems on which constants are chosen")
+    dev_problems: int = setting(100, "problems on which constants are chosen")
     held_out_problems: int = setting(300, "problems of the results, compositions never seen")
 
     vocab_size: int = setting(640, "tokens of the vocabulary at most, all 256 bytes among them")
@@ -127,7 +127,7 @@ class Config:
     turn_tokens: int = setting(4, "K_H, most tokens that the human types in a turn (5.1: 10)")
     rounds: int = setting(19, "most rounds a problem; K_H x rounds is 1.25 programs, as in 5.1")
     judging: str = setting("skim", "how the human judges a suggestion: skim, careful or strict")
-    tau: float = setting(1.4, "what she tolerates, bits; from --calibrate")
+    tau: float = setting(1.1, "what she tolerates, bits; the choice of --calibrate")
 
     gamma: float = setting(0.9935, "discount of DPR: 0.999 ** (400 / tokens of a program)")
     alpha: float = setting(0.1, "DPR's weight of a token read (5.1)")
@@ -160,9 +160,8 @@ SAMPLING = ("seed", "temperature", "top_p", "max_suggestion")
 GAME = ("rounds", "turn_tokens", "judging", "tau")
 UNLIMITED_TOKENS = 400  # a human without a round limit types this much: six programs
 # tau in bits that --calibrate tries, by the rule: mean, sum and maximum of a suggestion's costs
-TAUS = {"skim": [0.8, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.8, 2.0, 2.3],
-        "careful": [4, 6, 8, 10, 12, 16, 20, 30, 40, 60],
-        "strict": [1, 2, 3, 4, 5, 6, 7, 8, 10, 12]}
+TAUS = {"skim": [0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.8, 2.0],
+        "careful": [2, 4, 8, 12, 16, 24, 32, 48, 64], "strict": [2, 4, 6, 7, 8, 9, 10, 12]}
 
 
 def settings(cfg, *names):
@@ -264,7 +263,8 @@ def score(model, programs, stop_token, batch_size=64):
     device = next(model.parameters()).device
     order = sorted(range(len(programs)), key=lambda k: len(programs[k]))
     costs = [None] * len(programs)
-    for k in tqdm(range(0, len(order), batch_size), desc="score", unit="batch", leave=False, disable=None):
+    for k in tqdm(range(0, len(order), batch_size), "score", unit="batch", leave=False,
+                  disable=None):
         chosen = order[k:k + batch_size]
         ids, _ = collate([([stop_token, *programs[i]], 0) for i in chosen],
                          model.config.max_position_embeddings)
@@ -396,7 +396,8 @@ def write_programs(cfg, base, encoding, contest, folder):
     """
     end, written = encoding.eot_token, []
     generator = torch_generator(cfg, "programs", base.device)
-    for k in tqdm(range(0, len(contest.train), 512), "human writes", unit="batch", leave=False, disable=None):
+    for k in tqdm(range(0, len(contest.train), 512), "human writes", unit="batch", leave=False,
+                  disable=None):
         texts = [[end, *encoding.encode_ordinary(problem.statement)]
                  for problem in contest.train[k:k + 512]]
         new, _ = sample(base, KVCache(base, len(texts)), texts, UNLIMITED_TOKENS,
@@ -422,6 +423,22 @@ def choose_completions(programs, states, encoding, rule, rng):
         ids, nll = encoding.encode_ordinary(program["program"]), np.array(program["nll"])
         pairs.append((ids[:n], ids[n:n + rule(nll[n:], rng)]))
     return pairs
+
+
+def mark_choices(program, encoding, eta):
+    """A program's text in which ‹angles› hold what Algorithm 1 leaves to the human.
+
+    Figure 1 of the paper in plain text: she writes a token, the assistant all that is then obvious.
+    """
+    ids, n, text = encoding.encode_ordinary(program["program"]), 0, ""
+    lengths = empower_lengths(np.array(program["nll"]), eta)
+    while n < len(ids):
+        if lengths[n] == 0:
+            text += f"‹{encoding.decode(ids[n:n + 1])}›"
+        else:
+            text += encoding.decode(ids[n:n + lengths[n]])
+        n += max(1, lengths[n])
+    return text
 
 
 def finetune(cfg, name, base, encoding, pairs, folder):
@@ -610,6 +627,9 @@ def run(cfg):
     programs = load_programs(programs_path)
     states = data.draw_states(numpy_generator(cfg, "states"),
                               [program["nll"] for program in programs])
+
+    print("\nThe human's first program; in ‹angles› what is not obvious without the problem's "
+          f"statement:\n\n{mark_choices(programs[0], encoding, cfg.eta)}")
 
     # Section 4.2: the completions that each rule chooses, and an assistant fine-tuned on them.
     assistants = {}
