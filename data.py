@@ -41,7 +41,6 @@ import re
 from pathlib import Path
 from typing import Callable, NamedTuple
 
-import numpy as np
 import tiktoken
 
 # ------------------------------------------------------------------- the parts of a problem
@@ -71,7 +70,7 @@ class Domain(NamedTuple):
 
 
 def _draw_word(rng):
-    """A pronounceable word of 1 to 7 letters; one in five reads the same backwards."""
+    """A pronounceable word of 1 to 7 letters; one in five is mirrored into a palindrome."""
     size = rng.randint(1, 7)
     word = "".join(rng.choice("aeiou" if i % 2 else "bcmprst") for i in range(size))
     word = word[rng.randint(0, 1):] or "a"
@@ -206,10 +205,16 @@ def answer(parts, elements):
 
 @functools.lru_cache(maxsize=None)
 def _bank(d):
-    """The lists that tests are chosen from: the same 60 of 5 to 9 elements in every contest."""
-    rng = random.Random(d)
-    lists = [[DOMAINS[d].draw(rng) for _ in range(rng.randint(4, 6))] for _ in range(60)]
-    return [elements + rng.choices(elements, k=rng.randint(1, 3)) for elements in lists]
+    """The lists that tests are chosen from: the same 60 of 5 to 9 elements in every contest.
+
+    Each repeats some of its elements, and has a negative one where they are numbers.
+    """
+    rng, lists = random.Random(d), []
+    while len(lists) < 60:
+        elements = [DOMAINS[d].draw(rng) for _ in range(rng.randint(4, 6))]
+        if DOMAINS[d] is WORDS or min(elements) < 0:
+            lists.append(elements + rng.choices(elements, k=rng.randint(1, 3)))
+    return lists
 
 
 @functools.lru_cache(maxsize=None)
@@ -234,6 +239,7 @@ def ambiguous(parts):
 
 def _telling_lists(parts):
     """Lists on which every swap of a part answers otherwise, most telling first (greedy cover)."""
+    assert not ambiguous(parts), parts
     mine, others = _bank_answers(parts[:1] + parts[2:]), _wrong_neighbours(parts)
     chosen = []
     while others:
@@ -313,11 +319,15 @@ class Style(NamedTuple):
     function: bool   # the program is a function and a call of it, else a script
 
 
+# The names that an author gives to the list, an element, the result and her function.
+AUTHORS = (("a", "x", "b", "main"), ("nums", "v", "res", "solve"), ("arr", "e", "out", "run"),
+           ("data", "k", "kept", "work"), ("items", "i", "found", "go"),
+           ("values", "y", "result", "process"))
+
+
 def draw_style(rng):
-    """A random author (rng: a random.Random)."""
-    return Style(rng.choice(["a", "nums", "arr", "data", "items"]), rng.choice("xvek"),
-                 rng.choice(["b", "out", "res", "kept"]), rng.choice(["main", "solve", "run"]),
-                 *(rng.random() < 0.5 for _ in range(4)))
+    """A random author in a random mood (rng: a random.Random)."""
+    return Style(*rng.choice(AUTHORS), *(rng.random() < 0.5 for _ in range(4)))
 
 
 def write_program(parts, style):
@@ -465,10 +475,10 @@ def load_tokenizer(directory):
         vocab = json.loads(path.read_text(encoding="utf-8"))["model"]["vocab"]
         byte_of = {letter: byte for byte, letter in _byte_letters().items()}
         ranks = {bytes(byte_of[letter] for letter in text): i for text, i in vocab.items()}
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is damaged: {error!r}") from None
-    if sorted(ranks.values()) != list(range(len(ranks))):
-        raise ValueError(f"{path} is damaged: its {len(ranks)} ids have gaps")
+    if sorted(ranks.values()) != list(range(len(ranks))) or len(ranks) < 256:
+        raise ValueError(f"{path} is damaged: {len(ranks)} ids, not all from 0 up or bytes missing")
     return _encoding(ranks)
 
 
@@ -484,9 +494,9 @@ def document(encoding, statement, program):
     return [end, *encoding.encode_ordinary(statement), *encoding.encode_ordinary(program), end]
 
 
-def draw_states(rng, programs):
+def draw_states(rng, lengths):
     """One state for each program (Section 4.1): the number n of prefix tokens, uniform in 0..N-1.
 
-    programs: lists of token ids, none empty. rng: a numpy Generator.
+    lengths: N of each program, at least 1. rng: a numpy Generator.
     """
-    return [int(rng.integers(len(program))) for program in programs]
+    return [int(rng.integers(N)) for N in lengths]

@@ -1,4 +1,4 @@
-"""A Llama-style language model: forward, KV cache with rollback, sampling, load and save.
+"""A Llama-style language model: forward, KV cache, sampling, load and save, optimizer.
 
 The architecture is that of Qwen3 (RMSNorm, RoPE, SwiGLU, grouped-query attention with normalised
 queries and keys, tied head), and every weight carries the name it has in published checkpoints.
@@ -176,7 +176,7 @@ class GPT(nn.Module):
                 raise ValueError(f"{config_path}: unsupported architecture "
                                  f"{config['architectures']}; supported: {ARCHITECTURE}")
             fields = {f.name: config[f.name] for f in dataclasses.fields(GPTConfig)}
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (json.JSONDecodeError, UnicodeError, KeyError, TypeError) as error:
             raise ValueError(f"{config_path} is damaged: {error!r}") from None
         with torch.device("meta"):
             model = cls(GPTConfig(**fields))  # takes no memory
@@ -256,7 +256,8 @@ def extend(model, cache, texts, more=None):
 
     texts, more: a list of ids for each row of the cache (more: nothing where None; M is its
     longest). Row b may hold any prefix of texts[b] beforehand and holds texts[b] + more[b]
-    afterwards: what the rows lack is fed in one call, all together.
+    afterwards: what the rows lack is fed in one call, all together. ValueError where a row plus
+    the longest of these chunks would not fit into the model's context.
     """
     device = cache.lengths.device
     more = more or [[] for _ in texts]
@@ -364,9 +365,9 @@ def read_safetensors(path):
             header.pop("__metadata__", None)
             entries = [(name, e["dtype"], e["shape"], *e["data_offsets"])
                        for name, e in header.items()]
+            expected = 8 + length + max((end for *_, end in entries), default=0)
         except (ValueError, KeyError, TypeError, AttributeError):
             raise ValueError(f"{path} is damaged: its header cannot be read") from None
-    expected = 8 + length + max((end for *_, end in entries), default=0)
     if expected != size:
         raise ValueError(f"{path} is truncated or damaged: {size} bytes in place of {expected}")
     data = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)[8 + length:]
@@ -388,9 +389,9 @@ def read_safetensors(path):
 class Muon(torch.optim.Optimizer):
     """Momentum whose update, for each weight matrix, is made orthogonal (K. Jordan, 2024).
 
-    The update of torch.optim.Muon, whose arithmetic in bfloat16 takes many times as long as the
-    rest of the step on a CPU that has no instructions for it. Here it is float32, and matrices of
-    one shape go through it together.
+    The update of torch.optim.Muon, whose arithmetic in bfloat16 is slow on a CPU that has no
+    instructions for it: `python test_empower.py` prints the ratio. Here it is float32, and matrices
+    of one shape go through it together.
     """
 
     def __init__(self, params, lr, momentum=0.95):

@@ -15,9 +15,9 @@ in the second half of this file.
 
 Covered by the judge: endless loops, waits and output, memory, closed pipes, signals to the parent
 or the group, every way to exit, children that stay behind. A program has Python's standard library
-and nothing else. macOS: memory is not limited, and a child that calls setsid lives on until its
-CPU limit. Windows: not supported. It is NOT a security sandbox: a program can read your files, use
-the network, and kill every process of its user. Where that matters, run all of it in a container.
+and nothing else. macOS: memory is not limited, and a child that calls setsid lives on, up to its
+limit of CPU time. Windows: not supported. It is NOT a security sandbox: a program can read your
+files, use the network, and kill every process of its user. Where that matters, use a container.
 
 `python simhuman.py --self-check` tries it on a dozen kinds of program. This file knows nothing of
 training.
@@ -192,9 +192,10 @@ def play(statements, human, assistant, rounds, stop_token, generator, label="pla
                     and len(goals[p] + codes[p]) + longest_round <= human_cache.limit]
             if not rows:
                 break
-            live = [live[row] for row in rows]
-            for cache in filter(None, (human_cache, assistant_cache)):
-                cache.keep(rows)
+            if len(rows) < len(live):
+                live = [live[row] for row in rows]
+                for cache in filter(None, (human_cache, assistant_cache)):
+                    cache.keep(rows)
     return episodes
 
 
@@ -277,7 +278,7 @@ def transcript(episode, statement, decode):
                          f"{sum(turn.nll) / len(turn.nll):.2f} bits a token: "
                          f"{'accepted' if turn.accepted else 'rejected'}")
         lines.append(f"{k:3}  human      {decode(turn.typed)!r}")
-    lines.append("finished by the human" if episode.finished else "cut off by the round limit")
+    lines.append("finished by the human" if episode.finished else "cut off")
     lines.append(f"\n{decode(episode.code)}\n{'passed' if episode.passed else 'failed'}: "
                  f"{episode.tokens_read} tokens read, {episode.tokens_written} written\n")
     return "\n".join(lines)
@@ -326,14 +327,13 @@ def _serve():
     requests, replies = (open(channel, mode, closefd=False) for mode in ("rb", "wb"))
     compile("", "", "exec")  # the first call of compile takes 2 ms more: not in each program
     gc.freeze()  # nor does each visit at its exit what was made so far: 1 to 2 ms
-    stdin_file = os.open("stdin", os.O_WRONLY | os.O_CREAT)
-    folder = "0"
-    os.mkdir(folder, 0o700)
+    home, folder, stdin_file = os.getcwd(), "0", None  # see _prepared
     while True:
         try:
             program, stdin, *limits = marshal.load(requests)
         except EOFError:
-            os._exit(0)
+            _leave(home)
+        folder, stdin_file = _prepared(home, folder, stdin_file)
         os.pwrite(stdin_file, stdin, 0)  # a file: nobody has to feed it, and it can seek
         os.ftruncate(stdin_file, len(stdin))  # to write one file anew saves 3 ms over a new one
         deadline = time.monotonic() + limits[0]
@@ -344,9 +344,8 @@ def _serve():
         reply = _watch(*pipes, channel, deadline, limits[2])
         if _sweep(parent) == 1:
             raise RuntimeError("the judge could not start a program:\n" + reply[3].decode())
-        folder = _emptied(folder)
         if reply[0] == "channel closed":
-            os._exit(0)
+            _leave(home)
         marshal.dump(reply, replies)
         replies.flush()
 
@@ -403,6 +402,8 @@ def _watch(out, err, status, channel, deadline, output_limit):
         for fd, _ in poll.poll(left * 1000):
             if fd == channel:  # nothing is sent during a run, so the other side has gone
                 why = "channel closed"
+            elif why == "channel closed":
+                break
             elif fd == status:
                 why, code = "exit", os.read(fd, 16)  # b"": the program killed its parent
             elif not _read(fd, texts[fd]):
@@ -461,18 +462,37 @@ def _children():
             yield int(pid)
 
 
-def _emptied(folder):
-    """The folder for the next run: this one if it is as it was, which saves 2 ms, or a new one."""
+def _prepared(home, folder, stdin_file):
+    """An empty folder and a stdin file for the next run, whatever the last one did to them."""
     try:
-        if os.stat(folder).st_mode == 0o40700 and not os.listdir(folder):
-            return folder
-    except OSError:
-        pass  # the program deleted it or made it unreadable
-    import shutil  # slow to import, seldom needed
-    shutil.rmtree(folder, ignore_errors=True)  # what resists goes with the helper's folder
+        os.chdir(home)
+        if (os.stat(folder).st_mode == 0o40700 and not os.listdir(folder)
+                and os.path.samestat(os.stat("stdin"), os.fstat(stdin_file))):
+            return folder, stdin_file  # as they were: saves 5 ms
+    except (OSError, TypeError):
+        pass  # the first run, or the program deleted or locked what was there
+    if stdin_file is not None:
+        import shutil  # slow to import, seldom needed
+        os.close(stdin_file)
+        os.makedirs(home, 0o700, exist_ok=True)
+        os.chmod(home, 0o700)
+        os.chdir(home)
+        for name in os.listdir():
+            if os.path.isdir(name):
+                shutil.rmtree(name, ignore_errors=True)  # what resists goes when the helper does
+            else:
+                os.remove(name)
     folder = str(int(folder) + 1)
     os.mkdir(folder, 0o700)
-    return folder
+    return folder, os.open("stdin", os.O_WRONLY | os.O_CREAT, 0o600)
+
+
+def _leave(home):
+    """End the helper; its folder goes too, since the process that made it may be dead."""
+    import shutil
+    os.chdir("/")
+    shutil.rmtree(home, ignore_errors=True)
+    os._exit(0)
 
 
 def _become(program):
@@ -481,10 +501,15 @@ def _become(program):
     exec(compile(program, "program.py", "exec"), main.__dict__)
 
 
-HELPER = [_serve, _start, _confine, _watch, _read, _sweep, _children, _emptied, _become]
+HELPER = [_serve, _start, _confine, _watch, _read, _sweep, _children, _prepared, _leave, _become]
 
 
 # What follows runs in this process.
+
+def _temporary_folder():
+    # Both sides remove it: the helper when this process was killed, this one otherwise.
+    return tempfile.TemporaryDirectory(prefix="judge-", ignore_cleanup_errors=True)
+
 
 @contextmanager
 def _helper():
@@ -495,7 +520,7 @@ def _helper():
     env = {key: os.environ[key] for key in keep if key in os.environ}
     env |= {"PYTHONHASHSEED": "0", "PYTHONIOENCODING": "utf-8"}  # not -I: it ignores both
     ours, theirs = socket.socketpair()
-    with ours, tempfile.TemporaryDirectory(prefix="judge-") as folder:
+    with ours, _temporary_folder() as folder:
         with theirs:
             process = subprocess.Popen(
                 [sys.executable, "-s", "-S", "-B", "-c", source], stdin=subprocess.DEVNULL,
@@ -567,7 +592,10 @@ def _judge(ask, program, tests, limits):
 
 
 def judge(program: str, tests, time_limit=2.0, memory_limit=512 * MB, output_limit=MB) -> Verdict:
-    """Judge one program on (stdin, expected stdout) pairs; limits: seconds of wall time, bytes.
+    """Judge one program on (stdin, expected stdout) pairs, up to the first that fails.
+
+    Limits: seconds of wall time a test, bytes of memory a process, bytes of stdout, of stderr and
+    of any file.
 
     >>> judge("while True: pass", (("", ""),), time_limit=0.5)
     Verdict(outcome='time limit', test=0, detail='still running after 0.5 s')
@@ -591,7 +619,8 @@ def judge_all(jobs, workers=None, time_limit=2.0, memory_limit=512 * MB, output_
     if not all(tests for _, tests in jobs):
         raise ValueError("a job without tests: every program would pass it")
     distinct = list(dict.fromkeys(jobs))
-    workers = min(workers or os.cpu_count(), len(distinct)) or 1
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
+    workers = min(workers or cores, len(distinct)) or 1
     idle = queue.SimpleQueue()
 
     def one(job):
