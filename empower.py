@@ -607,7 +607,8 @@ def report(results):
              number(row["suggestions"]), number(row["suggestion_length"]),
              f"{row['silent_share']:.2f}"] for row in results["rows"]]
     stops = [[stop["name"], number(stop["target_length"]), number(stop["suggestion_length"]),
-              "yes" if abs(stop["suggestion_length"] / stop["target_length"] - 1) <= 0.2 else "NO",
+              "yes" if abs(stop["suggestion_length"] - stop["target_length"])
+              <= 0.2 * stop["target_length"] else "NO",
               f"{stop['silent_targets']:.2f}", f"{stop['silent_suggestions']:.2f}"]
              for stop in results["stopping"]]
     found = [[f"{claim['baseline']}, {claim['metric']}", f"{claim['difference']:+.3f}",
