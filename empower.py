@@ -744,7 +744,7 @@ def announce(cfg):
         model = GPT(gpt_config(cfg, cfg.vocab_size))
     print(f"Pre-train a GPT of {sum(p.numel() for p in model.parameters()):,} parameters, let the "
           f"human write {cfg.train_problems} programs, fine-tune {len(completion_rules(cfg))} "
-          f"assistants\nand play {cfg.held_out_problems} unseen problems with each: about 6 "
+          f"assistants\nand play {cfg.held_out_problems} unseen problems with each: about 8 "
           "minutes on 2 CPU cores, less where stages are reused.\n"
           f"Seed {cfg.seed}, device {device}, "
           f"{torch.get_num_threads()} threads, torch {torch.__version__}, output in {cfg.out}")

@@ -1,7 +1,7 @@
 """Tests: Algorithm 1 as printed is the oracle, each formula has an example worked by hand.
 
-Run them with `pytest`. `python test_empower.py` instead times the lockstep game against the same
-game played problem by problem without caches.
+Run them with `pytest`. `python test_empower.py` instead prints how fast the game, the optimizer and
+the judge are, each against the plain way of doing the same.
 """
 
 import contextlib
@@ -121,14 +121,24 @@ def contest():
     return data.make_contest(random.Random(0), 600, 100, 300)
 
 
+class Stdin(io.StringIO):
+    """Fails past its end, where a file would say "" for ever to a program that waits for a word."""
+
+    def readline(self, *arguments):
+        line = super().readline(*arguments)
+        if not line:
+            raise EOFError
+        return line
+
+
 def output(program, stdin):
-    """What one of our own reference programs prints; None where it fails. In this process, for
+    """What one of our own reference programs (compiled) prints; None where it fails. In this process, for
     speed: these programs are text of data.py. Whatever a model wrote runs in the judge."""
     stdout, before = io.StringIO(), sys.stdin
     try:
-        sys.stdin = io.StringIO(stdin)
+        sys.stdin = Stdin(stdin)
         with contextlib.redirect_stdout(stdout):
-            exec(compile(program, "program", "exec"), {"__name__": "__main__"})
+            exec(program, {"__name__": "__main__"})
     except Exception:
         return None
     finally:
@@ -137,6 +147,7 @@ def output(program, stdin):
 
 
 def solves(program, problem):
+    program = compile(program, "program", "exec")
     return all(output(program, stdin) == expected.rstrip() for stdin, expected in problem.tests)
 
 
@@ -1065,33 +1076,59 @@ def test_readme_snippets_run(snippet):
     exec(snippet, {})
 
 
-# ------------------------------------------------------------------- benchmark
+# ------------------------------------------------------------------- benchmarks
 
 
-def benchmark(tiny=False):
-    """Times the lockstep game and `play_slowly` on the same 32 games; prints the ratio."""
-    base = sorted(Path("out", "stages").glob("base-*"))
-    n, rounds = (2, 2) if tiny else (32, Config().rounds)
-    if base:
-        model, encoding = empower.load_checkpoint(base[0], "cpu")
+def seconds(work, *arguments):
+    begin = time.perf_counter()
+    work(*arguments)
+    return time.perf_counter() - begin
+
+
+def benchmark_game(n, rounds):
+    """The lockstep game against `play_slowly`, the same game without batches and caches."""
+    finished = [path for path in Path("out", "stages").glob("base-*") if path.suffix != ".tmp"]
+    if finished:
+        model, encoding = empower.load_checkpoint(finished[0], "cpu")
         statements = [encoding.encode_ordinary(p.statement) for p in contest().dev[:n]]
-        end, what = encoding.eot_token, base[0]
+        end, what = encoding.eot_token, f"the model in {finished[0]}"
     else:
         model = GPT(empower.gpt_config(Config(), 640), torch.Generator().manual_seed(0))
         statements, end, what = random_texts([40] * n, vocab_size=640), 639, "random weights"
-    human = Human(model, token_nll, functools.partial(simhuman.skim, tau=Config().tau), 4,
-                  temperature=0)
-    assistant = Assistant(model, 10, temperature=0)
-    seconds = []
-    for game in (lambda: play(statements, human, assistant, rounds, end, None),
-                 lambda: play_slowly(statements, human, assistant, rounds, end)):
-        begin = time.perf_counter()
-        episodes = game()
-        seconds.append(time.perf_counter() - begin)
-        tokens = sum(e.tokens_read + e.tokens_written for e in episodes)
-        print(f"{seconds[-1]:7.2f} s for {n} problems, {tokens} tokens")
-    print(f"lockstep with caches is {seconds[1] / seconds[0]:.1f} times as fast ({what})")
+    rule = functools.partial(simhuman.skim, tau=Config().tau)
+    human = Human(model, token_nll, rule, Config().turn_tokens, temperature=0)
+    game = statements, human, Assistant(model, 10, temperature=0), rounds, end
+    fast, slow = seconds(play, *game, None), seconds(play_slowly, *game)
+    print(f"game: {n} problems in lockstep with caches {fast:.2f} s, one by one without "
+          f"{slow:.2f} s: {slow / fast:.0f} times ({what})")
+
+
+def benchmark_muon(steps):
+    """Our Muon against torch.optim.Muon on the matrices of the default model."""
+    model = GPT(empower.gpt_config(Config(), 640))
+    matrices = [weight for weight in model.layers.parameters() if weight.dim() == 2]
+    for weight in matrices:
+        weight.grad = torch.randn_like(weight)
+    times = []
+    for optimizer in (Muon(matrices, lr=0.01), torch.optim.Muon(matrices, lr=0.01)):
+        optimizer.step()
+        times.append(seconds(lambda: [optimizer.step() for _ in range(steps)]) / steps)
+    print(f"Muon: a step in float32 {1000 * times[0]:.0f} ms, torch.optim.Muon "
+          f"{1000 * times[1]:.0f} ms: {times[1] / times[0]:.1f} times")
+
+
+def benchmark_judge(n):
+    """judge_all against one interpreter after the other, on programs that print and stop."""
+    jobs = [(f"print({k})", (("", f"{k}\n"),)) for k in range(n)]
+    fast = seconds(lambda: judge_all(jobs, label=None))
+    plain = seconds(lambda: [subprocess.run([sys.executable, "-c", program], capture_output=True)
+                             for program, _ in jobs])
+    print(f"judge: {n / fast:.0f} programs a second, plain subprocess.run {n / plain:.0f}: "
+          f"{plain / fast:.1f} times")
 
 
 if __name__ == "__main__":
-    benchmark("--tiny" in sys.argv[1:])
+    tiny = "--tiny" in sys.argv[1:]  # for the test of this very command
+    benchmark_game(*((2, 2) if tiny else (32, Config().rounds)))
+    benchmark_muon(1 if tiny else 10)
+    benchmark_judge(4 if tiny else 500)
