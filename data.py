@@ -224,9 +224,11 @@ def _bank_answers(meaning):
     return tuple(answer((d, 0, *rest), elements) for elements in _bank(d))
 
 
-def _wrong_neighbours(parts):
-    """The bank's answers of each swap of meaning, the shape left as it is."""
-    return [_bank_answers(other[:1] + other[2:]) for other in swaps(parts) if other[1] == parts[1]]
+@functools.lru_cache(maxsize=None)
+def _wrong_answers(meaning):
+    """What each swap of one part of the meaning answers on the bank."""
+    parts = (meaning[0], 0, *meaning[1:])
+    return [_bank_answers(other[:1] + other[2:]) for other in swaps(parts) if other[1] == 0]
 
 
 def ambiguous(parts):
@@ -234,13 +236,15 @@ def ambiguous(parts):
 
     Such compositions are left out of the contest, so that every wrong part is a wrong program.
     """
-    return _bank_answers(parts[:1] + parts[2:]) in _wrong_neighbours(parts)
+    meaning = parts[:1] + parts[2:]
+    return _bank_answers(meaning) in _wrong_answers(meaning)
 
 
 def _telling_lists(parts):
     """Lists on which every swap of a part answers otherwise, most telling first (greedy cover)."""
     assert not ambiguous(parts), parts
-    mine, others = _bank_answers(parts[:1] + parts[2:]), _wrong_neighbours(parts)
+    meaning = parts[:1] + parts[2:]
+    mine, others = _bank_answers(meaning), _wrong_answers(meaning)
     chosen = []
     while others:
         best = max(range(len(mine)), key=lambda k: sum(other[k] != mine[k] for other in others))
