@@ -132,8 +132,9 @@ class Stdin(io.StringIO):
 
 
 def output(program, stdin):
-    """What one of our own reference programs (compiled) prints; None where it fails. In this process, for
-    speed: these programs are text of data.py. Whatever a model wrote runs in the judge."""
+    """What one of our own reference programs (compiled) prints; None where it fails.
+
+    In this process, for speed: they are text of data.py. What a model wrote runs in the judge."""
     stdout, before = io.StringIO(), sys.stdin
     try:
         sys.stdin = Stdin(stdin)
