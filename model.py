@@ -1,7 +1,8 @@
 """A Llama-style language model: forward, KV cache, sampling, load and save, optimizer.
 
-The architecture is that of Qwen3 (RMSNorm, RoPE, SwiGLU, grouped-query attention with normalised
-queries and keys, tied head), and every weight carries the name it has in published checkpoints.
+One network runs the published families Llama 3, SmolLM2, Mistral, Qwen2 and Qwen3: RMSNorm, RoPE,
+SwiGLU and grouped-query attention. Our own models are Qwen3 (normalised queries and keys) with
+the head tied to the embedding. Every weight carries the name it has in published checkpoints.
 
     B  rows of a batch       C  hidden_size           H    num_attention_heads
     T  positions in a call   D  head_dim              Hkv  num_key_value_heads
@@ -15,31 +16,15 @@ import functools
 import json
 import math
 import os
-import struct
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint as recomputed
 
-
-ARCHITECTURE = "Qwen3ForCausalLM"  # the published family that this network belongs to
-
-
-@dataclasses.dataclass(frozen=True)
-class GPTConfig:
-    """The shape of a model; every field has the name that a Hugging Face config.json uses."""
-
-    vocab_size: int = 512
-    hidden_size: int = 128
-    intermediate_size: int = 384
-    num_hidden_layers: int = 4
-    num_attention_heads: int = 4
-    num_key_value_heads: int = 2
-    head_dim: int = 32
-    max_position_embeddings: int = 512
-    rms_norm_eps: float = 1e-6
-    rope_theta: float = 10000.0
+from checkpoint import (LLAMA3, read_config, read_safetensors, weight_files, write_safetensors,
+                        write_text)
 
 
 # ------------------------------------------------------------------- the network
@@ -53,14 +38,24 @@ class RMSNorm(nn.Module):
 
     def forward(self, x):
         # Normalised in float32 and cast back before the weight: the order of the published models.
-        return F.rms_norm(x.float(), x.shape[-1:], eps=self.eps).to(x.dtype) * self.weight
+        # Under autocast the weight is wider than x, and queries have to stay as narrow as values.
+        normed = F.rms_norm(x.float(), x.shape[-1:], eps=self.eps).to(x.dtype)
+        return normed * self.weight.to(x.dtype)
 
 
-def rotary_tables(positions, head_dim, theta):
-    """cos and sin of shape (*positions.shape, D / 2), in float32."""
-    frequency = theta ** (-torch.arange(0, head_dim, 2, device=positions.device) / head_dim)
-    angle = positions[..., None].float() * frequency
-    return angle.cos(), angle.sin()
+def rotary_frequencies(cfg):
+    """Radians by which each pair of features turns from one position to the next: (D / 2,)."""
+    # On the CPU even where the model is built without memory; float32 and in this order of
+    # operations, as in transformers: the last bit counts after some thousand positions.
+    D = cfg.head_dim
+    frequency = 1 / cfg.rope_theta ** (torch.arange(0, D, 2, device="cpu") / D)
+    if cfg.rope_scaling is None:
+        return frequency
+    # llama3: slow turns, seen less than `low` times over the original context, become `factor`
+    # times slower, fast ones (more than `high` times) stay, those between are interpolated.
+    factor, low, high, context = (cfg.rope_scaling[name] for name in LLAMA3)
+    keep = ((context / (2 * math.pi / frequency) - low) / (high - low)).clamp(0, 1)
+    return (1 - keep) * frequency / factor + keep * frequency
 
 
 def rotate(x, cos, sin):
@@ -75,12 +70,12 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = (cfg.num_attention_heads, cfg.num_key_value_heads, cfg.head_dim)
         H, Hkv, D = self.heads
-        self.q_proj = nn.Linear(cfg.hidden_size, H * D, bias=False)
-        self.k_proj = nn.Linear(cfg.hidden_size, Hkv * D, bias=False)
-        self.v_proj = nn.Linear(cfg.hidden_size, Hkv * D, bias=False)
-        self.o_proj = nn.Linear(H * D, cfg.hidden_size, bias=False)
-        self.q_norm = RMSNorm(D, cfg.rms_norm_eps)
-        self.k_norm = RMSNorm(D, cfg.rms_norm_eps)
+        self.q_proj = nn.Linear(cfg.hidden_size, H * D, bias=cfg.qkv_bias)
+        self.k_proj = nn.Linear(cfg.hidden_size, Hkv * D, bias=cfg.qkv_bias)
+        self.v_proj = nn.Linear(cfg.hidden_size, Hkv * D, bias=cfg.qkv_bias)
+        self.o_proj = nn.Linear(H * D, cfg.hidden_size, bias=cfg.attention_bias)
+        self.q_norm = RMSNorm(D, cfg.rms_norm_eps) if cfg.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(D, cfg.rms_norm_eps) if cfg.qk_norm else nn.Identity()
 
     def forward(self, x, cos, sin, mask, store):
         B, T, _ = x.shape
@@ -99,9 +94,10 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     def __init__(self, cfg):
         super().__init__()
-        self.gate_proj = nn.Linear(cfg.hidden_size, cfg.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(cfg.hidden_size, cfg.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(cfg.intermediate_size, cfg.hidden_size, bias=False)
+        C, inner = cfg.hidden_size, cfg.intermediate_size
+        self.gate_proj = nn.Linear(C, inner, bias=cfg.mlp_bias)
+        self.up_proj = nn.Linear(C, inner, bias=cfg.mlp_bias)
+        self.down_proj = nn.Linear(inner, C, bias=cfg.mlp_bias)
 
     def forward(self, x):
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
@@ -121,18 +117,28 @@ class Layer(nn.Module):
 
 
 class GPT(nn.Module):
+    """The network. `writable`: ids from there on have a row in it and no token in the tokenizer.
+
+    `recompute`: in training keep only what enters each layer and compute the rest a second time
+    on the way back, which saves most of the memory and costs about a third more time.
+    """
+
     def __init__(self, cfg, generator=None):
         super().__init__()
         self.config = cfg
+        self.writable = cfg.vocab_size
+        self.recompute = False
+        self.frequencies = rotary_frequencies(cfg)
         self.embed_tokens = nn.Embedding(cfg.vocab_size, cfg.hidden_size)
         self.layers = nn.ModuleList(Layer(cfg) for _ in range(cfg.num_hidden_layers))
         self.norm = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
         self.lm_head = nn.Linear(cfg.hidden_size, cfg.vocab_size, bias=False)
-        self.lm_head.weight = self.embed_tokens.weight  # tied
+        if cfg.tie_word_embeddings:
+            self.lm_head.weight = self.embed_tokens.weight
         for name, weight in self.named_parameters():
             if weight.dim() == 2:
                 nn.init.normal_(weight, std=0.02, generator=generator)
-            if name.endswith(("o_proj.weight", "down_proj.weight")):
+            if name.endswith(("o_proj.weight", "down_proj.weight", "bias")):
                 nn.init.zeros_(weight)  # each layer starts as the identity
 
     @property
@@ -140,55 +146,77 @@ class GPT(nn.Module):
         return self.embed_tokens.weight.device
 
     def forward(self, ids, cache=None, rows=None):
-        """Logits for every position: ids (B, T) -> (B, T, V).
+        """Logits for every position: ids (B, T) -> (B, T, V); cache and rows as in `hidden`."""
+        return self.lm_head(self.hidden(ids, cache, rows))
+
+    def hidden(self, ids, cache=None, rows=None):
+        """What the head reads at every position: ids (B, T) -> (B, T, C).
 
         With a KVCache the ids continue `rows` of it (a tensor; None for all), each from its own
         length; the caller then moves `cache.lengths` on by as many ids as are no padding.
         """
-        cfg, positions = self.config, torch.arange(ids.shape[1], device=ids.device)[None]
+        positions = torch.arange(ids.shape[1], device=ids.device)[None]
         mask = stores = None
         if cache is not None:
             positions, mask, stores = cache.place(ids, rows)
-        cos, sin = rotary_tables(positions, cfg.head_dim, cfg.rope_theta)  # (B or 1, T, D/2)
+        self.frequencies = self.frequencies.to(ids.device)  # moves in the first call alone
+        angle = positions[..., None].float() * self.frequencies            # (B or 1, T, D/2)
+        cos, sin = angle.cos(), angle.sin()
+        recompute = self.recompute and cache is None and torch.is_grad_enabled()
         h = self.embed_tokens(ids)                                         # (B, T, C)
         for i, layer in enumerate(self.layers):
-            h = layer(h, cos, sin, mask, stores and stores[i])
-        return self.lm_head(self.norm(h))                                  # (B, T, V)
+            run = functools.partial(recomputed, layer, use_reentrant=False) if recompute else layer
+            h = run(h, cos, sin, mask, stores and stores[i])
+        return self.norm(h)                                                # (B, T, C)
 
     def save_pretrained(self, directory):
-        """Writes config.json and model.safetensors, as a published Qwen3 checkpoint has them."""
+        """Writes config.json and model.safetensors, which transformers reads as well."""
         os.makedirs(directory, exist_ok=True)
-        config = {"architectures": [ARCHITECTURE], "model_type": "qwen3", "hidden_act": "silu",
-                  "attention_bias": False, "tie_word_embeddings": True, "torch_dtype": "float32",
-                  **dataclasses.asdict(self.config)}
+        fields = dataclasses.asdict(self.config)
+        config = {"architectures": [fields.pop("architecture")],
+                  "model_type": self.config.model_type, "hidden_act": "silu",
+                  "torch_dtype": str(self.embed_tokens.weight.dtype).removeprefix("torch."),
+                  # max_position_embeddings is within the window: see `parse_config`.
+                  "sliding_window": None, "use_sliding_window": False, **fields}
         write_text(Path(directory, "config.json"), json.dumps(config, indent=2) + "\n")
-        write_safetensors(Path(directory, "model.safetensors"),
-                          {f"model.{name}": weight for name, weight in self.state_dict().items()
-                           if name != "lm_head.weight"})  # tied: the file holds it once
+        write_safetensors(Path(directory, "model.safetensors"),  # a tied head is in it once
+                          {name if name == "lm_head.weight" else f"model.{name}": weight
+                           for name, weight in self.named_parameters()})
 
     @classmethod
-    def from_pretrained(cls, directory, device="cpu"):
-        """The model that `save_pretrained` wrote; FileNotFoundError or ValueError where damaged."""
-        config_path, path = Path(directory, "config.json"), Path(directory, "model.safetensors")
-        try:
-            config = json.loads(config_path.read_text(encoding="utf-8"))
-            if config["architectures"] != [ARCHITECTURE]:
-                raise ValueError(f"{config_path}: unsupported architecture "
-                                 f"{config['architectures']}; supported: {ARCHITECTURE}")
-            fields = {f.name: config[f.name] for f in dataclasses.fields(GPTConfig)}
-        except (json.JSONDecodeError, UnicodeError, KeyError, TypeError) as error:
-            raise ValueError(f"{config_path} is damaged: {error!r}") from None
+    def from_pretrained(cls, directory, device="cpu", dtype=None):
+        """The model in a folder of Hugging Face's layout; weights stay mapped where they can.
+
+        dtype: None for the file's own. FileNotFoundError or ValueError says what is absent,
+        damaged or of a kind that this network cannot run.
+        """
+        cfg, weights = read_config(directory), {}
+        for path in weight_files(directory):
+            weights |= {name.removeprefix("model."): weight
+                        for name, weight in read_safetensors(path).items()
+                        if not name.endswith("rotary_emb.inv_freq")}  # in old files; we compute it
+        embedding = weights.get("embed_tokens.weight", torch.empty(0))
+        head = weights.get("lm_head.weight", embedding)
+        if cfg.tie_word_embeddings and (head is embedding or torch.equal(head, embedding)):
+            weights.pop("lm_head.weight", None)
+        else:  # a file's own head is used, whatever config.json says: transformers does so too
+            cfg = dataclasses.replace(cfg, tie_word_embeddings=False)
         with torch.device("meta"):
-            model = cls(GPTConfig(**fields))  # takes no memory
-        weights = {name.removeprefix("model."): weight
-                   for name, weight in read_safetensors(path).items()}
-        weights["lm_head.weight"] = weights.get("embed_tokens.weight")
-        try:
-            model.load_state_dict(weights, strict=True, assign=True)
-        except (RuntimeError, AttributeError) as error:
-            raise ValueError(f"{path} does not fit {config_path}: {error}") from None
-        model.lm_head.weight = model.embed_tokens.weight  # assign=True has untied them
-        return model.to(device)
+            model = cls(cfg)  # takes no memory
+        expected = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
+        found = {name: tuple(weight.shape) for name, weight in weights.items()}
+        wrong = sorted(name for name in expected | found if expected.get(name) != found.get(name))
+        if wrong:
+            raise ValueError(
+                f"{directory}: the weights do not fit config.json: {len(wrong)} differ, the first: "
+                f"{wrong[0]} is {found.get(wrong[0], 'absent')} in the file and has to be "
+                f"{expected.get(wrong[0], 'absent')}")
+        for name in weights:  # one after the other: never all of them twice
+            weights[name] = weights[name].to(device, dtype or embedding.dtype)
+        model.load_state_dict(weights, strict=False, assign=True)
+        if cfg.tie_word_embeddings:
+            model.lm_head.weight = model.embed_tokens.weight  # assign=True has untied them
+        return model
 
 
 # ------------------------------------------------------------------- cache and sampling
@@ -230,6 +258,7 @@ class KVCache:
         mask = torch.arange(S, device=ids.device) <= positions[:, None, :, None]
 
         def store(keys, values, k, v):
+            k, v = k.to(keys.dtype), v.to(keys.dtype)  # narrower under autocast
             keys[rows[:, None], :, positions] = k.transpose(1, 2)          # (B, T, Hkv, D)
             values[rows[:, None], :, positions] = v.transpose(1, 2)
             if subset:  # these have to be copied; all rows together need no copy
@@ -267,12 +296,13 @@ def extend(model, cache, texts, more=None):
     chunks = [torch.tensor((text + tail)[begin:])
               for text, tail, begin in zip(texts, more, start.tolist())]
     ids = nn.utils.rnn.pad_sequence(chunks, batch_first=True).to(device)   # (B, T)
-    logits = model(ids, cache)                                             # (B, T, V)
+    hidden = model.hidden(ids, cache)                                      # (B, T, C)
     tails = torch.tensor([len(tail) for tail in more], device=device)
     cache.lengths = sizes + tails
     at = (sizes - 1 - start)[:, None] + torch.arange(int(tails.max()) + 1, device=device)
     at = at.clamp(max=ids.shape[1] - 1)                                    # (B, M + 1)
-    return logits[torch.arange(len(texts), device=device)[:, None], at]
+    # Only these meet the head: with 150,000 tokens it is most of the work and of the memory.
+    return model.lm_head(hidden[torch.arange(len(texts), device=device)[:, None], at])
 
 
 def draw(logits, temperature, top_p, generator):
@@ -293,22 +323,24 @@ def sample(model, cache, texts, max_new_tokens, stop_token, temperature=1.0, top
            max_cost=math.inf, generator=None):
     """Continues the text of each row of the cache by at most `max_new_tokens` ids, in lockstep.
 
-    A row ends before a stop token, and before the token with which its own cost (-log2 of its
-    probability at temperature 1, summed, in bits) would pass `max_cost`. Returns (new, stopped):
-    a list of ids for each row, and whether a stop token ended it.
+    A row ends before a stop token (an id or a list of them), and before the token with which its
+    own cost (-log2 of its probability at temperature 1, summed, in bits) would pass `max_cost`.
+    Returns (new, stopped): a list of ids for each row, and whether a stop token ended it.
     """
     logits = extend(model, cache, texts)[:, -1]                            # (B, V)
     device, B = logits.device, len(texts)
+    stop_tokens = torch.tensor(stop_token, device=device).reshape(-1)
     new = torch.full((B, max_new_tokens), -1, device=device)               # -1: nothing written
     stopped = torch.zeros(B, dtype=torch.bool, device=device)
     rows = torch.arange(B, device=device)
     cost = torch.zeros(B, device=device)
     alive = torch.ones(B, dtype=torch.bool, device=device)                 # still writing
     for step in range(max_new_tokens):
-        token = draw(logits, temperature, top_p, generator)                # (rows,)
+        token = draw(logits[:, :model.writable], temperature, top_p, generator)    # (rows,)
         cost -= F.log_softmax(logits.float(), -1).gather(-1, token[:, None])[:, 0] / math.log(2)
-        stopped[rows] |= alive & (token == stop_token)
-        alive &= (token != stop_token) & (cost <= max_cost)
+        stop = (token[:, None] == stop_tokens).any(-1)
+        stopped[rows] |= alive & stop
+        alive &= ~stop & (cost <= max_cost)
         new[rows[alive], step] = token[alive]
         if not alive.any() or step + 1 == max_new_tokens:
             break
@@ -317,70 +349,6 @@ def sample(model, cache, texts, max_new_tokens, stop_token, temperature=1.0, top
         logits = model(token[:, None], cache, rows)[:, -1]                 # (rows, V)
         cache.lengths[rows] += alive
     return [[i for i in row if i >= 0] for row in new.tolist()], stopped.tolist()
-
-
-# ------------------------------------------------------------------- load and save
-
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-
-
-def write_text(path, text):
-    """Writes a file under a temporary name and moves it into place: all of it or nothing."""
-    temporary = Path(f"{path}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def write_safetensors(path, tensors):
-    """{name: tensor} as safetensors: size of the header, header in JSON, little-endian data."""
-    names = {dtype: name for name, dtype in _DTYPES.items()}
-    header, end = {}, 0
-    for name, tensor in tensors.items():
-        begin, end = end, end + tensor.numel() * tensor.element_size()
-        header[name] = {"dtype": names[tensor.dtype], "shape": list(tensor.shape),
-                        "data_offsets": [begin, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # the data begins at a multiple of 8 bytes
-    temporary = Path(f"{path}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for tensor in tensors.values():
-            file.write(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-    os.replace(temporary, path)
-
-
-def read_safetensors(path):
-    """{name: tensor}, mapped from the file and not copied. ValueError says what is damaged."""
-    size = os.path.getsize(path)
-    with open(path, "rb") as file:
-        start = file.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
-        if start == b"version ":
-            raise ValueError(f"{path} is a Git-LFS pointer, not the weights: fetch the file itself")
-        if length > size - 8:
-            raise ValueError(f"{path} is truncated or no safetensors file: {size} bytes, "
-                             f"of which the header claims {length}")
-        try:
-            header = json.loads(file.read(length))
-            header.pop("__metadata__", None)
-            entries = [(name, e["dtype"], e["shape"], *e["data_offsets"])
-                       for name, e in header.items()]
-            expected = 8 + length + max((end for *_, end in entries), default=0)
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise ValueError(f"{path} is damaged: its header cannot be read") from None
-    if expected != size:
-        raise ValueError(f"{path} is truncated or damaged: {size} bytes in place of {expected}")
-    data = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)[8 + length:]
-    tensors = {}
-    for name, dtype, shape, begin, end in entries:
-        if dtype not in _DTYPES:
-            raise ValueError(f"{path}: {name} is stored as {dtype}; read are {', '.join(_DTYPES)}")
-        if end - begin != math.prod(shape) * _DTYPES[dtype].itemsize:
-            raise ValueError(f"{path} is damaged: {name} {shape} {dtype} has {end - begin} bytes")
-        raw = data[begin:end]
-        aligned = raw if raw.storage_offset() % _DTYPES[dtype].itemsize == 0 else raw.clone()
-        tensors[name] = aligned.view(_DTYPES[dtype]).reshape(shape)
-    return tensors
 
 
 # ------------------------------------------------------------------- optimizer
@@ -402,15 +370,20 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             shapes = {}
             for weight in group["params"]:
-                buffer = self.state[weight].setdefault("momentum", torch.zeros_like(weight))
-                buffer.lerp_(weight.grad, 1 - group["momentum"])
-                update = weight.grad.lerp(buffer, group["momentum"])  # Nesterov's look ahead
-                shapes.setdefault(weight.shape, []).append((weight, update))
-            for (rows, columns), pairs in shapes.items():
+                shapes.setdefault(weight.shape, []).append(weight)
+            for (rows, columns), weights in shapes.items():
                 scale = group["lr"] * max(1, rows / columns) ** 0.5
-                updates = orthogonalize(torch.stack([update for _, update in pairs]))
-                for (weight, _), update in zip(pairs, updates):
-                    weight.sub_(update, alpha=scale)
+                n = max(1, 2**24 // (rows * columns))  # so many at once: a stack is one more copy
+                for k in range(0, len(weights), n):
+                    chunk = weights[k:k + n]
+                    stack = torch.stack([self._momentum(w, group["momentum"]) for w in chunk])
+                    for weight, update in zip(chunk, orthogonalize(stack)):
+                        weight.sub_(update, alpha=scale)
+
+    def _momentum(self, weight, momentum):
+        buffer = self.state[weight].setdefault("momentum", torch.zeros_like(weight))
+        buffer.lerp_(weight.grad, 1 - momentum)
+        return weight.grad.lerp(buffer, momentum)  # Nesterov's look ahead
 
 
 def orthogonalize(x, steps=5):

@@ -1,0 +1,431 @@
+"""The files of a published checkpoint: config.json, weights in safetensors, tokenizer.
+
+Of the families Llama 3 (SmolLM2 is one), Mistral, Qwen2 and Qwen3, and without the libraries that
+wrote them. What is not known to be equal is refused in one sentence: a wrong angle or a wrong merge
+does not fail, it writes fluent nonsense. Letters as in model.py. This file knows nothing of the
+network.
+"""
+
+import base64
+import collections
+import dataclasses
+import json
+import math
+import os
+import re
+import struct
+from pathlib import Path
+
+import torch
+
+# ------------------------------------------------------------------- reading and writing
+
+
+def read_bytes(path):
+    content = path.read_bytes()
+    if content.startswith(b"version https://git-lfs"):
+        raise ValueError(f"{path} is only a Git LFS pointer: fetch the file with git lfs pull")
+    return content
+
+
+def read_text(path):
+    try:
+        return read_bytes(path).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not a text in UTF-8: convert it or copy it anew") from None
+
+
+def read_json(path):
+    """What a JSON file holds, {} where there is none; ValueError where it is damaged."""
+    try:
+        return dict(json.loads(read_text(path))) if path.exists() else {}
+    except (json.JSONDecodeError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error}): copy it anew") from None
+
+
+def write_text(path, text):
+    """Writes a file under a temporary name and moves it into place: all of it or nothing."""
+    temporary = Path(f"{path}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+# ------------------------------------------------------------------- config.json
+
+
+@dataclasses.dataclass(frozen=True)
+class GPTConfig:
+    """The shape of a model; every field has the name that a Hugging Face config.json uses."""
+
+    vocab_size: int = 512
+    hidden_size: int = 128
+    intermediate_size: int = 384
+    num_hidden_layers: int = 4
+    num_attention_heads: int = 4
+    num_key_value_heads: int = 2
+    head_dim: int = 32
+    max_position_embeddings: int = 512
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 10000.0
+    rope_scaling: dict | None = None           # or {"rope_type": "llama3", and its four numbers}
+    tie_word_embeddings: bool = True
+    attention_bias: bool = False               # on q, k, v and o
+    mlp_bias: bool = False
+    architecture: str = "Qwen3ForCausalLM"     # the first of config.json's "architectures"
+    bos_token_id: int | None = None            # these two are for those who serve the model
+    eos_token_id: int | list | None = None
+
+    @property
+    def model_type(self):
+        return self.architecture.removesuffix("ForCausalLM").lower()
+
+    @property
+    def qkv_bias(self):
+        return self.attention_bias or self.model_type == "qwen2"  # which has no key for it
+
+    @property
+    def qk_norm(self):
+        return self.model_type == "qwen3"
+
+
+ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
+            "num_attention_heads", "max_position_embeddings", "rms_norm_eps")
+LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+
+
+def read_config(directory):
+    """The GPTConfig of a checkpoint; FileNotFoundError or ValueError in one sentence."""
+    path, generation = Path(directory, "config.json"), Path(directory, "generation_config.json")
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is absent: give the folder of a downloaded checkpoint")
+    raw, stop = read_json(path), read_json(generation).get("eos_token_id")
+    if stop is not None:  # what ends a text: config.json often has one of several tokens
+        raw["eos_token_id"] = stop
+    try:
+        return parse_config(raw)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def parse_config(raw):
+    """A GPTConfig from what config.json holds; ValueError where the network would be another.
+
+    What is not known to be equal is refused: wrong weights or angles write fluent nonsense.
+    """
+    # transformers 4 wrote rope_theta and rope_scaling, transformers 5 writes rope_parameters.
+    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    kind = rope.get("rope_type") or rope.get("type") or "default"
+    numbers = {**raw, **rope}
+    missing = [name for name in (*REQUIRED, "rope_theta", *LLAMA3 * (kind == "llama3"))
+               if not isinstance(numbers.get(name), (int, float)) or numbers[name] <= 0]
+    activation, part = raw.get("hidden_act", "silu"), numbers.get("partial_rotary_factor") or 1
+    [architecture, *_] = raw.get("architectures") or [None]
+    for refused, why in [
+            (architecture not in ARCHITECTURES, f"unsupported architecture {architecture}; "
+             f"supported: {', '.join(ARCHITECTURES)}"),
+            (raw.get("quantization_config"), "quantized weights; take those before quantization"),
+            (activation != "silu", f"unsupported hidden_act {activation}; supported: silu"),
+            (kind not in ("default", "llama3"),
+             f"unsupported RoPE scaling {kind}; supported: default, llama3"),
+            (part != 1, f"unsupported partial_rotary_factor {part}; supported: 1"),
+            (missing, f"no positive number for {', '.join(missing)}")]:
+        if refused:
+            raise ValueError(why)
+    llama, mistral, _, qwen3 = (architecture == name for name in ARCHITECTURES)
+    heads, context = raw["num_attention_heads"], raw["max_position_embeddings"]
+    # Within its sliding window attention is full attention: so the window bounds the context.
+    if mistral or not llama and (raw.get("use_sliding_window")
+                                 or "sliding_attention" in (raw.get("layer_types") or [])):
+        context = min(context, raw.get("sliding_window", 4096) or context)
+    return GPTConfig(**{name: raw[name] for name in REQUIRED} | {
+        "architecture": architecture,
+        "num_key_value_heads": raw.get("num_key_value_heads") or heads,
+        "head_dim": raw.get("head_dim") or (128 if qwen3 else raw["hidden_size"] // heads),
+        "max_position_embeddings": context,
+        "rope_theta": numbers["rope_theta"],
+        "rope_scaling": None if kind == "default" else {
+            "rope_type": kind, **{name: numbers[name] for name in LLAMA3}},
+        "tie_word_embeddings": bool(raw.get("tie_word_embeddings")),
+        "attention_bias": bool(raw.get("attention_bias")) and (llama or qwen3),
+        "mlp_bias": bool(raw.get("mlp_bias")) and llama,
+        "bos_token_id": raw.get("bos_token_id"), "eos_token_id": raw.get("eos_token_id")})
+
+
+# ------------------------------------------------------------------- weights
+
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+def weight_files(directory):
+    """The files of a checkpoint's weights. Others may lie beside them, in another layout."""
+    single = Path(directory, "model.safetensors")
+    index = Path(directory, "model.safetensors.index.json")
+    if single.exists():
+        return [single]
+    if not index.exists():
+        raise FileNotFoundError(f"{directory} has neither {single.name} nor {index.name}: "
+                                "pytorch_model.bin, GGUF and consolidated.* are not read")
+    try:
+        names = sorted(set(read_json(index)["weight_map"].values()))
+        paths = [Path(directory, name) for name in names]
+    except (KeyError, TypeError, AttributeError):
+        raise ValueError(f"{index} is damaged: its weight_map cannot be read") from None
+    for path in paths:
+        if not path.exists():
+            raise FileNotFoundError(f"{path} is absent and {index.name} lists it: fetch it")
+    return paths
+
+
+def write_safetensors(path, tensors):
+    """{name: tensor} as safetensors: size of the header, header in JSON, little-endian data."""
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    header, end = {"__metadata__": {"format": "pt"}}, 0
+    for name, tensor in tensors.items():
+        begin, end = end, end + tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": names[tensor.dtype], "shape": list(tensor.shape),
+                        "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # the data begins at a multiple of 8 bytes
+    temporary = Path(f"{path}.tmp")
+    with open(temporary, "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for tensor in tensors.values():
+            raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            file.write(raw.numpy().data)
+    os.replace(temporary, path)
+
+
+def read_safetensors(path):
+    """{name: tensor}, mapped from the file and not copied. ValueError says what is damaged.
+
+    What is written into such a tensor goes to memory, never to the file.
+    """
+    size = os.path.getsize(path)
+    with open(path, "rb") as file:
+        start = file.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
+        if length > min(size - 8, 100_000_000):
+            what = ("a Git-LFS pointer" if start == b"version " else
+                    "an HTML page" if start.lstrip().startswith(b"<") else
+                    f"truncated or no safetensors file ({size} bytes, header of {length})")
+            raise ValueError(f"{path} is {what}: fetch the file itself again")
+        text = file.read(length)
+    try:
+        header = json.loads(text)
+        header.pop("__metadata__", None)
+        entries = [(name, str(e["dtype"]), e["shape"], *map(int, e["data_offsets"]))
+                   for name, e in header.items()]
+        sizes = [math.prod(map(int, shape)) for _, _, shape, _, _ in entries]
+        expected = 8 + length + max((end for *_, end in entries), default=0)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ValueError(f"{path} is damaged: its header cannot be read") from None
+    if expected != size:
+        raise ValueError(f"{path} is truncated or damaged: {size} bytes in place of {expected}")
+    data = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)[8 + length:]
+    tensors = {}
+    for (name, dtype, shape, begin, end), count in zip(entries, sizes):
+        if dtype not in DTYPES:
+            raise ValueError(f"{path}: {name} is stored as {dtype}; read are {', '.join(DTYPES)}")
+        if not 0 <= begin <= end == begin + count * DTYPES[dtype].itemsize:
+            raise ValueError(f"{path} is damaged: {name} {shape} {dtype} has {end - begin} bytes")
+        raw = data[begin:end]
+        aligned = raw if raw.storage_offset() % DTYPES[dtype].itemsize == 0 else raw.clone()
+        tensors[name] = aligned.view(DTYPES[dtype]).reshape(shape)
+    return tensors
+
+
+# ------------------------------------------------------------------- tokenizers
+
+END_OF_TEXT = "<|endoftext|>"  # what most families call it, and we
+# How a text is cut into the pieces within which byte pairs are merged, where no file says it.
+_GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+# SmolLM2 cuts at every digit first, so white space before a digit is not split as before a word.
+_SMOLLM2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+"
+_QWEN = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
+         r"\s*[\r\n]+|\s+(?!\S)|\s+")
+_LLAMA3 = _QWEN.replace(r"\p{N}|", r"\p{N}{1,3}|")
+_LLAMA3_SPECIAL = [
+    "begin_of_text", "end_of_text", "reserved_special_token_0", "reserved_special_token_1",
+    "finetune_right_pad_id", "step_id", "start_header_id", "end_header_id", "eom_id", "eot_id",
+    "python_tag", *(f"reserved_special_token_{n}" for n in range(2, 247))]
+
+
+class Unsupported(ValueError):
+    """What a tokenizer has that tiktoken cannot do, or does in another way."""
+
+
+def read_tokenizer(directory):
+    """What a `data.Tokenizer` is made of: (pattern, ranks, special, stops, bos) of a checkpoint.
+
+    Reads tokenizer.json, else vocab.json and merges.txt, else Llama 3's own tokenizer.model.
+    FileNotFoundError where there is none, ValueError where it is damaged or of another kind.
+    """
+    directory = Path(directory)
+    names = "tokenizer.json", "vocab.json", "tokenizer.model", "original/tokenizer.model"
+    path = next((directory / name for name in names if (directory / name).exists()), None)
+    if path is None:
+        raise FileNotFoundError(f"{directory} has none of {', '.join(names)}: copy the tokenizer's "
+                                "files from where the weights are from")
+    content = read_bytes(path) if path.suffix == ".model" else read_json(path)
+    merges = read_text(directory / "merges.txt") if path.name == "vocab.json" else ""
+    config, generation, more = (read_json(directory / f"{name}.json") for name in (
+        "config", "generation_config", "tokenizer_config"))
+    try:
+        pattern, ranks, special, bos = (
+            _from_ranks(content) if path.suffix == ".model" else
+            _from_files(content, merges, more, config) if path.name == "vocab.json" else
+            _from_json(content))
+        _check_ids(ranks, special, config)
+        return pattern, ranks, special, _stops(special, config, generation), bos
+    except Unsupported as error:
+        raise ValueError(f"{path} {error}, which is not supported: choose a model with a "
+                         "tokenizer like that of Llama 3, Qwen 2 or 3 or SmolLM2") from None
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
+        raise ValueError(f"{path} is damaged or does not belong to config.json ({error!r}): copy "
+                         "both anew") from None
+
+
+def tokenizer_files(directory):
+    """The paths in a checkpoint that a fine-tuned one copies: its tokenizer, how it generates."""
+    names = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt",
+             "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
+             "generation_config.json", "chat_template.jinja", "original/tokenizer.model")
+    return [path for path in (Path(directory, name) for name in names) if path.exists()]
+
+
+def _from_json(content):
+    """(pattern, ranks {bytes: id}, special {content: id}, bos) of a tokenizer.json."""
+    model, normalizer = content["model"], content.get("normalizer")
+    if model.get("type", "BPE") != "BPE":
+        raise Unsupported(f"is a {model['type']} model")
+    for option in ("byte_fallback", "dropout", "unk_token", "continuing_subword_prefix",
+                   "end_of_word_suffix"):
+        if model.get(option):
+            raise Unsupported(f"sets {option}")
+    if normalizer and normalizer["type"] != "NFC":
+        raise Unsupported(f"has the normalizer {normalizer['type']}")
+    pattern, bos = _pattern(content.get("pre_tokenizer")), _bos(content.get("post_processor"))
+    return pattern, *_byte_pairs(model["vocab"], model["merges"], content.get("added_tokens", []),
+                                 model.get("ignore_merges")), bos
+
+
+def _pattern(pre_tokenizer):
+    """The regex of a pre_tokenizer: one that is in the file, GPT-2's or SmolLM2's."""
+    steps = (pre_tokenizer or {"pretokenizers": []}).get("pretokenizers", [pre_tokenizer])
+    types, first = [step["type"] for step in steps], steps[0] if steps else {}
+    if types[-1:] == ["ByteLevel"] and not steps[-1]["add_prefix_space"]:
+        form = *types, steps[-1].get("use_regex", True)
+        if form == ("ByteLevel", True):
+            return _GPT2
+        if form == ("Digits", "ByteLevel", True) and first["individual_digits"]:
+            return _SMOLLM2
+        if form == ("Split", "ByteLevel", False) and "Regex" in first["pattern"] and (
+                first["behavior"], first["invert"]) == ("Isolated", False):
+            return first["pattern"]["Regex"]
+    raise Unsupported(f"has another pre_tokenizer ({' + '.join(types) or 'null'})")
+
+
+def _bos(post_processor):
+    """The id that a post_processor puts before a text, or None."""
+    post_processor = post_processor or {"processors": []}
+    for step in post_processor.get("processors", [post_processor]):
+        if step["type"] not in ("ByteLevel", "TemplateProcessing"):
+            raise Unsupported(f"has the post_processor {step['type']}")
+        if step["type"] == "TemplateProcessing" and "SpecialToken" in step["single"][0]:
+            return step["special_tokens"][step["single"][0]["SpecialToken"]["id"]]["ids"][0]
+    return None
+
+
+def _byte_pairs(vocab, merges, added, ignore_merges=False):
+    """(ranks, special) of a vocabulary; Unsupported where its ids do not rank the merges.
+
+    tiktoken merges the neighbours whose union has the lowest id and takes a whole piece that is a
+    token as it is; the format has a list of merges. They agree if the ids rise along the list, and
+    each token is made by a merge or `ignore_merges` takes whole pieces too.
+    """
+    special, vocab, made = _special_tokens(added), dict(vocab), [-1]
+    for content, i in special.items():
+        if vocab.pop(content, i) != i:
+            raise ValueError(f"two ids for {content!r}")
+    for pair in merges:  # "a b" in older files, ["a", "b"] in newer ones
+        made.append(vocab["".join(pair).replace(" ", "")])
+        if made[-1] < made[-2]:
+            raise Unsupported(f"has ids in another order than its merges, as at {pair!r}")
+    whole = {i: text for text, i in vocab.items() if len(text) > 1 and not ignore_merges}
+    for i in whole.keys() - set(made):
+        raise Unsupported(f"has tokens that no merge makes, as {whole[i]!r}")
+    byte_of = {letter: byte for byte, letter in byte_letters().items()}
+    return {bytes(map(byte_of.__getitem__, text)): i for text, i in vocab.items()}, special
+
+
+def _special_tokens(added):
+    """{content: id} of added tokens, those that are not marked as special too.
+
+    Unsupported where tiktoken would find them elsewhere in a text: it takes the first that fits,
+    not the longest, and leaves the white space around it alone.
+    """
+    for token in added:
+        if not token["content"].strip() or any(
+                token.get(flag) for flag in ("lstrip", "rstrip", "single_word")):
+            raise Unsupported(f"has the added token {token['content']!r} with or of white space")
+    special = {token["content"]: token["id"] for token in added}
+    ordered = sorted(special)  # a beginning stands right before what it begins
+    for first, second in zip(ordered, ordered[1:]):
+        if second.startswith(first):
+            raise Unsupported(f"has the added token {first!r} that begins {second!r}")
+    return special
+
+
+def _from_files(vocab, merges, tokenizer_config, config):
+    """What `_from_json` returns, of vocab.json and the files beside it: Qwen has such."""
+    if config.get("model_type") not in ("qwen2", "qwen3"):
+        raise Unsupported(f"of model_type {config.get('model_type')} is without tokenizer.json")
+    lines = merges.split("\n")  # other lines than the first may begin with # too: "# #"
+    lines = lines[lines[0].startswith("#version"):]
+    added = [{**token, "id": int(i)}
+             for i, token in tokenizer_config.get("added_tokens_decoder", {}).items()]
+    return _QWEN, *_byte_pairs(vocab, [line.strip() for line in lines if line.strip()], added), None
+
+
+def _from_ranks(content):
+    """What `_from_json` returns, of Llama 3's own file, whose lines are: token in base64, rank."""
+    if not re.match(rb"[\w+/]+=* \d+\s", content):
+        raise Unsupported("is a SentencePiece tokenizer")
+    rows = map(bytes.split, content.splitlines())
+    ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in rows}
+    special = {f"<|{name}|>": len(ranks) + n for n, name in enumerate(_LLAMA3_SPECIAL)}
+    return _LLAMA3, ranks, special, len(ranks)
+
+
+def _check_ids(ranks, special, config):
+    ids = [*ranks.values(), *special.values()]
+    if len(set(ids)) < len(ids):
+        raise ValueError(f"two tokens have the id {collections.Counter(ids).most_common(1)[0][0]}")
+    if max(ids) >= config.get("vocab_size", math.inf):
+        raise ValueError(f"the id {max(ids)} is beyond the vocab_size {config['vocab_size']}")
+    lacking = "".join(chr(byte) for byte in (10, *range(32, 127)) if bytes([byte]) not in ranks)
+    if lacking:
+        raise ValueError(f"no tokens for {lacking!r}")
+
+
+def _stops(special, config, generation):
+    """The ids that end a text, the one that config.json names first.
+
+    Example: [151643, 151645] for generation and 151645 in config.json are [151645, 151643]. Where
+    neither names any, it is the end of text.
+    """
+    named = [file["eos_token_id"] for file in (generation, config)
+             if file.get("eos_token_id") is not None]
+    named += [special[name] for name in (END_OF_TEXT, "<|end_of_text|>") if name in special]
+    stops = named[0] if isinstance(named[0], list) else [named[0]]
+    if not stops or not set(stops) <= set(special.values()):
+        raise ValueError(f"eos_token_id {stops} is not an added token")
+    return sorted(stops, key=lambda i: i != config.get("eos_token_id"))
+
+
+def byte_letters():
+    """The letter that stands for each byte in a tokenizer.json (the table that GPT-2 began)."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    rest = [byte for byte in range(256) if byte not in plain]
+    return {byte: chr(byte) for byte in plain} | {b: chr(256 + n) for n, b in enumerate(rest)}
