@@ -1,20 +1,8 @@
-"""Text in: a generated programming contest, the tokenizer, documents and prefixes.
-
-A problem of the contest is a composition of four independent parts, and its statement names each:
-
-    # Read n, then n integers on one line.                      <- shape
-    # Keep the even ones, square each, and print the sum.       <- select, change, reduce
-
-A reference program is that composition in some author's style (names, loop or comprehension,
-input() or sys.stdin, script or function), so that boilerplate is predictable and decisions are not:
-
-    n = int(input())
-    a = list(map(int, input().split()))
-    b = [x * x for x in a if x % 2 == 0]
-    print(sum(b))
+"""Text in: a generated contest or a corpus, the tokenizer, documents and prefixes.
 
 A document is what the language model reads. It opens with the statement (what the human knows) or
-without it (all that an assistant sees); the same end-of-text token begins and ends it:
+without it (all that an assistant sees); a start token begins it and a stop token ends it, which
+are one and the same end of text in a tokenizer that is trained here:
 
     <|endoftext|># Read n, then ... the sum.\\nn = int(input())\\n ... print(sum(b))\\n<|endoftext|>
     <|endoftext|>n = int(input())\\na = list ... print(sum(b))\\n<|endoftext|>
@@ -27,371 +15,65 @@ Algorithm 1 stops before their sum passes eta (0.32). A label is a target of the
     cost in bits        .00  .00  .00  .00  .00   .00   .00  .00   .00   .00           1.87  .00
     labels -  -  -  -   (    map  (    int  ,     input ().  split ()))  \\n <|endoftext|>
 
-This file knows nothing of models.
+Programs can also come from a corpus (a folder, a JSONL file, Python's own library), and the
+tokenizer from a published checkpoint. This file knows nothing of models.
 """
 
+import ast
 import collections
-import dataclasses
-import functools
-import itertools
 import json
 import os
-import random
+import platform
 import re
+import sysconfig
+import warnings
 from pathlib import Path
-from typing import Callable, NamedTuple
 
 import tiktoken
 
-# ------------------------------------------------------------------- the parts of a problem
-
-
-class Part(NamedTuple):
-    """One choice in a composition: how the statement says it, how a program says it, what it means.
-
-    `meaning` is written apart from `code`, so that the expected output of a test never comes from
-    the programs that it judges.
-    """
-
-    phrase: str
-    code: str
-    meaning: Callable
-
-
-class Domain(NamedTuple):
-    """What the input consists of, and the parts that apply to it."""
-
-    noun: str
-    stop: str       # the line that ends an input without a count
-    select: tuple   # which elements are kept: element -> bool
-    change: tuple   # what is done to each: element -> element
-    reduce: tuple   # what is printed of them: list -> a value, or a list to print in one line
-    draw: Callable  # one random element
-
-
-def _draw_word(rng):
-    """A pronounceable word of 1 to 7 letters; one in five is mirrored into a palindrome."""
-    size = rng.randint(1, 7)
-    word = "".join(rng.choice("aeiou" if i % 2 else "bcmprst") for i in range(size))
-    word = word[rng.randint(0, 1):] or "a"
-    return word + word[-2::-1] if rng.random() < 0.2 else word
-
-
-# {x} stands for one element, {b} for the list of those that were kept and changed.
-INTEGERS = Domain(
-    "integers", "0",
-    select=(
-        Part("even ones", "{x} % 2 == 0", lambda x: x % 2 == 0),
-        Part("odd ones", "{x} % 2 == 1", lambda x: x % 2 == 1),
-        Part("positive ones", "{x} > 0", lambda x: x > 0),
-        Part("negative ones", "{x} < 0", lambda x: x < 0),
-        Part("ones below 5", "{x} < 5", lambda x: x < 5),
-        Part("ones above 10", "{x} > 10", lambda x: x > 10),
-        Part("ones from -3 up", "{x} >= -3", lambda x: x >= -3),
-        Part("ones from -9 to 9", "-9 <= {x} <= 9", lambda x: abs(x) < 10),
-        Part("multiples of 3", "{x} % 3 == 0", lambda x: x % 3 == 0),
-        Part("ones not divisible by 4", "{x} % 4 != 0", lambda x: x % 4 != 0),
-        Part("ones other than 7", "{x} != 7", lambda x: x != 7),
-    ),
-    change=(
-        Part("leave each as it is", "{x}", lambda x: x),
-        Part("square each", "{x} * {x}", lambda x: x ** 2),
-        Part("double each", "2 * {x}", lambda x: x + x),
-        Part("negate each", "-{x}", lambda x: -x),
-        Part("take each absolute value", "abs({x})", lambda x: max(x, -x)),
-        Part("add 1 to each", "{x} + 1", lambda x: x + 1),
-        Part("subtract 3 from each", "{x} - 3", lambda x: x - 3),
-        Part("halve each rounding down", "{x} // 2", lambda x: (x - x % 2) // 2),
-        Part("take each modulo 7", "{x} % 7", lambda x: x % 7),
-    ),
-    reduce=(
-        Part("the sum", "sum({b})", sum),
-        Part("the sum modulo 10", "sum({b}) % 10", lambda b: sum(b) % 10),
-        Part("the sum of every second one", "sum({b}[::2])", lambda b: sum(b[0::2])),
-        Part("the sum of the first three", "sum({b}[:3])", lambda b: sum(b[:3])),
-        Part("the largest or 0", "max({b}, default=0)", lambda b: sorted(b)[-1] if b else 0),
-        Part("the smallest or 0", "min({b}, default=0)", lambda b: sorted(b)[0] if b else 0),
-        Part("the first or 0", "{b}[0] if {b} else 0", lambda b: (b + [0])[0]),
-        Part("the last or 0", "{b}[-1] if {b} else 0", lambda b: ([0] + b)[-1]),
-        Part("all in order", "*{b}", lambda b: b),
-        Part("all in reverse", "*{b}[::-1]", lambda b: list(reversed(b))),
-        Part("all in increasing order", "*sorted({b})", sorted),
-        Part("the distinct values in increasing order", "*sorted(set({b}))",
-             lambda b: [v for v, _ in itertools.groupby(sorted(b))]),
-    ),
-    draw=lambda rng: rng.choice((rng.randint(-30, 30), rng.randint(-9, 12), 7)) or 8,
-)
-
-WORDS = Domain(
-    "words", "end",
-    select=(
-        Part("ones longer than 4", "len({x}) > 4", lambda x: len(x) > 4),
-        Part("ones of even length", "len({x}) % 2 == 0", lambda x: len(x) % 2 == 0),
-        Part("ones starting with a vowel", "{x}[0] in 'aeiou'", lambda x: x[0] in "aeiou"),
-        Part("ones ending with a vowel", "{x}[-1] in 'aeiou'", lambda x: x[-1] in "aeiou"),
-        Part("ones containing an a", "'a' in {x}", lambda x: "a" in x),
-        Part("ones without an e", "'e' not in {x}", lambda x: x.count("e") == 0),
-        Part("palindromes", "{x} == {x}[::-1]",
-             lambda x: all(x[i] == x[-1 - i] for i in range(len(x)))),
-    ),
-    change=(
-        Part("leave each as it is", "{x}", lambda x: x),
-        Part("write each in capitals", "{x}.upper()", lambda x: x.upper()),
-        Part("reverse each", "{x}[::-1]", lambda x: "".join(reversed(x))),
-        Part("double each", "2 * {x}", lambda x: x + x),
-        Part("take each first letter", "{x}[0]", lambda x: x[:1]),
-        Part("drop each first letter", "{x}[1:]", lambda x: x[1:]),
-    ),
-    reduce=(
-        Part("all in order", "*{b}", lambda b: b),
-        Part("all in reverse", "*{b}[::-1]", lambda b: list(reversed(b))),
-        Part("all in increasing order", "*sorted({b})", sorted),
-        Part("all joined by dashes", "'-'.join({b})", "-".join),
-        Part("the first or none", "{b}[0] if {b} else 'none'", lambda b: (b + ["none"])[0]),
-        Part("the last or none", "{b}[-1] if {b} else 'none'", lambda b: (["none"] + b)[-1]),
-        Part("the longest or none", "max({b}, key=len, default='none')",
-             lambda b: next((w for w in b if len(w) == max(map(len, b))), "none")),
-    ),
-    draw=_draw_word,
-)
-
-DOMAINS = (INTEGERS, WORDS)
-
-SHAPES = {  # how the input comes: the statement's first line
-    "count": "Read n, then n {noun} on one line.",
-    "line": "Read one line of {noun}.",
-    "until": "Read {noun} one per line until {stop}.",
-    "cases": "Read t, then t lines of {noun}, and answer each.",
-}
-
-
-# ------------------------------------------------------------------- problems and their tests
-
-
-@dataclasses.dataclass(frozen=True)
-class Problem:
-    """A composition, its statement (comment lines), its tests ((stdin, expected stdout), ...)."""
-
-    parts: tuple  # (domain, shape, select, change, reduce): indices into the tables above
-    statement: str
-    tests: tuple
-
-
-def compositions():
-    """Every composition as indices (domain, shape, select, change, reduce)."""
-    return [(d, *choice) for d, domain in enumerate(DOMAINS)
-            for choice in itertools.product(range(len(SHAPES)), range(len(domain.select)),
-                                            range(len(domain.change)), range(len(domain.reduce)))]
-
-
-def swaps(parts):
-    """Every composition that differs from `parts` in exactly one part (of the same domain)."""
-    domain = DOMAINS[parts[0]]
-    sizes = (1, len(SHAPES), len(domain.select), len(domain.change), len(domain.reduce))
-    return [parts[:k] + (j,) + parts[k + 1:] for k in range(1, 5)
-            for j in range(sizes[k]) if j != parts[k]]
-
-
-def answer(parts, elements):
-    """The line that a right program prints for one list: the parts' meanings, applied in turn.
-
-    Example: keep the even ones, square each, print the sum: [3, 2, -4] -> "20".
-    """
-    d, _, select, change, reduce = parts
-    kept = [e for e in elements if DOMAINS[d].select[select].meaning(e)]
-    result = DOMAINS[d].reduce[reduce].meaning([DOMAINS[d].change[change].meaning(e) for e in kept])
-    return " ".join(map(str, result)) if isinstance(result, list) else str(result)
-
-
-@functools.lru_cache(maxsize=None)
-def _bank(d):
-    """The lists that tests are chosen from: the same 60 of 5 to 9 elements in every contest.
-
-    Each repeats some of its elements, and has a negative one where they are numbers.
-    """
-    rng, lists = random.Random(d), []
-    while len(lists) < 60:
-        elements = [DOMAINS[d].draw(rng) for _ in range(rng.randint(4, 6))]
-        if DOMAINS[d] is WORDS or min(elements) < 0:
-            lists.append(elements + rng.choices(elements, k=rng.randint(1, 3)))
-    return lists
-
-
-@functools.lru_cache(maxsize=None)
-def _bank_answers(meaning):
-    """What a composition without its shape (d, select, change, reduce) answers on the bank."""
-    d, *rest = meaning
-    return tuple(answer((d, 0, *rest), elements) for elements in _bank(d))
-
-
-@functools.lru_cache(maxsize=None)
-def _wrong_answers(meaning):
-    """What each swap of one part of the meaning answers on the bank."""
-    parts = (meaning[0], 0, *meaning[1:])
-    return [_bank_answers(other[:1] + other[2:]) for other in swaps(parts) if other[1] == 0]
-
-
-def ambiguous(parts):
-    """True where another wording means the same: the absolute value of the negative is the negated.
-
-    Such compositions are left out of the contest, so that every wrong part is a wrong program.
-    """
-    meaning = parts[:1] + parts[2:]
-    return _bank_answers(meaning) in _wrong_answers(meaning)
-
-
-def _telling_lists(parts):
-    """Lists on which every swap of a part answers otherwise, most telling first (greedy cover)."""
-    assert not ambiguous(parts), parts
-    meaning = parts[:1] + parts[2:]
-    mine, others = _bank_answers(meaning), _wrong_answers(meaning)
-    chosen = []
-    while others:
-        best = max(range(len(mine)), key=lambda k: sum(other[k] != mine[k] for other in others))
-        others = [other for other in others if other[best] == mine[best]]
-        chosen.append(_bank(parts[0])[best])
-    return chosen
-
-
-def _stdin(parts, lists):
-    """One input in the problem's shape; only the shape "cases" holds more than one list."""
-    shape, stop = list(SHAPES)[parts[1]], DOMAINS[parts[0]].stop
-    lines = [" ".join(map(str, elements)) for elements in lists]
-    if shape == "count":
-        return f"{len(lists[0])}\n{lines[0]}\n"
-    if shape == "line":
-        return f"{lines[0]}\n"
-    if shape == "until":
-        return "".join(f"{e}\n" for e in [*lists[0], stop])
-    return "\n".join([str(len(lists)), *lines]) + "\n"
-
-
-def make_problem(parts):
-    """The problem of a composition: the same statement and the same tests every time.
-
-    The tests: lists that tell it from every swap of one part (negative numbers and repeats among
-    them), one list of a single element, and one from which nothing is kept.
-    """
-    domain = DOMAINS[parts[0]]
-    _, shape, select, change, reduce = parts
-    keep = domain.select[select].meaning
-    pool = [e for elements in _bank(parts[0]) for e in elements]
-    lists = _telling_lists(parts)
-    lists += [[next(e for e in pool if keep(e))], [e for e in pool if not keep(e)][:3]]
-    groups = [lists] if list(SHAPES)[shape] == "cases" else [[elements] for elements in lists]
-    tests = tuple((_stdin(parts, group), "".join(answer(parts, e) + "\n" for e in group))
-                  for group in groups)
-    reading = list(SHAPES.values())[shape].format(noun=domain.noun, stop=domain.stop)
-    statement = (f"# {reading}\n# Keep the {domain.select[select].phrase}, "
-                 f"{domain.change[change].phrase}, and print {domain.reduce[reduce].phrase}.\n")
-    return Problem(parts, statement, tests)
-
-
-class Contest(NamedTuple):
-    """Three lists of problems without a composition in common."""
-
-    train: list     # the language model and every assistant learn from these
-    dev: list       # constants are chosen on these
-    held_out: list  # results are measured on these
-
-
-def make_contest(rng, n_train, n_dev, n_held_out):
-    """A contest of unambiguous compositions, split at random by `rng` (a random.Random)."""
-    usable = [parts for parts in compositions() if not ambiguous(parts)]
-    if n_train + n_dev + n_held_out > len(usable):
-        raise ValueError(f"the contest has {len(usable)} problems, fewer than the "
-                         f"{n_train} + {n_dev} + {n_held_out} that were asked for")
-    rng.shuffle(usable)
-    # From both ends: how many are held out does not change what is learned.
-    splits = usable[:n_train], usable[n_train:n_train + n_dev], usable[-n_held_out:]
-    return Contest(*([make_problem(parts) for parts in split] for split in splits))
-
-
-# ------------------------------------------------------------------- programs in an author's style
-
-
-class Style(NamedTuple):
-    """How an author writes: her names and her four habits."""
-
-    a: str           # the list that is read
-    x: str           # one element of it
-    b: str           # the list that is kept
-    main: str        # her function
-    loop: bool       # b is built in a loop, else by a comprehension
-    use_map: bool    # list(map(int, ...)), else [int(s) for s in ...]
-    use_sys: bool    # sys.stdin.readline(), else input()
-    function: bool   # the program is a function and a call of it, else a script
-
-
-# The names that an author gives to the list, an element, the result and her function.
-AUTHORS = (("a", "x", "b", "main"), ("nums", "v", "res", "solve"), ("arr", "e", "out", "run"),
-           ("data", "k", "kept", "work"), ("items", "i", "found", "go"),
-           ("values", "y", "result", "process"))
-
-
-def draw_style(rng):
-    """A random author in a random mood (rng: a random.Random)."""
-    return Style(*rng.choice(AUTHORS), *(rng.random() < 0.5 for _ in range(4)))
-
-
-def write_program(parts, style):
-    """The reference solution of a composition in one author's style, as source text."""
-    d, shape, select, change, reduce = parts
-    domain, shape = DOMAINS[d], list(SHAPES)[shape]
-    a, x, b = style.a, style.x, style.b
-    line = "sys.stdin.readline()" if style.use_sys else "input()"
-    if domain is WORDS:
-        row, element = f"{line}.split()", line + ".strip()" * style.use_sys
-        stop = repr(domain.stop)
-    else:
-        row = (f"list(map(int, {line}.split()))" if style.use_map else
-               f"[int(s) for s in {line}.split()]")
-        element, stop = f"int({line})", domain.stop
-
-    if shape == "until":
-        body = [f"{a} = []", f"{x} = {element}", f"while {x} != {stop}:",
-                f"    {a}.append({x})", f"    {x} = {element}"]
-    else:
-        body = [f"n = int({line})"] * (shape == "count") + [f"{a} = {row}"]
-
-    condition = domain.select[select].code.format(x=x)
-    value = domain.change[change].code.format(x=x)
-    if style.loop:
-        body += [f"{b} = []", f"for {x} in {a}:", f"    if {condition}:",
-                 f"        {b}.append({value})"]
-    else:
-        body += [f"{b} = [{value} for {x} in {a} if {condition}]"]
-    body += [f"print({domain.reduce[reduce].code.format(b=b)})"]
-
-    repeat = [f"for _ in range(int({line})):"] if shape == "cases" else []
-    if style.function:
-        call = [f"{style.main}()"]
-        lines = [f"def {style.main}():", *_indent(body),
-                 *repeat, *(_indent(call) if repeat else call)]
-    else:
-        lines = [*repeat, *_indent(body)] if repeat else body
-    return "\n".join(["import sys"] * style.use_sys + lines) + "\n"
-
-
-def _indent(lines):
-    return ["    " + line for line in lines]
-
+from checkpoint import END_OF_TEXT, byte_letters, read_bytes, read_text, read_tokenizer, write_text
 
 # ------------------------------------------------------------------- tokenizer
 
-END_OF_TEXT = "<|endoftext|>"
 # A newline with the indentation behind it; a name; a digit; punctuation; other white space.
-_PATTERN = r"\n *| ?[^\W\d]+| ?\d| ?[^\w\s]+|\s"
+# The two joiners are spelled out because regex engines do not agree on whether they are letters.
+_PATTERN = r"\n *| ?(?:[^\W\d]|[\u200c\u200d])+| ?\d| ?[^\w\s\u200c\u200d]+|\s"
 
 
-def _encoding(ranks):
-    """A tiktoken.Encoding of byte-pair ranks {bytes: int}; the end of text is the last token."""
-    return tiktoken.Encoding("empower", pat_str=_PATTERN, mergeable_ranks=ranks,
-                             special_tokens={END_OF_TEXT: len(ranks)})
+class Tokenizer(tiktoken.Encoding):
+    """A tiktoken.Encoding that knows which tokens begin and end a document.
+
+    `bos` is the id that its family puts before every text, or None. `start` opens a document: bos,
+    else the end of text, which separates documents where there is no bos. `stops` are the ids that
+    end a text; `stop`, the first, is the one that is trained and written. `size` counts the ids.
+
+    Example: Llama 3.2 has size 128256, start == bos == 128000 (<|begin_of_text|>), stop 128001.
+    """
+
+    def __init__(self, pattern, ranks, special, stops, bos=None):
+        self.size = 1 + max([*ranks.values(), *special.values()])
+        # SmolLM2 has no token for 21 of the bytes, and tiktoken cannot do without: they get ids
+        # from `size` up, which are dropped from what is encoded, as the family's library does.
+        missing = [byte for byte in map(bytes, zip(range(256))) if byte not in ranks]
+        ranks = {**ranks, **{byte: self.size + n for n, byte in enumerate(missing)}}
+        super().__init__("empower", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
+        self.max_token_value = self.size - 1  # so that n_vocab == size
+        self.bos, self.stops, self.stop = bos, stops, stops[0]
+        self.start = special.get(END_OF_TEXT, self.stop) if bos is None else bos
+
+    @property
+    def eot_token(self):
+        return self.stop
+
+    def encode(self, text, **options):
+        return [i for i in super().encode(text, **options) if i < self.size]
+
+    def encode_ordinary(self, text):
+        return [i for i in super().encode_ordinary(text) if i < self.size]
 
 
 def train_tokenizer(texts, vocab_size):
-    """Byte-pair encoding on `texts`: tiktoken.Encoding with at most `vocab_size` tokens.
+    """Byte-pair encoding on `texts`: a Tokenizer with at most `vocab_size` tokens.
 
     All 256 single bytes are ranks, so any text can be written; the end-of-text token comes on top
     of the ranks and within `vocab_size`. Fewer tokens come out where nothing is left to merge.
@@ -400,18 +82,25 @@ def train_tokenizer(texts, vocab_size):
     counts = collections.Counter(m for text in texts for m in re.findall(_PATTERN, text))
     words = {word: [bytes([byte]) for byte in word.encode()] for word in counts}
     ranks = {bytes([byte]): byte for byte in range(256)}
+    pairs, holders = collections.Counter(), collections.defaultdict(set)  # pair -> its words
+
+    def count(word, n):
+        for pair in zip(words[word], words[word][1:]):
+            pairs[pair] += n
+            holders[pair].add(word)
+
+    for word in words:
+        count(word, counts[word])
     while len(ranks) < vocab_size - 1:
-        pairs = collections.Counter()
-        for word, pieces in words.items():
-            for pair in zip(pieces, pieces[1:]):
-                pairs[pair] += counts[word]
-        if not pairs:
+        n, (left, right) = max(zip(pairs.values(), pairs), default=(0, (b"", b"")))
+        if n == 0:
             break
-        left, right = max(pairs, key=lambda pair: (pairs[pair], pair))
         ranks.setdefault(left + right, len(ranks))  # two splits of one string are one token
-        for word, pieces in words.items():
-            words[word] = _merge(pieces, left, right)
-    return _encoding(ranks)
+        for word in holders.pop((left, right)):
+            count(word, -counts[word])
+            words[word] = _merge(words[word], left, right)
+            count(word, counts[word])
+    return Tokenizer(_PATTERN, ranks, {END_OF_TEXT: len(ranks)}, [len(ranks)])
 
 
 def _merge(pieces, left, right):
@@ -425,16 +114,12 @@ def _merge(pieces, left, right):
     return merged
 
 
-def _byte_letters():
-    """The letter that stands for each byte in a tokenizer.json (the table that GPT-2 began)."""
-    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    rest = [byte for byte in range(256) if byte not in plain]
-    return {byte: chr(byte) for byte in plain} | {b: chr(256 + n) for n, b in enumerate(rest)}
-
-
 def save_tokenizer(encoding, directory):
-    """Writes `directory`/tokenizer.json in the format of the Hugging Face tokenizers library."""
-    letters = _byte_letters()
+    """Writes `directory`/tokenizer.json in the format of the Hugging Face tokenizers library.
+
+    For the result of `train_tokenizer`; that of `load_tokenizer` has files, which are copied.
+    """
+    letters = byte_letters()
     tokens = {i: encoding.decode_single_token_bytes(i) for i in range(encoding.n_vocab - 1)}
     ranks = {token: i for i, token in tokens.items()}
     written = {i: "".join(letters[byte] for byte in token) for i, token in tokens.items()}
@@ -456,10 +141,21 @@ def save_tokenizer(encoding, directory):
                   "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
                   "vocab": {text: i for i, text in written.items()}, "merges": merges},
     }
-    path = Path(directory, "tokenizer.json")
-    temporary = Path(f"{path}.tmp")
-    temporary.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(Path(directory, "tokenizer.json"),
+               json.dumps(content, ensure_ascii=False, indent=1))
+
+
+def load_tokenizer(directory):
+    """The Tokenizer of a checkpoint, or of `save_tokenizer`, with the ids of its family's library.
+
+    Text is not normalised (Qwen's library makes it NFC), so that decoding gives back the same
+    bytes. FileNotFoundError where there is none, ValueError where it is damaged or of another kind.
+    """
+    parts = read_tokenizer(directory)
+    try:
+        return Tokenizer(*parts)
+    except ValueError as error:  # its own pattern is only in this file
+        raise ValueError(f"{directory}/tokenizer.json is damaged ({error}): copy it anew") from None
 
 
 def _last_pair(token, ranks):
@@ -472,30 +168,162 @@ def _last_pair(token, ranks):
     return [ranks[piece] for piece in pieces]
 
 
-def load_tokenizer(directory):
-    """The tiktoken.Encoding that `save_tokenizer` wrote; ValueError where the file is damaged."""
-    path = Path(directory, "tokenizer.json")
+# ------------------------------------------------------------------- corpora
+
+FIELDS = ("code", "content", "text", "solution", "canonical_solution", "completion")
+STATEMENTS = ("prompt", "description", "question")
+LONGEST = 400_000  # characters of a program; tiktoken fails on a million of white space
+_SKIPPED = {"site-packages", "dist-packages", "__pycache__", "node_modules"}
+
+
+def read_corpus(source, field=None):
+    """The programs of a corpus, each once, and one line that says what they are.
+
+    source: a folder of .py files, a .py file, a file of JSON rows with programs in `field` (else
+    in the first of FIELDS that it has), or "stdlib", the library of this Python. A ValueError
+    says what is wrong with it.
+
+    Example report: "1,634 programs of 1,918 in kattis.jsonl (field code): 284 duplicates".
+    """
+    path, where = Path(source), str(source)
+    if source == "stdlib":
+        where = f"the standard library of Python {platform.python_version()}"
+        texts = _read_folder(Path(sysconfig.get_path("stdlib")), _SKIPPED | {"test", "tests"})
+    elif path.is_dir():
+        texts = _read_folder(path, _SKIPPED)
+    elif not path.exists():
+        raise ValueError(f"there is no {path}: name a folder, a .py or .jsonl file, or stdlib")
+    elif path.suffix == ".py":
+        texts = [read_text(path)]
+    elif path.suffix in (".jsonl", ".json", ".ndjson"):
+        texts, field = _read_rows(path, field)
+        where += f" (field {field})"
+    else:
+        raise ValueError(f"{path} is no corpus: name a folder of .py files, a .py or .jsonl file")
+    readable = [text for text in map(_tidy, texts) if text]
+    short = [text for text in readable if len(text) <= LONGEST]
+    programs = list(dict.fromkeys(short))
+    repeated, unreadable = len(short) - len(programs), len(texts) - len(readable)
+    left_out = {f"duplicate{'s' * (repeated > 1)}": repeated, "unreadable": unreadable,
+                f"longer than {LONGEST:,} characters": len(readable) - len(short)}
+    report = f"{len(programs):,} program{'s' * (len(programs) != 1)} of {len(texts):,} in {where}"
+    if any(left_out.values()):
+        report += ": " + ", ".join(f"{n:,} {what}" for what, n in left_out.items() if n)
+    if not programs:
+        raise ValueError(f"no usable program: {report}; name another corpus")
+    return programs, report
+
+
+def _read_folder(folder, skipped):
+    """The text of each .py file below `folder` in order of path, None for what is not UTF-8."""
+    paths = []
+    for root, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if name not in skipped and name[0] != "."]
+        paths += [Path(root, name) for name in names]
+    found = sorted(path for path in paths if path.suffix == ".py")
+    if not found:
+        kinds = sorted({path.suffix or path.name for path in paths})
+        raise ValueError(f"no .py file under {folder} (found {len(paths)} files"
+                         f"{': ' * bool(kinds)}{', '.join(kinds[:5])}): name another folder")
+    texts = []
+    for path in found:
+        try:
+            texts.append(read_text(path))
+        except (ValueError, OSError):
+            texts.append(None)
+    return texts
+
+
+def _read_rows(path, field):
+    """The program of each row of JSON, None where it has none, and the field that they are in."""
+    content = read_bytes(path)
+    rows = (_json_row(content) if content.lstrip().startswith(b"[") else
+            map(_json_row, filter(bytes.strip, content.splitlines())))
+    rows = [row if isinstance(row, dict) else {} for row in rows or ()]
+    first = next(filter(None, rows), {})
+    field = field or next((name for name in FIELDS if name in first), None)
+    if not any(field in row for row in rows):
+        wanted = field or ", ".join(FIELDS)
+        raise ValueError(f"{path} has no field {wanted}; its first row has "
+                         f"{', '.join(first) or 'no field at all'}: name the one with the program")
+    return [_join_statement(row, field) for row in rows], field
+
+
+def _json_row(line):
     try:
-        vocab = json.loads(path.read_text(encoding="utf-8"))["model"]["vocab"]
-        byte_of = {letter: byte for byte, letter in _byte_letters().items()}
-        ranks = {bytes(byte_of[letter] for letter in text): i for text, i in vocab.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is damaged: {error!r}") from None
-    if sorted(ranks.values()) != list(range(len(ranks))) or len(ranks) < 256:
-        raise ValueError(f"{path} is damaged: {len(ranks)} ids, not all from 0 up or bytes missing")
-    return _encoding(ranks)
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _join_statement(row, field):
+    """The program in a row, behind its statement where it has one.
+
+    Example: {"prompt": "Add.", "code": "a + b"} is "# Add.\\na + b". A prompt that the code goes on
+    from, as in HumanEval, where the code alone is no program, stays as it is.
+    """
+    code = row.get(field)
+    statement = next((row[name] for name in STATEMENTS
+                      if name != field and isinstance(row.get(name), str)), "")
+    if not isinstance(code, str) or not code.strip() or not statement.strip():
+        return code
+    if _parses(statement + code) and not _parses(code):
+        return statement + code
+    return "".join(f"# {line}".rstrip() + "\n" for line in statement.strip().splitlines()) + code
+
+
+def _parses(program):
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of escapes such as "\d"
+            ast.parse(program)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    return True
+
+
+def _tidy(text):
+    """A program with \\n as its line ends and one at its end; "" where it is none."""
+    if not isinstance(text, str) or not text.strip() or re.search("[\ud800-\udfff]", text):
+        return ""  # half a surrogate pair is not a character: no tokenizer could write it
+    return re.sub("\r\n?", "\n", text).rstrip("\n") + "\n"
+
+
+def split_corpus(programs, held_out, rng):
+    """(the other programs, `held_out` programs drawn by rng, a random.Random), no one in both."""
+    if len(programs) <= held_out:
+        raise ValueError(f"a corpus of {len(programs)} programs is too small to hold out "
+                         f"{held_out}: hold out fewer or name a larger one")
+    shuffled = rng.sample(programs, len(programs))
+    return shuffled[held_out:], shuffled[:held_out]
 
 
 # ------------------------------------------------------------------- documents and states
 
 
 def document(encoding, statement, program):
-    """Token ids: end of text, statement ("" for none), program, end of text.
+    """Token ids: the start token, statement ("" for none), program, the stop token.
 
     Statement and program are encoded apart: a program has the same tokens with and without it.
     """
-    end = encoding.n_vocab - 1
-    return [end, *encoding.encode_ordinary(statement), *encoding.encode_ordinary(program), end]
+    return [encoding.start, *encoding.encode_ordinary(statement),
+            *encoding.encode_ordinary(program), encoding.stop]
+
+
+def pieces(encoding, text, size):
+    """The token ids of a long text in lists of at most `size`, for one document each.
+
+    Each is cut behind its last token with a newline, if it has one, and is never empty; together
+    they are encode_ordinary(text). Example: 5 tokens "a", "\\n", "b", "c", "d" at size 3 are
+    ["a", "\\n"] and ["b", "c", "d"].
+    """
+    ids, cuts = encoding.encode_ordinary(text), [0]
+    while cuts[-1] < len(ids):
+        end = cuts[-1] + size
+        lines = (n for n in range(end, cuts[-1], -1)
+                 if b"\n" in encoding.decode_single_token_bytes(ids[n - 1]))
+        cuts.append(len(ids) if end >= len(ids) else next(lines, end))
+    return [ids[a:b] for a, b in zip(cuts, cuts[1:])]
 
 
 def draw_states(rng, lengths):
