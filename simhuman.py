@@ -41,7 +41,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Callable
 
 import numpy as np
 import torch
@@ -114,12 +113,15 @@ class Episode:
         return sum(turn.accepted for turn in self.turns)
 
     @property
+    def tokens_accepted(self):
+        return sum(len(turn.suggestion) for turn in self.turns if turn.accepted)
+
+    @property
     def code(self):
         """The program so far: accepted suggestions and typed tokens in order (token ids)."""
         return [i for turn in self.turns for i in turn.suggestion * turn.accepted + turn.typed]
 
 
-@dataclasses.dataclass(frozen=True)
 class Human:
     """pi_H: a language model that reads the problem statement, and how she behaves.
 
@@ -127,12 +129,74 @@ class Human:
     suggestion; `turn_tokens` is K_H, the most that she types in a turn (Section 5.1).
     """
 
-    model: object
-    cost: Callable
-    accepts: Callable
-    turn_tokens: int
-    temperature: float = 1.0
-    top_p: float = 1.0
+    def __init__(self, model, cost, accepts, turn_tokens, temperature=1.0, top_p=1.0):
+        self.model, self.cost, self.accepts = model, cost, accepts
+        self.turn_tokens, self.temperature, self.top_p = turn_tokens, temperature, top_p
+
+    def begin(self, goals):
+        """Sits down to a game of one row for each goal: what she knows, as token ids."""
+        self.goals, self.cache = goals, KVCache(self.model, len(goals))
+
+    def keep(self, rows):
+        """Goes on with these rows alone, numbered anew in the order given."""
+        self.goals = [self.goals[row] for row in rows]
+        self.cache.keep(rows)
+
+    def has_room(self, row, code, tokens):
+        """Whether so many more tokens fit into her context."""
+        return len(self.goals[row]) + len(code) + tokens <= self.cache.limit
+
+    def judge(self, codes, suggestions):
+        """(bits of each token, accepted or not) for each row; silence is ([], False)."""
+        if not any(suggestions):
+            return [([], False) for _ in suggestions]
+        texts = [goal + code for goal, code in zip(self.goals, codes)]
+        logits = extend(self.model, self.cache, texts, suggestions)        # (B, M + 1, V)
+        costs = [self.cost(row[:len(suggestion)], torch.tensor(suggestion, device=row.device))
+                 .tolist() if suggestion else [] for row, suggestion in zip(logits, suggestions)]
+        return [(nll, bool(nll) and self.accepts(nll)) for nll in costs]
+
+    def write(self, codes, stop_tokens, generator):
+        """What she types behind each code, and in which rows a stop token said that she is done.
+
+        `sample` rolls the cache back to the code, so she forgets what she has rejected.
+        """
+        texts = [goal + code for goal, code in zip(self.goals, codes)]
+        return sample(self.model, self.cache, texts, self.turn_tokens, stop_tokens,
+                      self.temperature, self.top_p, generator=generator)
+
+
+class Author:
+    """A human who wants exactly the program that was written: for code that has no tests.
+
+    programs: token ids, each the goal of one row. She accepts a suggestion when it is what comes
+    next, token for token, and otherwise types the next K_H tokens.
+    Example: of the program [1, 2, 3, 4] stands [1]: she accepts [2, 3], and rejects [2, 4].
+    """
+
+    def __init__(self, turn_tokens):
+        self.turn_tokens = turn_tokens
+
+    def begin(self, goals):
+        self.programs = goals
+
+    def keep(self, rows):
+        self.programs = [self.programs[row] for row in rows]
+
+    def has_room(self, row, code, tokens):
+        return True  # no model, no context that could fill up
+
+    def judge(self, codes, suggestions):
+        """([], accepted or not) of each row's suggestion: nothing costs her any bits."""
+        return [([], bool(new) and program[len(code):len(code) + len(new)] == new)
+                for program, code, new in zip(self.programs, codes, suggestions)]
+
+    def write(self, codes, stop_tokens, generator):
+        """The next tokens of each program, and whether it is complete with them."""
+        typed = [program[len(code):len(code) + self.turn_tokens]
+                 for program, code in zip(self.programs, codes)]
+        return typed, [len(code) + len(new) == len(program)
+                       for program, code, new in zip(self.programs, codes, typed)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,20 +211,20 @@ class Assistant:
     top_p: float = 1.0
 
 
-def play(statements, human, assistant, rounds, stop_token, generator, label="play"):
-    """The game of Section 3 on all problems in lockstep: one Episode for each statement.
+def play(goals, human, assistant, rounds, start, stop_tokens, generator, label="play"):
+    """The game of Section 3 on all problems in lockstep: one Episode for each goal.
 
-    statements: a list of lists of token ids. Each round the assistant (None: the human is alone)
-    suggests, the human accepts or rejects, and then types, unless a stop token ends the episode.
-    All episodes share one batch and keep their KV caches; a rejection only rolls a row back.
+    goals: token ids, what the human knows: for a `Human` the token `start` that begins a document
+    and the statement, for an `Author` her program. Each round the assistant (None: the human is
+    alone) suggests behind `start` and the code, the human accepts or rejects, and then types,
+    unless she is done. All episodes share one batch and keep their KV caches.
     """
-    goals = [[stop_token, *statement] for statement in statements]
-    known = goals if assistant and assistant.knows_goal else [[stop_token]] * len(goals)
+    known = goals if assistant and assistant.knows_goal else [[start]] * len(goals)
     codes = [[] for _ in goals]
     episodes = [Episode(problem) for problem in range(len(goals))]
-    human_cache = KVCache(human.model, len(goals))
-    assistant_cache = assistant and KVCache(assistant.model, len(goals))
-    live = list(range(len(goals)))  # the problem of each row of the caches
+    human.begin(goals)
+    cache = assistant and KVCache(assistant.model, len(goals))
+    live = list(range(len(goals)))  # the problem of each row
     # An episode whose text leaves no room for one more round ends as if the rounds were used up.
     longest_round = human.turn_tokens + (assistant.max_tokens if assistant else 0)
     with tqdm(total=len(goals), desc=label, unit="problem", leave=False, disable=None) as bar:
@@ -168,44 +232,33 @@ def play(statements, human, assistant, rounds, stop_token, generator, label="pla
             suggestions = [[] for _ in live]
             if assistant:
                 suggestions, _ = sample(
-                    assistant.model, assistant_cache, [known[p] + codes[p] for p in live],
-                    assistant.max_tokens, stop_token, assistant.temperature, assistant.top_p,
+                    assistant.model, cache, [known[p] + codes[p] for p in live],
+                    assistant.max_tokens, stop_tokens, assistant.temperature, assistant.top_p,
                     assistant.max_cost, generator)
-            costs = read(human, human_cache, [goals[p] + codes[p] for p in live], suggestions)
-            for row, (p, suggestion, nll) in enumerate(zip(live, suggestions, costs)):
-                turn = Turn(suggestion, nll, accepted=bool(suggestion) and human.accepts(nll))
-                episodes[p].turns.append(turn)
-                if turn.accepted:
-                    codes[p] += suggestion
-                elif suggestion:  # rejected: both forget it
-                    human_cache.rollback(row, len(goals[p] + codes[p]))
-                    assistant_cache.rollback(row, len(known[p] + codes[p]))
-            typed, finished = sample(
-                human.model, human_cache, [goals[p] + codes[p] for p in live],
-                human.turn_tokens, stop_token, human.temperature, human.top_p, generator=generator)
+            verdicts = human.judge([codes[p] for p in live], suggestions)
+            for row, (p, new, (nll, accepted)) in enumerate(zip(live, suggestions, verdicts)):
+                episodes[p].turns.append(Turn(new, nll, accepted))
+                if accepted:
+                    codes[p] += new
+                elif new:  # rejected: the assistant forgets it
+                    cache.rollback(row, len(known[p] + codes[p]))
+            typed, finished = human.write([codes[p] for p in live], stop_tokens, generator)
             for p, tokens, done in zip(live, typed, finished):
                 episodes[p].turns[-1].typed = tokens
                 episodes[p].finished = done
                 codes[p] += tokens
             bar.update(sum(finished))
             rows = [row for row, p in enumerate(live) if not episodes[p].finished
-                    and len(goals[p] + codes[p]) + longest_round <= human_cache.limit]
+                    and human.has_room(row, codes[p], longest_round)
+                    and (not cache or len(known[p] + codes[p]) + longest_round <= cache.limit)]
             if not rows:
                 break
             if len(rows) < len(live):
                 live = [live[row] for row in rows]
-                for cache in filter(None, (human_cache, assistant_cache)):
+                human.keep(rows)
+                if cache:
                     cache.keep(rows)
     return episodes
-
-
-def read(human, cache, texts, suggestions):
-    """What each suggestion costs her behind its text: a list of bits per token, [] where silent."""
-    if not any(suggestions):
-        return [[] for _ in suggestions]
-    logits = extend(human.model, cache, texts, suggestions)                # (B, M + 1, V)
-    return [human.cost(row[:len(suggestion)], torch.tensor(suggestion, device=row.device)).tolist()
-            if suggestion else [] for row, suggestion in zip(logits, suggestions)]
 
 
 # ------------------------------------------------------------------- metrics (Section 5.1)
@@ -225,21 +278,36 @@ def pass_at_1(episodes):
     return _mean([episode.passed for episode in episodes])
 
 
+def _ratio(parts, wholes):
+    """(sum of parts over sum of wholes, its standard error), one part and whole for each problem.
+
+    The error is that of a ratio of two sums, from the residuals part - ratio * whole.
+    """
+    parts, wholes = np.asarray(parts, dtype=float), np.asarray(wholes, dtype=float)
+    if wholes.sum() == 0:
+        return math.nan, math.nan
+    ratio, n = parts.sum() / wholes.sum(), len(parts)
+    residual = parts - ratio * wholes
+    return ratio, math.sqrt(n / max(n - 1, 1) * (residual ** 2).sum()) / wholes.sum()
+
+
 def accept_ratio(episodes):
     """(accepted over offered suggestions, pooled; its standard error), the problem as the unit.
 
     Example: one problem with 1 of 1 accepted, one with 1 of 3: 2/4, not the mean of 1 and 1/3.
-    The error is that of a ratio of two sums, from the residuals accepted - ratio * offered of
-    each problem: here .5 and -.5, so sqrt(2 / 1 * .5) / 4 = .25. Nothing offered: (nan, nan).
+    The residuals are .5 and -.5, so the error is sqrt(2 / 1 * .5) / 4 = .25. Nothing offered: nan.
     """
-    accepted = np.array([episode.accepted for episode in episodes], dtype=float)
-    offered = np.array([episode.offered for episode in episodes], dtype=float)
-    if offered.sum() == 0:
-        return math.nan, math.nan
-    ratio, n = accepted.sum() / offered.sum(), len(episodes)
-    residual = accepted - ratio * offered
-    error = math.sqrt(n / max(n - 1, 1) * (residual ** 2).sum()) / offered.sum()
-    return ratio, error
+    return _ratio([episode.accepted for episode in episodes],
+                  [episode.offered for episode in episodes])
+
+
+def share_saved(episodes):
+    """(share of the programs' tokens that the assistant wrote, pooled; its standard error).
+
+    Example: a program of 8 tokens, 4 of them accepted, and one of 2 tokens, all typed: 4 / 10.
+    """
+    return _ratio([episode.tokens_accepted for episode in episodes],
+                  [episode.tokens_accepted + episode.tokens_written for episode in episodes])
 
 
 def discounted(episode, gamma, alpha, beta):
@@ -274,8 +342,8 @@ def transcript(episode, statement, decode):
     lines = [statement]
     for k, turn in enumerate(episode.turns, 1):
         if turn.suggestion:
-            lines.append(f"{k:3}  assistant  {decode(turn.suggestion)!r}  "
-                         f"{sum(turn.nll) / len(turn.nll):.2f} bits a token: "
+            cost = f"{np.mean(turn.nll):.2f} bits a token: " if turn.nll else ""
+            lines.append(f"{k:3}  assistant  {decode(turn.suggestion)!r}  {cost}"
                          f"{'accepted' if turn.accepted else 'rejected'}")
         lines.append(f"{k:3}  human      {decode(turn.typed)!r}")
     lines.append("finished by the human" if episode.finished else "cut off")
