@@ -14,6 +14,7 @@ Run it:  python empower.py            the whole experiment, a few minutes on a l
 """
 
 import argparse
+import codecs
 import contextlib
 import copy
 import dataclasses
@@ -22,12 +23,15 @@ import hashlib
 import json
 import math
 import os
+import pickle
 import platform
 import random
+import re
 import shutil
 import sys
 import time
 from pathlib import Path
+from typing import Callable, NamedTuple
 
 import numpy as np
 import torch
@@ -36,7 +40,9 @@ from tqdm import tqdm
 
 import data
 import simhuman
-from model import GPT, GPTConfig, KVCache, Muon, sample, write_text
+from checkpoint import GPTConfig, tokenizer_files, write_text
+from contest import draw_style, make_contest, write_program
+from model import GPT, KVCache, Muon, sample
 from simhuman import Assistant, Human
 
 # ------------------------------------------------------------------- the paper (Section 4.2)
@@ -70,18 +76,26 @@ def empower_lengths(nll, eta):
     return np.searchsorted(cum, cum[:-1] + eta, side="right") - 1 - np.arange(len(nll))
 
 
-def completion_rules(cfg):
-    """How many tokens each assistant learns to write: {name: rule(costs after the prefix, rng)}.
+def completion_rule(name, eta):
+    """How many tokens an assistant learns to write: rule(costs after the prefix, rng) -> length.
 
     The rule is all that tells Empower from its baselines; everything below is shared.
     """
-    return {
-        "SFT-10": lambda nll, rng: 10,
-        "SFT-20": lambda nll, rng: 20,
-        "SFT-RAND": lambda nll, rng: int(rng.integers(1, 31)),
-        f"Empower ({cfg.eta:g})": lambda nll, rng: empower_length(nll, cfg.eta),
-        f"Empower ({cfg.eta_wide:g})": lambda nll, rng: empower_length(nll, cfg.eta_wide),
-    }
+    if name == "empower":
+        return lambda nll, rng: empower_length(nll, eta)
+    if name == "sft-rand":
+        return lambda nll, rng: int(rng.integers(1, 31))
+    if not re.fullmatch(r"sft-[1-9]\d*", name):
+        raise UserError(f"--rule is {name!r}: choose empower, sft-rand or sft-N, as in sft-10")
+    return lambda nll, rng: int(name.removeprefix("sft-"))
+
+
+def completion_rules(cfg):
+    """{name: rule} of the assistants in the table (Section 5.1)."""
+    return {"SFT-10": completion_rule("sft-10", None), "SFT-20": completion_rule("sft-20", None),
+            "SFT-RAND": completion_rule("sft-rand", None),
+            **{f"Empower ({eta:g})": completion_rule("empower", eta)
+               for eta in (cfg.eta, cfg.eta_wide)}}
 
 
 # ------------------------------------------------------------------- settings
@@ -91,29 +105,50 @@ class UserError(ValueError):
     """Something that a person typed or handed over cannot be used; says what, and the remedy."""
 
 
-def setting(default, help):
-    return dataclasses.field(default=default, metadata={"help": help})
+def setting(default, help, positional=False):
+    """A field of a dataclass of settings, with the line that --help shows."""
+    return dataclasses.field(default=default, metadata={"help": help, "positional": positional})
+
+
+# The least that each number may be, and the most where there is a most.
+LEAST = {"eta": 0, "eta_wide": 0, "tau": 0, "temperature": 0, "alpha": 0, "beta": 0, "rounds": 1,
+         "turn_tokens": 1, "max_suggestion": 1, "train_problems": 10, "dev_problems": 1,
+         "held_out_problems": 2, "vocab_size": 257, "width": 32, "layers": 1, "pretrain_steps": 1,
+         "pretrain_batch": 1, "sft_batch": 1, "pretrain_lr": 0, "sft_lr": 0, "top_p": 0, "gamma": 0,
+         "context": 16, "held_out": 2, "train_programs": 10, "pretrain_tokens": 1, "lr": 0,
+         "batch": 1, "micro_batch": 1, "clip": 0, "save_minutes": 0}
+MOST = {"top_p": 1, "gamma": 1}
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    """Every setting of the experiment; the command line is derived from these fields."""
+class Settings:
+    """What every command has; the command line is derived from the fields of these classes."""
 
     out: str = setting("out", "folder for everything that a run makes")
-    seed: int = setting(0, "feeds all randomness, by separate generators")
     device: str = setting("auto", "auto, cpu, cuda or mps")
 
+    def __post_init__(self):
+        for name in vars(self).keys() & LEAST.keys():
+            value, flag = getattr(self, name), f"--{name.replace('_', '-')}"
+            if value is not None and not LEAST[name] <= value < math.inf:
+                raise UserError(f"{flag} is {value}: give a finite number of at least "
+                                f"{LEAST[name]}")
+            if name in MOST and not 0 < value <= MOST[name]:
+                raise UserError(f"{flag} is {value}: give a number above 0 and at most "
+                                f"{MOST[name]}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment(Settings):
+    """What the generated contest and real code have in common."""
+
+    seed: int = setting(0, "feeds all randomness, by separate generators")
     eta: float = setting(0.32, "threshold of Empower, bits (Section 5.1)")
     eta_wide: float = setting(4.0, "threshold of the second Empower row, bits (Section 5.3)")
-
-    train_problems: int = setting(4138, "problems to learn from, as many as the paper's (5.1)")
-    dev_problems: int = setting(100, "problems on which constants are chosen")
-    held_out_problems: int = setting(300, "problems of the results, compositions never seen")
 
     vocab_size: int = setting(640, "tokens of the vocabulary at most, all 256 bytes among them")
     width: int = setting(128, "hidden size of the model")
     layers: int = setting(3, "layers of the model")
-    pretrain_steps: int = setting(1400, "updates of pre-training")
     pretrain_batch: int = setting(16, "documents an update")
     pretrain_lr: float = setting(0.02, "Muon's learning rate; AdamW's is a tenth")
 
@@ -122,18 +157,34 @@ class Config:
 
     temperature: float = setting(1.0, "sampling of human and assistants (5.1: defaults)")
     top_p: float = setting(1.0, "share of the probability that sampling keeps")
-    max_suggestion: int = setting(100, "cap on a suggestion, tokens; no program is longer")
-
+    max_suggestion: int = setting(100, "cap on a suggestion, tokens")
     turn_tokens: int = setting(4, "K_H, most tokens that the human types in a turn (5.1: 10)")
+
+    gamma: float = setting(0.999, "discount of DPR (5.1)")
+    alpha: float = setting(0.1, "DPR's weight of a token read (5.1)")
+    beta: float = setting(0.5, "DPR's weight of a token written (5.1)")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.width % 32:
+            raise UserError(f"--width is {self.width}: give a multiple of 32, the size of a head")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(Experiment):
+    """Every setting of the experiment on the generated contest."""
+
+    train_problems: int = setting(4138, "problems to learn from, as many as the paper's (5.1)")
+    dev_problems: int = setting(100, "problems on which constants are chosen")
+    held_out_problems: int = setting(300, "problems of the results, compositions never seen")
+    pretrain_steps: int = setting(1400, "updates of pre-training")
+
     rounds: int = setting(19, "most rounds a problem; K_H x rounds is 1.25 programs, as in 5.1")
     judging: str = setting("skim", "how the human judges a suggestion: skim, careful or strict")
     tau: float = setting(None, "what she tolerates, bits (default: what --calibrate chose: "
                                "skim 1.1, careful 16, strict 14)")
-
     gamma: float = setting(0.9935, "discount of DPR: 0.999 ** (400 / tokens of a program)")
-    alpha: float = setting(0.1, "DPR's weight of a token read (5.1)")
-    beta: float = setting(0.5, "DPR's weight of a token written (5.1)")
-
+    calibrate: bool = setting(False, "choose tau on development problems, print the choice, stop")
 
     def __post_init__(self):
         if self.judging not in simhuman.JUDGING:
@@ -141,26 +192,12 @@ class Config:
                             f"{' or '.join(simhuman.JUDGING)}")
         if self.tau is None:
             object.__setattr__(self, "tau", TAU[self.judging])  # frozen for everybody else
-        at_least = {"eta": 0, "eta_wide": 0, "tau": 0, "temperature": 0, "alpha": 0, "beta": 0,
-                    "rounds": 1, "turn_tokens": 1, "max_suggestion": 1, "train_problems": 10,
-                    "dev_problems": 1, "held_out_problems": 2, "vocab_size": 257, "width": 32,
-                    "layers": 1, "pretrain_steps": 1, "pretrain_batch": 1, "sft_batch": 1,
-                    "pretrain_lr": 0, "sft_lr": 0, "top_p": 0, "gamma": 0}
-        for name, least in at_least.items():
-            if not least <= getattr(self, name) < math.inf:
-                raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}: "
-                                f"give a finite number of at least {least}")
-        for name, most in {"top_p": 1, "gamma": 1}.items():
-            if not 0 < getattr(self, name) <= most:
-                raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}: "
-                                f"give a number above 0 and at most {most}")
-        if self.width % 32:
-            raise UserError(f"--width is {self.width}: give a multiple of 32, the size of a head")
+        super().__post_init__()
 
 
 # What the game and the sampling depend on; the rest of a stage's inputs it names itself.
 SAMPLING = ("seed", "temperature", "top_p")
-GAME = ("rounds", "turn_tokens", "max_suggestion", "judging", "tau")
+PRETRAINING = ("seed", "vocab_size", "width", "layers", "pretrain_batch", "pretrain_lr")
 TAU = {"skim": 1.1, "careful": 16.0, "strict": 14.0}  # the choices of --calibrate
 UNLIMITED_TOKENS = 400  # a human without a round limit types this much: six programs
 # tau in bits that --calibrate tries, by the rule: mean, sum and maximum of a suggestion's costs
@@ -230,64 +267,146 @@ def collate(batch, limit):
     return ids, labels
 
 
-def train(model, examples, batch_size, lr, rng, label):
+def muon_and_adamw(model, lr):
+    """The optimizers of a model that is pre-trained here: Muon for the weight matrices, AdamW at
+    a tenth of the rate for embedding and norms. It needs a third of the tokens of AdamW alone."""
+    inner = {name: name.startswith("layers.") and p.dim() == 2
+             for name, p in model.named_parameters()}
+    matrices, others = ([p for name, p in model.named_parameters() if inner[name] == wanted]
+                        for wanted in (True, False))
+    return [Muon(matrices, lr=lr), *adamw(others, lr / 10)]
+
+
+def adamw(parameters, lr):
+    """The optimizer of a checkpoint that was pre-trained elsewhere, most likely by this one too."""
+    return [torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.95), weight_decay=0.0)]
+
+
+def backward(model, batch, micro_batch):
+    """Adds the gradient of the mean loss over the labels of a batch; returns it, in nats a token.
+
+    The batch goes through `micro_batch` examples at a time, and on CUDA in bfloat16. The head is
+    applied where there is a label alone: a completion is short and a vocabulary can be large.
+    """
+    limit, device, total = model.config.max_position_embeddings, model.device, 0.0
+    parts = [collate(batch[i:i + micro_batch], limit) for i in range(0, len(batch), micro_batch)]
+    count = sum(int((labels[:, 1:] >= 0).sum()) for _, labels in parts)
+    for ids, labels in parts:
+        ids, targets = ids[:, :-1].to(device), labels[:, 1:].to(device)          # (B, T-1)
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            logits = model.lm_head(model.hidden(ids)[targets >= 0])              # (labels, V)
+        loss = F.cross_entropy(logits.float(), targets[targets >= 0], reduction="sum") / count
+        loss.backward()
+        total += loss.item()
+    return total
+
+
+def train(model, examples, batch_size, optimizers, rng, label, micro_batch=None, clip=None,
+          progress=None):
     """One pass over `examples`, (token ids, start) each, with loss on ids[start:] alone.
 
-    Pre-training and fine-tuning are this same loop. Muon updates the weight matrices (lr) and
-    AdamW the embedding and the norms (lr / 10); both rates rise over the first 2% of the updates
-    and fall to zero over the last 60%. Returns the mean loss of each update, in nats a token.
+    Pre-training and fine-tuning are this same loop. The rates of the optimizers rise over the
+    first 2% of the updates and fall to zero over the last 60%; gradients longer than `clip` are
+    shortened to it. `progress` (a file, seconds) is where the state is kept so often, and from
+    where an interrupted pass goes on. Returns the mean loss of each update, in nats a token.
     """
-    device = next(model.parameters()).device
-    matrices = [p for name, p in model.named_parameters() if p.dim() == 2 and "embed" not in name]
-    others = [p for name, p in model.named_parameters() if p.dim() != 2 or "embed" in name]
-    optimizers = [Muon(matrices, lr=lr),
-                  torch.optim.AdamW(others, lr=lr / 10, betas=(0.9, 0.95), weight_decay=0.0)]
     batches = make_batches(examples, batch_size, rng)
     n = len(batches)
-    schedule = [torch.optim.lr_scheduler.LambdaLR(
+    schedules = [torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda k: min(1, (k + 1) / (0.02 * n), (n - k) / (0.6 * n)))
         for optimizer in optimizers]
-    losses = []
-    with tqdm(batches, desc=label, unit="update", leave=False, disable=None) as bar:
-        for batch in bar:
-            ids, labels = collate(batch, model.config.max_position_embeddings)
-            ids, labels = ids.to(device), labels.to(device)
-            logits = model(ids[:, :-1])                                          # (B, T-1, V)
-            loss = F.cross_entropy(logits.flatten(0, 1).float(), labels[:, 1:].flatten())
-            loss.backward()
-            for step in (*optimizers, *schedule):
+    keep, seconds = progress or (None, math.inf)
+    losses = load_progress(keep, model, *optimizers, *schedules) if keep and keep.exists() else []
+    saved = begin = time.time()
+    tokens = 0
+    with tqdm(total=n, initial=len(losses), desc=label, unit="update", leave=False,
+              disable=None) as bar:
+        for batch in batches[len(losses):]:
+            losses.append(backward(model, batch, micro_batch or batch_size))
+            if clip:
+                torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+            for step in (*optimizers, *schedules):
                 step.step()
             model.zero_grad()
-            losses.append(loss.item())
-            bar.set_postfix(loss=f"{np.mean(losses[-50:]):.3f}")
+            tokens += sum(len(ids) for ids, _ in batch)
+            bar.set_postfix_str(f"loss {np.mean(losses[-50:]):.3f}, "
+                                f"{tokens / (time.time() - begin):,.0f} tokens/s", refresh=False)
+            bar.update()
+            if time.time() - saved > seconds and len(losses) < n:
+                save_progress(keep, losses, model, *optimizers, *schedules)
+                saved = time.time()
     return losses
 
 
+def save_progress(path, losses, *parts):
+    """Keeps how far a pass of training has come, under a temporary name until it is whole."""
+    torch.save({"losses": losses, "parts": [part.state_dict() for part in parts]}, f"{path}.tmp")
+    os.replace(f"{path}.tmp", path)
+
+
+def load_progress(path, *parts):
+    """Takes up what `save_progress` kept; returns the losses so far."""
+    try:
+        state = torch.load(path, map_location=parts[0].device, weights_only=True)
+        for part, values in zip(parts, state["parts"], strict=True):
+            part.load_state_dict(values)
+    except (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
+        raise UserError(f"{path} cannot be read ({error}): remove it, and training begins "
+                        "anew") from None
+    return state["losses"]
+
+
+def document_nll(model, ids):
+    """Cost in bits of ids[:, 1:], each behind what stands before it: (B, T) -> (B, T-1).
+
+    The head goes over slices of positions: all logits at once would not fit for a large vocabulary.
+    """
+    hidden, targets = model.hidden(ids[:, :-1]), ids[:, 1:]                      # (B, T-1, C)
+    size = max(1, 2**26 // (len(ids) * model.config.vocab_size))
+    return torch.cat([token_nll(model.lm_head(h), t) for h, t in
+                      zip(hidden.split(size, 1), targets.split(size, 1))], 1)
+
+
 @torch.no_grad()
-def score(model, programs, stop_token, batch_size=64):
+def score(model, programs, start, batch_tokens=8192):
     """Cost in bits of every token of every program (Section 4.1): a list of arrays (N,).
 
     One forward pass gives the costs for all states, since a token's cost does not depend on which
-    state was drawn. The model sees the code alone, behind the token that begins a document.
+    state was drawn. The model sees the code alone, behind the token `start` of a document. A
+    program that is longer than its context is a ValueError.
     """
-    device = next(model.parameters()).device
-    order = sorted(range(len(programs)), key=lambda k: len(programs[k]))
+    limit = model.config.max_position_embeddings
+    longest = max(map(len, programs), default=0)
+    if longest > limit:
+        raise ValueError(f"a program of {longest} tokens is longer than the model's {limit}")
     costs = [None] * len(programs)
-    for k in tqdm(range(0, len(order), batch_size), "score", unit="batch", leave=False,
-                  disable=None):
-        chosen = order[k:k + batch_size]
-        ids, _ = collate([([stop_token, *programs[i]], 0) for i in chosen],
-                         model.config.max_position_embeddings)
-        ids = ids.to(device)
-        nll = token_nll(model(ids[:, :-1]), ids[:, 1:])                          # (B, T-1)
-        for i, row in zip(chosen, nll.cpu().numpy()):
-            costs[i] = row[:len(programs[i])]
+    with tqdm(total=sum(map(len, programs)), desc="score", unit="token", unit_scale=True,
+              leave=False, disable=None) as bar:
+        for chosen in batches_by_length([len(program) for program in programs], batch_tokens):
+            ids, _ = collate([([start, *programs[i]], 0) for i in chosen], limit + 1)
+            nll = document_nll(model, ids.to(model.device)).cpu().numpy()        # (B, T-1)
+            for i, row in zip(chosen, nll):
+                costs[i] = row[:len(programs[i])]
+            bar.update(sum(len(programs[i]) for i in chosen))
     return costs
+
+
+def batches_by_length(lengths, batch_tokens):
+    """Indices in batches of like length, each of at most `batch_tokens` with its padding.
+
+    Example: lengths [3, 1, 2, 9], 6 tokens -> [1, 2], [0], [3]: at least one in each.
+    """
+    batches = [[]]
+    for i in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if batches[-1] and (len(batches[-1]) + 1) * lengths[i] > batch_tokens:
+            batches.append([])
+        batches[-1].append(i)
+    return [batch for batch in batches if batch]
 
 
 # ------------------------------------------------------------------- stages and files
 
-VERSION = 1  # of the files in --out; a stage made by another version is not read
+VERSION = 2  # of the files in --out; a stage made by another version is not read
 
 
 def open_output(out):
@@ -345,138 +464,177 @@ def slug(name):
     return "-".join("".join(c if c.isalnum() or c == "." else " " for c in name.lower()).split())
 
 
-def save_checkpoint(model, encoding, folder):
-    model.save_pretrained(folder)
-    data.save_tokenizer(encoding, folder)
+class Checkpoint(NamedTuple):
+    """A language model with its tokenizer, and the folder of both."""
+
+    model: GPT
+    encoding: data.Tokenizer
+    folder: Path
+    name: str  # what tells it from other checkpoints
 
 
-def load_checkpoint(folder, device):
+def load_checkpoint(folder, device, dtype=None):
+    """The checkpoint in a folder, of ours or of the published families; its file's dtype if None.
+
+    FileNotFoundError or ValueError says in one sentence what cannot be used.
+    """
+    model, folder = GPT.from_pretrained(folder, device, dtype).eval(), Path(folder)
+    encoding = data.load_tokenizer(folder)
+    model.writable = encoding.size  # published models have more rows than their tokenizers tokens
+    files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns)
+             for path in sorted(folder.glob("*.safetensors"))]
+    return Checkpoint(model, encoding, folder, fingerprint([str(folder.resolve()), files]))
+
+
+def load_stage(folder, device):
+    """The checkpoint that an earlier stage has made; the folder's name says what went in."""
     with reading(folder):
-        return GPT.from_pretrained(folder, device).eval(), data.load_tokenizer(folder)
+        return load_checkpoint(folder, device)._replace(name=folder.name)
+
+
+def save_tuned(model, dtype, base, folder):
+    """A fine-tuned model in the dtype of its base, with the base's tokenizer files beside it."""
+    model.to(dtype).save_pretrained(folder)
+    for path in tokenizer_files(base.folder):
+        copy_to = Path(folder, path.relative_to(base.folder))
+        copy_to.parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, copy_to)
 
 
 # ------------------------------------------------------------------- the stages of a run
 
 
-def make_contest(cfg):
+def draw_contest(cfg):
+    """The problems to learn from, to choose constants on, and of the results (Section 5.1)."""
     try:
-        return data.make_contest(python_generator(cfg, "contest"), cfg.train_problems,
-                                 cfg.dev_problems, cfg.held_out_problems)
+        return make_contest(python_generator(cfg, "contest"), cfg.train_problems,
+                            cfg.dev_problems, cfg.held_out_problems)
     except ValueError as error:
         raise UserError(f"{error}: lower --train-problems") from None
 
 
 def gpt_config(cfg, vocab_size):
     """Heads of 32 features, two query heads to a key-value head; room for the longest game."""
-    heads = cfg.width // 32
+    heads, end = cfg.width // 32, vocab_size - 1
     return GPTConfig(vocab_size, cfg.width, 3 * cfg.width, cfg.layers, heads,
-                     num_key_value_heads=heads // 2 if heads % 2 == 0 else heads,
-                     head_dim=32, max_position_embeddings=4096)
+                     num_key_value_heads=heads // 2 if heads % 2 == 0 else heads, head_dim=32,
+                     max_position_embeddings=4096, bos_token_id=end, eos_token_id=end)
 
 
 def base_model(cfg, contest, device):
-    """The language model of all roles, pre-trained or reused: (its folder, GPT, Encoding)."""
+    """The language model of all roles, pre-trained or reused.
+
+    Half of the documents stand behind their statement: with it in its context the model is the
+    human; without it, the scorer and Base.
+    """
     rng = python_generator(cfg, "documents")
     drawn = [rng.choice(contest.train) for _ in range(cfg.pretrain_steps * cfg.pretrain_batch)]
     texts = [(problem.statement * rng.randint(0, 1),
-              data.write_program(problem.parts, data.draw_style(rng))) for problem in drawn]
-    inputs = {"texts": fingerprint(texts), **settings(
-        cfg, "seed", "vocab_size", "width", "layers", "pretrain_steps", "pretrain_batch",
-        "pretrain_lr")}
-    path = stage(cfg, "base", inputs, lambda folder: pretrain(cfg, texts, device, folder))
-    return path, *load_checkpoint(path, device)
+              write_program(problem.parts, draw_style(rng))) for problem in drawn]
+
+    def make(folder):
+        encoding = data.train_tokenizer([text for pair in texts[:4000] for text in pair],
+                                        cfg.vocab_size)
+        pretrain(cfg, encoding, [data.document(encoding, *pair) for pair in texts], device, folder)
+
+    inputs = {"texts": fingerprint(texts), **settings(cfg, "pretrain_steps", *PRETRAINING)}
+    return load_stage(stage(cfg, "base", inputs, make), device)
 
 
-def pretrain(cfg, texts, device, folder):
-    """Trains on (statement or "", program): half of the programs stand behind their statement.
-
-    With the statement in its context the model is the human; without it, the scorer and Base.
-    """
-    encoding = data.train_tokenizer([text for pair in texts[:4000] for text in pair],
-                                    cfg.vocab_size)
+def pretrain(cfg, encoding, documents, device, folder):
+    """A new GPT, trained on documents (token ids each), and its tokenizer, into a folder."""
     model = GPT(gpt_config(cfg, encoding.n_vocab), torch_generator(cfg, "weights", "cpu"))
     model.to(device)
-    examples = [(data.document(encoding, *pair), 1) for pair in texts]
-    losses = train(model, examples, cfg.pretrain_batch, cfg.pretrain_lr,
-                   python_generator(cfg, "batches"), "pre-train")
-    print(f"  {sum(len(ids) for ids, _ in examples):,} tokens seen; loss from {losses[0]:.2f} to "
+    losses = train(model, [(ids, 1) for ids in documents], cfg.pretrain_batch,
+                   muon_and_adamw(model, cfg.pretrain_lr), python_generator(cfg, "batches"),
+                   "pre-train")
+    print(f"  {sum(map(len, documents)):,} tokens seen; loss from {losses[0]:.2f} to "
           f"{np.mean(losses[-50:]):.3f} nats a token")
-    save_checkpoint(model, encoding, folder)
+    model.save_pretrained(folder)
+    data.save_tokenizer(encoding, folder)
 
 
-def write_programs(cfg, base, encoding, contest, folder):
+def human_programs(cfg, base, contest):
     """Section 5.1: the human attempts each training problem once; nothing is filtered.
 
-    programs.jsonl: {"statement", "program", "nll": the bits of each token under pi_hat}.
+    Returns (token ids, costs in bits under pi_hat) of each program.
     """
-    end, written = encoding.eot_token, []
-    generator = torch_generator(cfg, "programs", base.device)
+    path = stage(cfg, "programs", {"base": base.name, **settings(cfg, *SAMPLING)},
+                 lambda folder: write_programs(cfg, base, contest, folder))
+    with reading(path), Path(path, "programs.jsonl").open() as file:
+        rows = [json.loads(line) for line in file]
+        return [(base.encoding.encode_ordinary(row["program"]), np.array(row["nll"]))
+                for row in rows]
+
+
+def write_programs(cfg, base, contest, folder):
+    """programs.jsonl: {"statement", "program", "nll": the bits of each token under pi_hat}."""
+    model, encoding = base.model, base.encoding
+    generator, written = torch_generator(cfg, "programs", model.device), []
     for k in tqdm(range(0, len(contest.train), 512), "human writes", unit="batch", leave=False,
                   disable=None):
-        texts = [[end, *encoding.encode_ordinary(problem.statement)]
+        texts = [[encoding.start, *encoding.encode_ordinary(problem.statement)]
                  for problem in contest.train[k:k + 512]]
-        new, _ = sample(base, KVCache(base, len(texts)), texts, UNLIMITED_TOKENS,
-                        end, cfg.temperature, cfg.top_p,
-                        generator=generator)
+        new, _ = sample(model, KVCache(model, len(texts)), texts, UNLIMITED_TOKENS,
+                        encoding.stops, cfg.temperature, cfg.top_p, generator=generator)
         written += [encoding.decode(ids) for ids in new]
-    costs = score(base, [encoding.encode_ordinary(program) for program in written], end)
-    rows = [{"statement": problem.statement, "program": program,
-             "nll": nll.tolist()}
+    costs = score(model, [encoding.encode_ordinary(program) for program in written],
+                  encoding.start)
+    rows = [{"statement": problem.statement, "program": program, "nll": nll.tolist()}
             for problem, program, nll in zip(contest.train, written, costs) if program]
     write_text(folder / "programs.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
 
-def load_programs(folder):
-    with reading(folder):
-        return [json.loads(line) for line in Path(folder, "programs.jsonl").open()]
-
-
-def choose_completions(programs, states, encoding, rule, rng):
+def choose_completions(programs, states, rule, rng):
     """(prefix, completion) of each program: one state n, and as many tokens as the rule says."""
-    pairs = []
-    for program, n in zip(programs, states):
-        ids, nll = encoding.encode_ordinary(program["program"]), np.array(program["nll"])
-        pairs.append((ids[:n], ids[n:n + rule(nll[n:], rng)]))
-    return pairs
+    return [(ids[:n], ids[n:n + rule(nll[n:], rng)]) for (ids, nll), n in zip(programs, states)]
 
 
-def mark_choices(program, encoding, eta):
-    """A program's text in which ‹angles› hold what Algorithm 1 leaves to the human.
+def train_assistants(cfg, base, programs, tune):
+    """Section 4.2: an assistant fine-tuned on the completions of each rule: {name: its folder}.
 
-    Figure 1 of the paper in plain text: she writes a token, the assistant all that is then obvious.
+    Section 4.1: one state of each program, the same for every rule. `tune(model, examples, rng,
+    label)` is how a model is trained.
     """
-    ids, n, text = encoding.encode_ordinary(program["program"]), 0, ""
-    lengths = empower_lengths(np.array(program["nll"]), eta)
-    while n < len(ids):
-        if lengths[n] == 0:
-            text += f"‹{encoding.decode(ids[n:n + 1])}›"
-        else:
-            text += encoding.decode(ids[n:n + lengths[n]])
-        n += max(1, lengths[n])
-    return text
+    states = data.draw_states(numpy_generator(cfg, "states"), [len(ids) for ids, _ in programs])
+    assistants = {}
+    for name, rule in completion_rules(cfg).items():
+        pairs = choose_completions(programs, states, rule, numpy_generator(cfg, "lengths"))
+        inputs = {"base": base.name, "pairs": fingerprint(pairs),
+                  **settings(cfg, *SAMPLING, "max_suggestion", "sft_batch", "sft_lr")}
+        assistants[name] = stage(cfg, name, inputs, lambda folder: make_assistant(
+            cfg, name, base, pairs, tune, folder))
+    return assistants
 
 
-def finetune(cfg, name, base, encoding, pairs, folder):
+def make_assistant(cfg, name, base, pairs, tune, folder):
     """Fine-tunes a copy of the base model on prefix -> completion, stop token (Section 4.1).
 
     A fifth of the pairs is held out. stopping.json compares, on these, the lengths that the rule
     asks for with the lengths that the assistant then writes.
     """
-    assistant, end = copy.deepcopy(base), encoding.eot_token
+    assistant, encoding = copy.deepcopy(base.model).float(), base.encoding
     n_train = len(pairs) - len(pairs) // 5
-    examples = [([end, *prefix, *completion, end], 1 + len(prefix))
+    examples = [([encoding.start, *prefix, *completion, encoding.stop], 1 + len(prefix))
                 for prefix, completion in pairs[:n_train]]
-    train(assistant, examples, cfg.sft_batch, cfg.sft_lr, python_generator(cfg, name), name)
-    prefixes = [[end, *prefix] for prefix, _ in pairs[n_train:]]
-    suggestions, _ = sample(assistant, KVCache(assistant, len(prefixes)), prefixes,
-                            cfg.max_suggestion, end, cfg.temperature, cfg.top_p,
-                            generator=torch_generator(cfg, f"stopping of {name}", base.device))
-    asked = np.array([len(completion) for _, completion in pairs[n_train:]])
-    written = np.array([len(suggestion) for suggestion in suggestions])
-    write_text(folder / "stopping.json", json.dumps({
-        "name": name, "target_length": asked.mean(), "suggestion_length": written.mean(),
-        "silent_targets": (asked == 0).mean(), "silent_suggestions": (written == 0).mean()}) + "\n")
-    save_checkpoint(assistant, encoding, folder)
+    tune(assistant, examples, python_generator(cfg, name), name)
+    stopping = check_stopping(cfg, name, assistant, encoding, pairs[n_train:])
+    write_text(folder / "stopping.json", json.dumps(stopping) + "\n")
+    save_tuned(assistant, base.model.lm_head.weight.dtype, base, folder)
+
+
+def check_stopping(cfg, name, assistant, encoding, pairs):
+    """The lengths that a rule asks for on pairs held out, and those that its assistant writes."""
+    generator, written = torch_generator(cfg, f"stopping of {name}", assistant.device), []
+    for k in range(0, len(pairs), 1024):
+        prefixes = [[encoding.start, *prefix] for prefix, _ in pairs[k:k + 1024]]
+        new, _ = sample(assistant, KVCache(assistant, len(prefixes)), prefixes,
+                        cfg.max_suggestion, encoding.stops, cfg.temperature, cfg.top_p,
+                        generator=generator)
+        written += map(len, new)
+    asked, written = np.array([len(completion) for _, completion in pairs]), np.array(written)
+    return {"name": name, "target_length": asked.mean(), "suggestion_length": written.mean(),
+            "silent_targets": (asked == 0).mean(), "silent_suggestions": (written == 0).mean()}
 
 
 def load_stopping(folder):
@@ -484,42 +642,63 @@ def load_stopping(folder):
         return json.loads(Path(folder, "stopping.json").read_text())
 
 
-def rows_of_the_table(cfg, base_path, assistants):
-    """{name: (checkpoint of the assistant or None, how it differs from the default)}."""
+class Game(NamedTuple):
+    """Whom the assistants sit beside, at what, and for how long (Section 3)."""
+
+    human: object      # simhuman.Human or simhuman.Author
+    goals: list        # what she knows, token ids for each problem
+    rounds: int
+    judge: Callable    # sets `passed` of each episode
+    inputs: dict       # what tells this game from others, plain data
+
+
+def contest_game(cfg, base, problems):
+    """The game on generated problems: the human reads the statement, tests judge her program."""
+    encoding = base.encoding
+    human = Human(base.model, token_nll,
+                  functools.partial(simhuman.JUDGING[cfg.judging], tau=cfg.tau),
+                  cfg.turn_tokens, cfg.temperature, cfg.top_p)
+    return Game(human, [[encoding.start, *encoding.encode_ordinary(problem.statement)]
+                        for problem in problems], cfg.rounds,
+                lambda episodes: simhuman.judge_episodes(episodes, problems, encoding.decode),
+                {"problems": fingerprint([dataclasses.astuple(problem) for problem in problems]),
+                 **settings(cfg, "rounds", "judging", "tau")})
+
+
+def rows_of_the_table(cfg, base, assistants):
+    """{name: (folder of the assistant or None, how it differs from the default)}."""
     return {
-        "Human alone, no round limit": (None, {"rounds": UNLIMITED_TOKENS // cfg.turn_tokens + 1}),
         "Human alone": (None, {}),
-        "Base": (base_path, {}),
-        "Base-10": (base_path, {"max_tokens": 10}),
-        "Base-20": (base_path, {"max_tokens": 20}),
-        f"Base stopped at {cfg.eta:g} bits": (base_path, {"max_cost": cfg.eta}),
+        "Base": (base.folder, {}),
+        "Base-10": (base.folder, {"max_tokens": 10}),
+        "Base-20": (base.folder, {"max_tokens": 20}),
+        f"Base stopped at {cfg.eta:g} bits": (base.folder, {"max_cost": cfg.eta}),
         **{name: (path, {}) for name, path in assistants.items()},
-        "Base, knows the goal": (base_path, {"knows_goal": True}),
     }
 
 
-def play_row(cfg, name, path, options, base_path, base, encoding, problems):
+def play_row(cfg, name, row, base, game):
     """One row of the table: the episodes of one assistant on every problem, played or reused."""
-    inputs = {"base": base_path.name, "assistant": path and path.name, "problems": fingerprint(
-        [dataclasses.astuple(problem) for problem in problems]),
-        **settings(cfg, *SAMPLING, *GAME), **options}
-    return load_episodes(stage(cfg, f"row {name}", inputs, lambda folder: play_and_judge(
-        cfg, name, path, options, base, encoding, problems, folder)))
+    path, options = row
+    inputs = {"base": base.name, "assistant": path and path.name, **game.inputs,
+              **settings(cfg, *SAMPLING, "turn_tokens", "max_suggestion"), **options}
+    folder = stage(cfg, f"row {name}", inputs,
+                   lambda folder: play_and_judge(cfg, name, path, options, base, game, folder))
+    return load_episodes(folder)
 
 
-def play_and_judge(cfg, name, path, options, base, encoding, problems, folder):
+def play_and_judge(cfg, name, path, options, base, game, folder):
     """The game on every problem, then the judge on what came of it. Writes episodes.json."""
-    human = Human(base, token_nll, functools.partial(simhuman.JUDGING[cfg.judging], tau=cfg.tau),
-                  cfg.turn_tokens, cfg.temperature, cfg.top_p)
-    options = {"max_tokens": cfg.max_suggestion, "rounds": cfg.rounds, **options}
+    options = {"max_tokens": cfg.max_suggestion, "rounds": game.rounds, **options}
     rounds, assistant = options.pop("rounds"), None
+    model, encoding = base.model, base.encoding
     if path:
-        assistant = Assistant(load_checkpoint(path, base.device)[0], temperature=cfg.temperature,
-                              top_p=cfg.top_p, **options)
-    episodes = simhuman.play([encoding.encode_ordinary(problem.statement) for problem in problems],
-                             human, assistant, rounds, encoding.eot_token,
-                             torch_generator(cfg, f"game of {name}", base.device), name)
-    simhuman.judge_episodes(episodes, problems, encoding.decode)
+        beside = model if path == base.folder else load_stage(path, model.device).model
+        assistant = Assistant(beside, temperature=cfg.temperature, top_p=cfg.top_p, **options)
+    episodes = simhuman.play(game.goals, game.human, assistant, rounds, encoding.start,
+                             encoding.stops, torch_generator(cfg, f"game of {name}", model.device),
+                             name)
+    game.judge(episodes)
     write_text(folder / "episodes.json",
                json.dumps([dataclasses.asdict(episode) for episode in episodes]) + "\n")
 
@@ -530,13 +709,37 @@ def load_episodes(folder):
                 for row in json.loads(Path(folder, "episodes.json").read_text())]
 
 
-def write_transcripts(cfg, episodes, problems, encoding):
+def write_transcripts(cfg, episodes, statement, decode):
     """The first problem's episode with each assistant, as a person reads it."""
     os.makedirs(Path(cfg.out, "transcripts"), exist_ok=True)
     for name, row in episodes.items():
-        text = simhuman.transcript(row[0], problems[0].statement,
-                                   encoding.decode)
-        write_text(Path(cfg.out, "transcripts", f"{slug(name)}.txt"), text)
+        write_text(Path(cfg.out, "transcripts", f"{slug(name)}.txt"),
+                   simhuman.transcript(row[0], statement, decode))
+
+
+def token_texts(encoding, ids):
+    """The text of each token; a character of several tokens is the last one's."""
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    return [decoder.decode(encoding.decode_single_token_bytes(i)) for i in ids]
+
+
+def choices(nll, eta):
+    """The tokens that are left to the human when Algorithm 1 plays a whole program with her.
+
+    She writes one wherever the assistant stops, which writes all that is then obvious.
+    Example: costs [3, 0, 0.2, 0.2, 2] with eta = 0.32: [0, 3, 4].
+    """
+    lengths, human, n = empower_lengths(nll, eta), [], 0
+    while n < len(nll) and n + lengths[n] < len(nll):
+        human.append(int(n + lengths[n]))
+        n = human[-1] + 1
+    return human
+
+
+def marked(texts, human):
+    """A program in plain text, what is left to the human in ‹angles›."""
+    human = set(human)
+    return "".join(f"‹{text}›" if k in human else text for k, text in enumerate(texts))
 
 
 # ------------------------------------------------------------------- the table and the claims
@@ -558,6 +761,7 @@ def summarize(name, episodes, cfg):
     row["pass@1"], row["pass@1_se"] = simhuman.pass_at_1(episodes)
     row["accept_ratio"], row["accept_ratio_se"] = simhuman.accept_ratio(episodes) \
         if offered else (None, None)
+    row["share_saved"], row["share_saved_se"] = simhuman.share_saved(episodes)
     row["dpr"], row["dpr_se"] = simhuman.discounted_pass_rate(
         episodes, cfg.gamma, cfg.alpha, cfg.beta)
     row["tokens_read"] = read / n
@@ -568,69 +772,93 @@ def summarize(name, episodes, cfg):
     return row
 
 
-def claims(cfg, episodes):
-    """Empower minus each baseline, with a 95% interval: does the paper's claim hold here?"""
+def claims(cfg, episodes, values):
+    """Empower minus each baseline, with a 95% interval: does the paper's claim hold here?
+
+    values: {metric: its value for one episode}.
+    """
     rng, found = np.random.default_rng(derived_seed(cfg, "bootstrap")), []
-    ours = episodes[f"Empower ({cfg.eta:g})"]
-    values = {"pass@1": lambda episode: float(episode.passed),
-              "dpr": lambda episode: simhuman.discounted(episode, cfg.gamma, cfg.alpha, cfg.beta)}
     for baseline in ("SFT-10", "SFT-20", "SFT-RAND", "Base-10", "Base-20"):
-        for k, (metric, value) in enumerate(values.items()):
-            a, b = ([value(e) for e in row] for row in (ours, episodes[baseline]))
+        for metric, value in values.items():
+            a, b = ([value(e) for e in episodes[row]]
+                    for row in (f"Empower ({cfg.eta:g})", baseline))
             difference, low, high = simhuman.paired_difference(a, b, rng)
-            paper = PAPER.get(baseline)
             found.append({
                 "baseline": baseline, "metric": metric, "difference": difference,
                 "low": low, "high": high, "holds": bool(low > 0),
                 "gain": difference / np.mean(b) if np.mean(b) else None,
-                "paper_gain": paper and paper["Empower"][k] / paper["baseline"][k] - 1})
+                "paper_gain": paper_gain(baseline, metric)})
     return found
 
 
-def markdown(header, rows):
-    """An aligned table that reads as well in a terminal as in a README."""
-    widths = [max(len(row[k]) for row in [header, *rows]) for k in range(len(header))]
-    line = lambda row: "| " + " | ".join(
-        [row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:]))]) + " |"
+def paper_gain(baseline, metric):
+    """How much better Empower is than a baseline in the paper's table, relative; None: no such."""
+    if baseline not in PAPER or metric not in ("pass@1", "dpr"):
+        return None
+    k = ("pass@1", "dpr").index(metric)
+    return PAPER[baseline]["Empower"][k] / PAPER[baseline]["baseline"][k] - 1
+
+
+def table(rows, columns):
+    """An aligned table of dicts that reads as well in a terminal as in a README.
+
+    columns: {header: template of a cell}. A cell whose value is None is a dash.
+    """
+    def cell(template, row):
+        try:
+            return template.format_map(row)
+        except TypeError:  # None has no digits
+            return "-"
+
+    cells = [list(columns), *([cell(t, row) for t in columns.values()] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells)]
+    lines = ["| " + " | ".join([row[0].ljust(widths[0]), *(
+        text.rjust(width) for text, width in zip(row[1:], widths[1:]))]) + " |" for row in cells]
     rule = "|" + "|".join(["-" * (widths[0] + 2), *("-" * (w + 1) + ":" for w in widths[1:])]) + "|"
-    return "\n".join([line(header), rule, *map(line, rows)])
+    return "\n".join([lines[0], rule, *lines[1:]])
+
+
+RESULTS = {"assistant": "{name}", "Pass@1": "{pass@1:.3f} ± {pass@1_se:.3f}",
+           "accept ratio": "{accept_ratio:.3f} ± {accept_ratio_se:.3f}",
+           "share saved": "{share_saved:.3f} ± {share_saved_se:.3f}",
+           "DPR": "{dpr:.3f} ± {dpr_se:.3f}", "read": "{tokens_read:.1f}",
+           "written": "{tokens_written:.1f}", "suggestions": "{suggestions:.1f}",
+           "length": "{suggestion_length:.1f}", "silent": "{silent_share:.2f}"}
+STOPPING = {"assistant": "{name}", "asked": "{target_length:.1f}",
+            "written": "{suggestion_length:.1f}", "within 20%": "{close}",
+            "asked empty": "{silent_targets:.2f}", "written empty": "{silent_suggestions:.2f}"}
+CLAIMS = {"against": "{baseline}, {metric}", "difference": "{difference:+.3f}",
+          "95% interval": "{low:+.3f} to {high:+.3f}", "holds": "{holds}",
+          "our gain": "{gain:+.0%}", "paper's gain": "{paper_gain:+.0%}"}
+
+
+def with_verdict(stopping):
+    """Rows that say whether each assistant writes about as much as its rule asks for."""
+    return [{**row, "close": "yes" if abs(row["suggestion_length"] - row["target_length"])
+             <= 0.2 * row["target_length"] else "NO"} for row in stopping]
 
 
 def report(results):
     """The tables of a run as one text."""
-    with_error = lambda row, key: ("-" if row[key] is None else
-                                   f"{row[key]:.3f} ± {row[key + '_se']:.3f}")
-    number = lambda value: "-" if value is None else f"{value:.1f}"
-    percent = lambda value: "-" if value is None else f"{100 * value:+.0f}%"
-    rows = [[row["name"], with_error(row, "pass@1"), with_error(row, "accept_ratio"),
-             with_error(row, "dpr"), number(row["tokens_read"]), number(row["tokens_written"]),
-             number(row["suggestions"]), number(row["suggestion_length"]),
-             f"{row['silent_share']:.2f}"] for row in results["rows"]]
-    stops = [[stop["name"], number(stop["target_length"]), number(stop["suggestion_length"]),
-              "yes" if abs(stop["suggestion_length"] - stop["target_length"])
-              <= 0.2 * stop["target_length"] else "NO",
-              f"{stop['silent_targets']:.2f}", f"{stop['silent_suggestions']:.2f}"]
-             for stop in results["stopping"]]
-    found = [[f"{claim['baseline']}, {claim['metric']}", f"{claim['difference']:+.3f}",
-              f"{claim['low']:+.3f} to {claim['high']:+.3f}", "yes" if claim["holds"] else "NO",
-              percent(claim["gain"]), percent(claim["paper_gain"])] for claim in results["claims"]]
-    n = results["config"]["held_out_problems"]
+    rows = results["rows"]
+    first = ("Pass@1: share of the problems that are solved" if "pass@1" in rows[0] else
+             "Share saved: of the program's tokens, those that the assistant wrote")
+    columns = {header: template for header, template in RESULTS.items()
+               if header != ("share saved" if "pass@1" in rows[0] else "Pass@1")}
     return "\n\n".join([
-        f"The game on {n} unseen problems. Pass@1: share solved; accept ratio: accepted over "
-        "offered\nsuggestions; DPR: discounted pass rate; ± one standard error over problems. "
-        "Then means over\nproblems of tokens read, tokens written and suggestions; tokens a "
-        "suggestion; share of silent turns.",
-        markdown(["assistant", "Pass@1", "accept ratio", "DPR", "read", "written", "suggestions",
-                  "length", "silent"], rows),
+        f"The game on {results['problems']} held-out problems. {first};\naccept ratio: accepted "
+        "over offered suggestions; DPR: discounted pass rate; ± one\nstandard error over "
+        "problems. Then means over problems of tokens read, tokens written\nand suggestions; "
+        "tokens a suggestion; share of silent turns.",
+        table(rows, columns),
         "Did the assistants learn to stop? Tokens that the rule asks for, tokens written, and the "
         "share\nof each that is empty, on programs held out of fine-tuning.",
-        markdown(["assistant", "asked", "written", "within 20%", "asked empty", "written empty"],
-                 stops),
+        table(with_verdict(results["stopping"]), STOPPING),
         f"Empower (eta = {results['config']['eta']:g}) minus each baseline, with a 95% interval "
         "(paired bootstrap over\nproblems). It holds where the interval is above zero. Gains are "
         "relative; the paper's are means\nover its three assistants.",
-        markdown(["against", "difference", "95% interval", "holds", "our gain", "paper's gain"],
-                 found)])
+        table([{**claim, "holds": "yes" if claim["holds"] else "NO"}
+               for claim in results["claims"]], CLAIMS)])
 
 
 # ------------------------------------------------------------------- the experiment
@@ -645,72 +873,85 @@ def run(cfg):
     begin, device = time.time(), announce(cfg)
 
     # Section 5.1: problems; and one language model, which is pi_H, pi_hat and Base.
-    contest = make_contest(cfg)
-    base_path, base, encoding = base_model(cfg, contest, device)
+    contest = draw_contest(cfg)
+    base = base_model(cfg, contest, device)
+    if cfg.calibrate:
+        return calibrate(cfg, base, contest)
 
-    # Section 5.1: the human writes the training programs. Section 4.1: one state of each.
-    programs_path = stage(
-        cfg, "programs", {"base": base_path.name, **settings(cfg, *SAMPLING)},
-        lambda folder: write_programs(cfg, base, encoding, contest, folder))
-    programs = load_programs(programs_path)
-    states = data.draw_states(numpy_generator(cfg, "states"),
-                              [len(program["nll"]) for program in programs])
-
+    # Section 5.1: the human writes the training programs. Section 4: the assistants learn.
+    programs = human_programs(cfg, base, contest)
+    ids, nll = programs[0]
     print("\nThe human's first program; in ‹angles› what is not obvious without the problem's "
-          f"statement:\n\n{mark_choices(programs[0], encoding, cfg.eta)}")
-
-    # Section 4.2: the completions that each rule chooses, and an assistant fine-tuned on them.
-    assistants = {}
-    for name, rule in completion_rules(cfg).items():
-        pairs = choose_completions(programs, states, encoding, rule,
-                                   numpy_generator(cfg, "lengths"))
-        inputs = {"base": base_path.name, "pairs": fingerprint(pairs),
-                  **settings(cfg, *SAMPLING, "max_suggestion", "sft_batch", "sft_lr")}
-        assistants[name] = stage(cfg, name, inputs, lambda folder: finetune(
-            cfg, name, base, encoding, pairs, folder))
+          f"statement:\n\n{marked(token_texts(base.encoding, ids), choices(nll, cfg.eta))}")
+    assistants = train_assistants(cfg, base, programs, pretrained_here(cfg))
 
     # Section 3: the game, on problems of compositions that nobody has seen.
-    episodes = {}
-    for name, (path, options) in rows_of_the_table(cfg, base_path, assistants).items():
-        episodes[name] = play_row(cfg, name, path, options, base_path, base, encoding,
-                                  contest.held_out)
+    game = contest_game(cfg, base, contest.held_out)
+    rows = {"Human alone, no round limit":
+            (None, {"rounds": UNLIMITED_TOKENS // cfg.turn_tokens + 1}),
+            **rows_of_the_table(cfg, base, assistants),
+            "Base, knows the goal": (base.folder, {"knows_goal": True})}
+    episodes = {name: play_row(cfg, name, row, base, game) for name, row in rows.items()}
 
     # Section 5.2: the tables, and whether the claims hold.
+    write_transcripts(cfg, episodes, contest.held_out[0].statement, base.encoding.decode)
+    return conclude(cfg, begin, device, assistants, episodes,
+                    {"pass@1": lambda episode: float(episode.passed), "dpr": dpr_of(cfg)})
+
+
+def pretrained_here(cfg):
+    """How a GPT that was pre-trained here is fine-tuned: as it was pre-trained, at another rate."""
+    return lambda model, examples, rng, label: train(
+        model, examples, cfg.sft_batch, muon_and_adamw(model, cfg.sft_lr), rng, label)
+
+
+def dpr_of(cfg):
+    return functools.partial(simhuman.discounted, gamma=cfg.gamma, alpha=cfg.alpha, beta=cfg.beta)
+
+
+def conclude(cfg, begin, device, assistants, episodes, values):
+    """What a run has found, also written to results.json; `values` as in `claims`."""
+    rows = [summarize(name, row, cfg) for name, row in episodes.items()]
+    if "pass@1" not in values:
+        rows = [{key: value for key, value in row.items() if "pass@1" not in key} for row in rows]
     results = {"config": dataclasses.asdict(cfg), "environment": environment(device),
-               "rows": [summarize(name, row, cfg) for name, row in episodes.items()],
+               "problems": len(episodes["Base"]), "rows": rows,
                "stopping": [load_stopping(path) for path in assistants.values()],
-               "claims": claims(cfg, episodes), "seconds": round(time.time() - begin)}
-    write_transcripts(cfg, episodes, contest.held_out, encoding)
+               "claims": claims(cfg, episodes, values), "seconds": round(time.time() - begin)}
     write_text(Path(cfg.out, "results.json"), json.dumps(results, indent=2, allow_nan=False) + "\n")
+    print(f"\n{report(results)}\n\nresults.json, transcripts/ and every stage are in {cfg.out}")
     return results
 
 
-def calibrate(cfg):
+def calibrate(cfg, base, contest):
     """Chooses tau on development problems, by the two untrained rows alone; returns it.
 
     The accept ratios of Base and Base-10 shall come as near as they can (least squares) to the
     paper's, since the paper does not say how strict its human is.
     """
-    device, tried = announce(cfg), {}
-    contest = make_contest(cfg)
-    base_path, base, encoding = base_model(cfg, contest, device)
-    rows = rows_of_the_table(cfg, base_path, {})
+    rows, tried = rows_of_the_table(cfg, base, {}), []
     for tau in TAUS[cfg.judging]:
         at = dataclasses.replace(cfg, tau=tau)
-        tried[tau] = [simhuman.accept_ratio(play_row(
-            at, name, *rows[name], base_path, base, encoding, contest.dev))[0]
-            for name in PAPER_ACCEPT_RATIOS]
-    distance = lambda tau: math.dist(tried[tau], PAPER_ACCEPT_RATIOS.values())
-    best = min(tried, key=distance)
-    print(markdown(["tau", *PAPER_ACCEPT_RATIOS, "distance"], [
-        [f"{tau:g}", *(f"{ratio:.3f}" for ratio in ratios), f"{distance(tau):.3f}"]
-        for tau, ratios in tried.items()]))
+        game = contest_game(at, base, contest.dev)
+        ratios = {name: simhuman.accept_ratio(play_row(at, name, rows[name], base, game))[0]
+                  for name in PAPER_ACCEPT_RATIOS}
+        tried.append({"tau": tau, **ratios, "distance": math.dist(
+            ratios.values(), PAPER_ACCEPT_RATIOS.values())})
+    best = min(tried, key=lambda row: row["distance"])["tau"]
+    print(table(tried, {"tau": "{tau:g}", **{name: f"{{{name}:.3f}}" for name in
+                                             PAPER_ACCEPT_RATIOS}, "distance": "{distance:.3f}"}))
     print(f"--judging {cfg.judging} --tau {best:g} is nearest to the paper's "
           f"{' and '.join(map(str, PAPER_ACCEPT_RATIOS.values()))}")
     return best
 
 
 # ------------------------------------------------------------------- the command line
+
+
+def commands():
+    """{name: (its settings, what it does)}; the experiment itself is the command without a name."""
+    import realcode  # which imports this file
+    return {"": (Config, run), **realcode.COMMANDS}
 
 
 def pick_device(name):
@@ -732,6 +973,13 @@ def environment(device):
             "threads": torch.get_num_threads(), "platform": platform.platform()}
 
 
+def describe(cfg, model, device):
+    """What a command opens with, beside what it will do."""
+    print(f"A GPT of {sum(p.numel() for p in model.parameters()):,} parameters, seed {cfg.seed}, "
+          f"device {device}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
+          f"output in {cfg.out}")
+
+
 def announce(cfg):
     """Opens the output folder, says what will be done and on what; returns the device."""
     device = pick_device(cfg.device)
@@ -742,38 +990,41 @@ def announce(cfg):
         raise UserError(str(error)) from None
     with torch.device("meta"):
         model = GPT(gpt_config(cfg, cfg.vocab_size))
-    print(f"Pre-train a GPT of {sum(p.numel() for p in model.parameters()):,} parameters, let the "
-          f"human write {cfg.train_problems} programs, fine-tune {len(completion_rules(cfg))} "
-          f"assistants\nand play {cfg.held_out_problems} unseen problems with each: about 8 "
-          "minutes on 2 CPU cores, less where stages are reused.\n"
-          f"Seed {cfg.seed}, device {device}, "
-          f"{torch.get_num_threads()} threads, torch {torch.__version__}, output in {cfg.out}")
+    print(f"Pre-train a GPT, let the human write {cfg.train_problems} programs, fine-tune "
+          f"{len(completion_rules(cfg))} assistants\nand play {cfg.held_out_problems} unseen "
+          "problems with each: about 8 minutes on 2 CPU cores, less where stages are reused.")
+    describe(cfg, model, device)
     return device
 
 
 def parse(argv):
-    """The command line, one flag for each field of Config: (Config, calibrate or not)."""
+    """The command line, one flag for each field of a command's settings: (command, settings)."""
+    argv, known = list(sys.argv[1:] if argv is None else argv), commands()
+    name = argv.pop(0) if argv and argv[0] in known else ""
+    config, command = known[name]
     parser = argparse.ArgumentParser(
-        description=__doc__.split("\n\n")[0], allow_abbrev=False,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        prog=f"empower.py {name}".strip(), allow_abbrev=False,
+        description=command.__doc__ if name else __doc__.split("\n\n")[0],
+        epilog=None if name else "Other commands, each with its own --help: "
+                                 f"{', '.join(filter(None, known))}.")
     parser.error = lambda message: parser.exit(2, f"empower.py: {message}; see --help\n")
-    for field in dataclasses.fields(Config):
-        parser.add_argument(f"--{field.name.replace('_', '-')}", type=field.type,
-                            default=field.default, help=field.metadata["help"])
-    parser.add_argument("--calibrate", action="store_true",
-                        help="choose tau on development problems, print the choice, and stop")
-    arguments = vars(parser.parse_args(argv))
-    return arguments.pop("calibrate"), Config(**arguments)
+    for field in dataclasses.fields(config):
+        text = field.metadata["help"]
+        if field.default not in (None, "", False):
+            text += f" (default: {field.default})"
+        options = {"help": text, "default": argparse.SUPPRESS}  # the field has it
+        options |= {"action": "store_true"} if field.type is bool else {"type": field.type}
+        if field.metadata["positional"]:
+            parser.add_argument(field.name, metavar=field.name.upper(), **options)
+        else:
+            parser.add_argument(f"--{field.name.replace('_', '-')}", **options)
+    return command, config(**vars(parser.parse_args(argv)))
 
 
 def main(argv=None):
     try:
-        only_calibrate, cfg = parse(argv)
-        if only_calibrate:
-            calibrate(cfg)
-        else:
-            print("\n" + report(run(cfg)))
-            print(f"\nresults.json, transcripts/ and every stage are in {cfg.out}")
+        command, cfg = parse(argv)
+        command(cfg)
     except UserError as error:
         print(f"empower.py: {error}", file=sys.stderr)
         return 2
@@ -789,4 +1040,5 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    import empower  # this file once more, under the name by which realcode.py knows it
+    sys.exit(empower.main())

@@ -15,27 +15,35 @@ import os
 import random
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+import unicodedata
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import checkpoint
 import data
 import empower
+import realcode
 import simhuman
-from empower import (Config, collate, empower_length, empower_lengths, make_batches, score,
-                     token_nll, train)
-from model import GPT, GPTConfig, KVCache, Muon, draw, extend, orthogonalize, sample
-from simhuman import (KINDS, Assistant, Episode, Human, Turn, Verdict, accept_ratio, check_judge,
-                      discounted, discounted_pass_rate, judge, judge_all, paired_difference,
-                      pass_at_1, play, self_check)
+from checkpoint import GPTConfig, read_safetensors, write_safetensors
+from contest import (DOMAINS, INTEGERS, SHAPES, Style, compositions, draw_style, make_contest,
+                     swaps, write_program)
+from empower import (Config, collate, empower_length, empower_lengths, make_batches,
+                     muon_and_adamw, score, token_nll, train)
+from model import (GPT, KVCache, Muon, draw, extend, orthogonalize, rotary_frequencies,
+                   sample)
+from simhuman import (KINDS, Assistant, Author, Episode, Human, Turn, Verdict, accept_ratio,
+                      check_judge, discounted, discounted_pass_rate, judge, judge_all,
+                      paired_difference, pass_at_1, play, self_check, share_saved)
 
 HERE = Path(__file__).parent
 
@@ -118,7 +126,7 @@ def test_a_rule_is_all_that_tells_the_assistants_apart():
 
 @functools.lru_cache(maxsize=None)
 def contest():
-    return data.make_contest(random.Random(0), 600, 100, 300)
+    return make_contest(random.Random(0), 600, 100, 300)
 
 
 class Stdin(io.StringIO):
@@ -155,23 +163,23 @@ def solves(program, problem):
 def styles():
     """Each combination of the four habits, names drawn at random."""
     rng = random.Random(0)
-    return [data.Style(*data.draw_style(rng)[:4], *habits)
+    return [Style(*draw_style(rng)[:4], *habits)
             for habits in itertools.product([False, True], repeat=4)]
 
 
 def test_every_reference_solution_passes_in_every_style():
     for problem in random.Random(1).sample(contest().train + contest().held_out, 500):
         for style in styles():
-            program = data.write_program(problem.parts, style)
+            program = write_program(problem.parts, style)
             assert solves(program, problem), (problem, program)
 
 
 def test_a_program_with_one_part_swapped_fails():
     rng, passed, tried = random.Random(2), [], 0
     for problem in rng.sample(contest().train + contest().held_out, 500):
-        for parts in data.swaps(problem.parts):
+        for parts in swaps(problem.parts):
             tried += 1
-            if solves(data.write_program(parts, data.draw_style(rng)), problem):
+            if solves(write_program(parts, draw_style(rng)), problem):
                 passed.append((problem.parts, parts))
     assert tried > 10_000 and len(passed) <= 0.01 * tried, (len(passed), tried, passed[:5])
 
@@ -183,20 +191,20 @@ def test_no_composition_is_in_two_splits():
 
 
 def test_the_contest_is_as_large_as_it_says():
-    assert len(data.SHAPES) >= 3 and len(data.compositions()) > 5000
-    assert [len(part) for part in data.INTEGERS[2:5]] == [11, 9, 12]
+    assert len(SHAPES) >= 3 and len(compositions()) > 5000
+    assert [len(part) for part in INTEGERS[2:5]] == [11, 9, 12]
 
 
 def test_tests_hold_the_edge_cases():
     for problem in contest().held_out:
-        domain, shape = data.DOMAINS[problem.parts[0]], list(data.SHAPES)[problem.parts[1]]
+        domain, shape = DOMAINS[problem.parts[0]], list(SHAPES)[problem.parts[1]]
         lists = []
         for stdin, _ in problem.tests:
             lines = stdin.splitlines()
             lines = {"count": lines[1:], "line": lines, "until": [" ".join(lines[:-1])],
                      "cases": lines[1:]}[shape]
             lists += [line.split() for line in lines]
-        if domain is data.INTEGERS:
+        if domain is INTEGERS:
             lists = [[int(x) for x in elements] for elements in lists]
             assert any(x < 0 for elements in lists for x in elements)
         keep = domain.select[problem.parts[2]].meaning
@@ -207,7 +215,7 @@ def test_tests_hold_the_edge_cases():
 
 def test_too_many_problems_is_an_error():
     with pytest.raises(ValueError, match="fewer than"):
-        data.make_contest(random.Random(0), 5000, 500, 500)
+        make_contest(random.Random(0), 5000, 500, 500)
 
 
 # ------------------------------------------------------------------- the tokenizer, documents
@@ -216,7 +224,7 @@ def test_too_many_problems_is_an_error():
 @functools.lru_cache(maxsize=None)
 def tokenizer():
     rng = random.Random(0)
-    texts = [p.statement + data.write_program(p.parts, data.draw_style(rng))
+    texts = [p.statement + write_program(p.parts, draw_style(rng))
              for p in contest().train]
     return data.train_tokenizer(texts, 640)
 
@@ -245,7 +253,7 @@ def test_tokenizer_is_saved_and_loaded(tmp_path):
 
 
 def test_a_damaged_tokenizer_is_an_error(tmp_path):
-    for text in ("", "{}", '{"model": {"vocab": {"a": 5}}}'):
+    for text in ("", "{}", '{"model": 5}', "[]", "\x00"):
         (tmp_path / "tokenizer.json").write_text(text)
         with pytest.raises(ValueError, match="tokenizer.json is damaged"):
             data.load_tokenizer(tmp_path)
@@ -258,12 +266,318 @@ def test_byte_pairs_by_hand():
     assert encoding.n_vocab == 259 and encoding.encode_ordinary("ab")[0] == 256
 
 
+TOKENIZERS = HERE / "fixtures" / "tokenizers"
+FAMILIES = ["qwen", "qwen-files", "llama3", "llama3-ranks", "smollm2", "gpt2"]
+
+
+@functools.lru_cache(maxsize=None)
+def family(name):
+    return data.load_tokenizer(TOKENIZERS / name)
+
+
+def awkward_page(name):
+    """(text, the ids that the `tokenizers` library gives it), ... for a folder of fixtures."""
+    expected = json.loads((TOKENIZERS / "expected.json").read_text(encoding="utf-8"))
+    return list(zip(expected["page"], expected["ids"][name.split("-")[0]]))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_checkpoint_s_tokenizer_gives_the_ids_of_its_family_s_library(name):
+    for text, ids in awkward_page(name):
+        form = unicodedata.normalize("NFC", text) if "qwen" in name else text
+        assert family(name).encode_ordinary(form) == ids, text
+        if "Ա" not in text or name != "smollm2":  # of which it lacks a byte
+            assert family(name).decode(family(name).encode_ordinary(text)) == text
+
+
+@pytest.mark.parametrize("name, start, stops, bos", [
+    # Qwen's instruct models stop at <|im_end|>, and <|endoftext|> is between their documents.
+    ("qwen", "<|endoftext|>", ["<|im_end|>", "<|endoftext|>"], None),
+    ("qwen-files", "<|endoftext|>", ["<|endoftext|>"], None),
+    ("llama3", "<|begin_of_text|>", ["<|end_of_text|>", "<|eom_id|>", "<|eot_id|>"],
+     "<|begin_of_text|>"),
+    ("llama3-ranks", "<|begin_of_text|>", ["<|end_of_text|>"], "<|begin_of_text|>"),
+    ("smollm2", "<|endoftext|>", ["<|endoftext|>"], None),
+    ("gpt2", "<|endoftext|>", ["<|endoftext|>"], None)])
+def test_a_document_begins_and_ends_as_its_family_s_do(name, start, stops, bos):
+    encoding = family(name)
+    ids = {i: encoding.decode([i]) for i in (*encoding.stops, encoding.start, encoding.bos) if i
+           is not None}
+    assert [ids[i] for i in encoding.stops] == stops and encoding.eot_token == encoding.stop
+    assert ids.get(encoding.bos) == bos and ids[encoding.start] == start
+    document = data.document(encoding, "# Add.\n", "a + b\n")
+    assert (document[0], document[-1]) == (encoding.start, encoding.stops[0])
+    assert encoding.decode(document[1:-1]) == "# Add.\na + b\n"
+
+
+@pytest.mark.parametrize("generation, config, stops", [
+    (None, None, "<|endoftext|>"), (None, "<|im_end|>", "<|im_end|>"),
+    ("<|im_start|>", "<|im_end|>", "<|im_start|>"), (None, ["<|im_start|>"], "<|im_start|>"),
+    (["<|im_start|>", "<|im_end|>"], "<|im_end|>", "<|im_end|> <|im_start|>"),
+    (["<|im_start|>", "<|im_end|>"], "<|endoftext|>", "<|im_start|> <|im_end|>")])
+def test_stops_are_those_of_generation_and_the_first_is_the_config_s(
+        tmp_path, generation, config, stops):
+    shutil.copy(TOKENIZERS / "smollm2" / "tokenizer.json", tmp_path)
+    ids = {"<|endoftext|>": 0, "<|im_start|>": 1, "<|im_end|>": 2}
+    for name, eos in (("generation_config", generation), ("config", config)):
+        eos = [ids[token] for token in eos] if isinstance(eos, list) else ids.get(eos)
+        (tmp_path / f"{name}.json").write_text(json.dumps({"eos_token_id": eos}))
+    assert data.load_tokenizer(tmp_path).stops == [ids[token] for token in stops.split()]
+
+
+def test_special_tokens_are_found_where_they_are_allowed():
+    encoding = family("qwen")
+    ids = encoding.encode("<tool_call>1</tool_call><|im_end|>", allowed_special="all")
+    assert ids == [encoding._special_tokens["<tool_call>"], *encoding.encode_ordinary("1"),
+                   encoding._special_tokens["</tool_call>"], encoding.stop]
+    assert encoding.stop not in encoding.encode_ordinary("<|im_end|>")
+
+
+def test_bytes_without_a_token_are_dropped():
+    encoding = family("smollm2")
+    saved = json.loads((TOKENIZERS / "smollm2" / "tokenizer.json").read_text(encoding="utf-8"))
+    assert encoding.n_vocab == encoding.size == len(saved["model"]["vocab"])
+    assert encoding.decode_bytes(encoding.encode_ordinary("aԱ\x00b")) == b"a\xb1b"
+    assert encoding.decode_bytes(encoding.encode("aԱ\x00b")) == b"a\xb1b"
+
+
+def merged(token, ranks):
+    """The tokens that merging the neighbours of lowest rank makes of the bytes of `token`."""
+    pieces = [bytes([byte]) for byte in token]
+    while found := [(ranks[a + b], k) for k, (a, b) in enumerate(zip(pieces, pieces[1:]))
+                    if a + b in ranks]:
+        _, k = min(found)
+        pieces[k:k + 2] = [pieces[k] + pieces[k + 1]]
+    return pieces
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_merged_bytes_of_a_token_are_the_token(name):
+    """Not so for a token of Llama 3 that is found only as a whole: `ignore_merges` is for it."""
+    ranks = family(name)._mergeable_ranks
+    assert sum(merged(token, ranks) != [token] for token in ranks) == ("llama3" in name)
+
+
+def test_the_plain_pattern_is_wrong_for_smollm2():
+    right = family("smollm2")
+    plain = checkpoint._GPT2.replace(r" ?\p{N}+", r"\p{N}")
+    wrong = data.Tokenizer(plain, right._mergeable_ranks, right._special_tokens, [0])
+    differ = [text for text, ids in awkward_page("smollm2") if wrong.encode_ordinary(text) != ids]
+    assert "a  1" in differ and "a   b" not in differ
+
+
+def with_json(folder, name, change):
+    """A copy of a fixture in `folder`, with `change` made to its tokenizer.json."""
+    shutil.copytree(TOKENIZERS / name, folder, dirs_exist_ok=True)
+    content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    change(content, content["model"])
+    (folder / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+
+
+def shuffle_ids(content, model):
+    """The same tokens and merges, with the ids of two merged tokens exchanged."""
+    a, b = list(model["vocab"])[-2:]
+    model["vocab"][a], model["vocab"][b] = model["vocab"][b], model["vocab"][a]
+
+
+def added_token(**flags):
+    return lambda content, model: content["added_tokens"].append(
+        {"id": 600, "content": "<x>", **flags})
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda c, m: m.update(type="Unigram"), "is a Unigram model"),
+    (lambda c, m: m.update(byte_fallback=True), "sets byte_fallback"),
+    (lambda c, m: m.update(unk_token="<unk>"), "sets unk_token"),
+    (lambda c, m: m.update(continuing_subword_prefix="##"), "sets continuing_subword_prefix"),
+    (lambda c, m: c.update(normalizer={"type": "Lowercase"}), "has the normalizer Lowercase"),
+    (lambda c, m: c.update(pre_tokenizer=None), r"has another pre_tokenizer \(null\)"),
+    (lambda c, m: c.update(pre_tokenizer={"type": "Metaspace"}), r"\(Metaspace\)"),
+    (lambda c, m: c["pre_tokenizer"]["pretokenizers"][0].update(invert=True),
+     r"\(Split \+ ByteLevel\)"),
+    (lambda c, m: c["pre_tokenizer"]["pretokenizers"][1].update(add_prefix_space=True),
+     r"\(Split \+ ByteLevel\)"),
+    (lambda c, m: c.update(post_processor={"type": "RobertaProcessing"}), "RobertaProcessing"),
+    (shuffle_ids, "ids in another order than its merges"),
+    (lambda c, m: m["merges"].pop(), "tokens that no merge makes"),
+    (added_token(lstrip=True), "added token '<x>'"),
+    (added_token(single_word=True), "added token '<x>'"),
+    (added_token(content="  "), "added token '  '"),
+    (added_token(content="<|im_"), "'<|im_' that begins '<|im_end|>'"),
+    (added_token(id=3), "two tokens have the id 3"),
+    (added_token(id=640), "the id 640 is beyond the vocab_size 640"),
+    (lambda c, m: m["vocab"].update({"<|endoftext|>": 5}), "two ids for '<|endoftext|>'"),
+    (lambda c, m: m["vocab"].pop("Z"), "no tokens for 'Z'"),
+    (lambda c, m: c["added_tokens"].pop(2), "eos_token_id .* is not an added token"),
+    (lambda c, m: c["pre_tokenizer"]["pretokenizers"][0]["pattern"].update(Regex="("), "damaged"),
+    (lambda c, m: m["merges"].insert(0, ["a", "no"]), "damaged"),
+])
+def test_a_tokenizer_of_another_kind_is_refused(tmp_path, change, message):
+    with_json(tmp_path, "qwen", change)
+    with pytest.raises(ValueError, match=message.replace("|", r"\|")) as error:
+        data.load_tokenizer(tmp_path)
+    assert str(tmp_path / "tokenizer.json") in str(error.value) and ": c" in str(error.value)
+
+
+def test_merges_are_pairs_or_strings_and_ignore_merges_needs_none(tmp_path):
+    text, ids = awkward_page("qwen")[10]
+    with_json(tmp_path, "qwen", lambda c, m: m.update(merges=[" ".join(p) for p in m["merges"]]))
+    assert data.load_tokenizer(tmp_path).encode_ordinary(text) == ids
+    with_json(tmp_path, "qwen", lambda c, m: m.update(merges=[], ignore_merges=True))
+    assert data.load_tokenizer(tmp_path).encode_ordinary(text) == ids
+
+
+@pytest.mark.parametrize("name, file, content, message", [
+    ("smollm2", "tokenizer.json", b"version https://git-lfs.github.com/spec/v1", "git lfs pull"),
+    ("llama3-ranks", "original/tokenizer.model", b"version https://git-lfs.", "git lfs pull"),
+    ("llama3-ranks", "original/tokenizer.model", b"\n\x0e\n\x05<unk>\x15", "SentencePiece"),
+    ("llama3-ranks", "original/tokenizer.model", b"YQ== 0\nYg==", "is damaged"),
+    ("qwen-files", "config.json", b'{"model_type": "phi"}', "of model_type phi"),
+    ("qwen-files", "merges.txt", b"\xff", "not a text in UTF-8"),
+    ("qwen-files", "tokenizer_config.json", b"{", "tokenizer_config.json is damaged"),
+    ("gpt2", "tokenizer.json", b'{"model": {"vocab"', "is damaged"),
+    ("gpt2", "tokenizer.json", None, "has none of tokenizer.json, vocab.json"),
+])
+def test_a_damaged_file_of_a_tokenizer_is_one_sentence(tmp_path, name, file, content, message):
+    shutil.copytree(TOKENIZERS / name, tmp_path, dirs_exist_ok=True)
+    (tmp_path / file).unlink()
+    if content is not None:
+        (tmp_path / file).write_bytes(content)
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
+        data.load_tokenizer(tmp_path)
+    assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_fine_tuned_checkpoint_copies_what_belongs_to_its_tokenizer():
+    names = [path.name for path in checkpoint.tokenizer_files(TOKENIZERS / "qwen")]
+    assert names == ["tokenizer.json", "generation_config.json"]
+    assert checkpoint.tokenizer_files(TOKENIZERS / "llama3-ranks") == [
+        TOKENIZERS / "llama3-ranks" / "original" / "tokenizer.model"]
+
+
 def test_a_program_has_the_same_tokens_with_and_without_its_statement():
-    program = data.write_program(contest().train[0].parts, styles()[5])
+    program = write_program(contest().train[0].parts, styles()[5])
     with_goal = data.document(tokenizer(), contest().train[0].statement, program)
     without = data.document(tokenizer(), "", program)
     assert with_goal[-len(without) + 1:] == without[1:]
     assert with_goal[0] == without[0] == without[-1] == tokenizer().eot_token
+
+
+@pytest.mark.parametrize("size", [1, 3, 7, 10 ** 6])
+def test_the_pieces_of_a_text_are_cut_at_newlines_and_make_it_up(size):
+    text = "".join(write_program(contest().train[0].parts, style) for style in styles()[:4])
+    pieces = data.pieces(tokenizer(), text + "x" * 99, size)
+    assert sum(pieces, []) == tokenizer().encode_ordinary(text + "x" * 99)
+    assert all(0 < len(ids) <= size for ids in pieces)
+    for ids in pieces[:-1]:
+        newline = ["\n" in tokenizer().decode([i]) for i in ids]
+        assert newline[-1] or not any(newline)
+    assert data.pieces(tokenizer(), "", size) == []
+
+
+def test_pieces_by_hand():
+    encoding = data.train_tokenizer([], 257)
+    assert list(map(encoding.decode, data.pieces(encoding, "a\nbcd", 3))) == ["a\n", "bcd"]
+
+
+# ------------------------------------------------------------------- corpora
+
+
+def write_files(folder, files):
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+def write_rows(path, *rows):
+    path.write_text("".join(f"{row if isinstance(row, str) else json.dumps(row)}\n"
+                            for row in rows))
+    return path
+
+
+def test_a_folder_is_a_corpus(tmp_path):
+    write_files(tmp_path, {
+        "b.py": "x = 1\r\ny = 2\r\n\r\n", "a/c.py": "x = 1\ny = 2", "a/d.py": b"\xef\xbb\xbfz\rw",
+        "a/bad.py": b"s = '\xe9'\n", "empty.py": "\n", "note.txt": "", ".git/e.py": "hidden = 1",
+        "lib/site-packages/f.py": "g = 1", "__pycache__/g.py": "g = 2", "long.py": "x" * 400_001})
+    programs, report = data.read_corpus(tmp_path)
+    assert programs == ["z\nw\n", "x = 1\ny = 2\n"][::-1]
+    assert report == (f"2 programs of 6 in {tmp_path}: 1 duplicate, 2 unreadable, "
+                      "1 longer than 400,000 characters")
+    assert data.read_corpus(tmp_path / "b.py") == (
+        ["x = 1\ny = 2\n"], f"1 program of 1 in {tmp_path / 'b.py'}")
+
+
+@pytest.mark.parametrize("row, program", [
+    ({"text": "b", "content": "a"}, "a\n"),
+    ({"prompt": "Add.\nTwo.\n\nDone.", "code": "a + b"}, "# Add.\n# Two.\n#\n# Done.\na + b\n"),
+    ({"question": "def f(x):\n", "canonical_solution": "    return x\n"},
+     "def f(x):\n    return x\n"),  # as in HumanEval
+    ({"prompt": "x = 1\n", "code": "y = 2"}, "# x = 1\ny = 2\n"),  # is a program without it
+    ({"description": "Add.", "completion": "    a +"}, "# Add.\n    a +\n"),  # is none with it
+    ({"prompt": None, "solution": "a"}, "a\n"),
+])
+def test_a_row_is_a_program_behind_its_statement(tmp_path, row, program):
+    assert data.read_corpus(write_rows(tmp_path / "rows.jsonl", row))[0] == [program]
+
+
+def test_rows_without_a_program_are_counted(tmp_path):
+    path = write_rows(tmp_path / "rows.ndjson", {"code": "a"}, {"code": "b", "text": "c"}, "{", "",
+                      {"code": "a\r\n"}, {"code": 3}, {"code": " "}, {}, "[]", {"code": "\ud800"})
+    assert data.read_corpus(path) == (["a\n", "b\n"], f"2 programs of 9 in {path} (field code): "
+                                                      "1 duplicate, 6 unreadable")
+    programs, report = data.read_corpus(path, field="text")
+    assert programs == ["c\n"] and "1 program of 9" in report and "(field text)" in report
+    (tmp_path / "list.json").write_text('[{"code": "a"},\n {"code": "b"}]')
+    assert data.read_corpus(tmp_path / "list.json")[0] == ["a\n", "b\n"]
+
+
+@pytest.mark.parametrize("name, content, message", [
+    ("absent", None, "there is no .*absent: name"),
+    ("rows.jsonl", '{"id": 1, "body": "x"}', "no field code, .*; its first row has id, body: name"),
+    ("rows.jsonl", "", "has no field code, .* no field at all"),
+    ("rows.jsonl", '{"code": ""}\n{"code": 1}', "no usable program: .*: 2 unreadable; name"),
+    ("rows.jsonl", "version https://git-lfs.github.com/spec/v1\n", "only a Git LFS pointer: fetch"),
+    ("a.py", "version https://git-lfs.github.com/spec/v1\n", "only a Git LFS pointer: fetch"),
+    ("a.py", b"\xff", "not a text in UTF-8: convert"),
+    ("a.parquet", "PAR1", "is no corpus: name a folder"),
+    ("folder/a.md", "", r"no .py file under .* \(found 1 files: .md\): name"),
+])
+def test_what_is_no_corpus_gets_one_sentence(tmp_path, name, content, message):
+    if content is not None:
+        write_files(tmp_path, {name: content})
+    with pytest.raises(ValueError, match=message) as error:
+        data.read_corpus(tmp_path / name.split("/")[0])
+    assert "\n" not in str(error.value) and str(tmp_path) in str(error.value)
+
+
+def test_the_standard_library_is_a_corpus_without_its_tests():
+    programs, report = data.read_corpus("stdlib")
+    assert len(programs) > 300 and "in the standard library of Python 3" in report
+    assert any("class JSONDecodeError(" in program for program in programs)
+    assert not any("import pytest" in program for program in programs)
+
+
+def test_a_split_holds_each_program_once_and_is_seeded():
+    programs = [f"x = {n}\n" for n in range(50)]
+    split = data.split_corpus(programs, 10, random.Random(0))
+    assert [len(part) for part in split] == [40, 10] and sorted(sum(split, [])) == sorted(programs)
+    assert split == data.split_corpus(programs, 10, random.Random(0))
+    assert split != data.split_corpus(programs, 10, random.Random(1))
+    with pytest.raises(ValueError, match="50 programs is too small to hold out 50: hold out fewer"):
+        data.split_corpus(programs, 50, random.Random(0))
+
+
+@pytest.mark.parametrize("name, field, n", [
+    ("kattis.jsonl", "code", 1918), ("HumanEval.jsonl", "canonical_solution", 164)])
+def test_real_programs_are_read(name, field, n):
+    path = HERE.parent / "shared" / "data" / name
+    if not path.exists():
+        pytest.skip("the file is not here")
+    programs, report = data.read_corpus(path)
+    assert len(programs) == n and report == f"{n:,} programs of {n:,} in {path} (field {field})"
+    assert all(map(data._parses, programs))
 
 
 def test_states_are_uniform():
@@ -388,16 +702,18 @@ def test_a_model_is_saved_and_loaded(tmp_path):
 
 @pytest.mark.parametrize("name, damage, message", [
     ("model.safetensors", lambda b: b[:-1], "truncated"),
+    ("model.safetensors", lambda b: b + b" ", "truncated or damaged"),
+    ("model.safetensors", lambda b: b"<!DOCTYPE html><html>Sign in</html>", "an HTML page"),
     ("model.safetensors", lambda b: b[:4], "truncated"),
     ("model.safetensors", lambda b: b"version https://git-lfs" + b[:90], "Git-LFS"),
     ("model.safetensors", lambda b: b[:8] + b"[" + b[9:], "header cannot be read"),
     ("model.safetensors", lambda b: b.replace(b'"F32"', b'"F99"', 1), "F99"),
     ("model.safetensors", lambda b: b.replace(b"[32]", b"[33]", 1), "damaged"),
-    ("model.safetensors", lambda b: b.replace(b"model.norm", b"model.nerm"), "not fit"),
+    ("model.safetensors", lambda b: b.replace(b'"data_offsets": [0,', b'"data_offsets": [8,', 1),
+     "damaged"),
     ("config.json", lambda b: b[:30], "config.json is damaged"),
     ("config.json", lambda b: b.replace(b"vocab_size", b"vocab_seize"), "vocab_size"),
-    ("config.json", lambda b: b.replace(b"Qwen3For", b"GemmaFor"), "supported: Qwen3ForCausalLM"),
-    ("config.json", lambda b: b.replace(b'"vocab_size": 23', b'"vocab_size": 24'), "not fit"),
+    ("config.json", lambda b: b"[1, 2]", "config.json is damaged"),
 ])
 def test_a_damaged_checkpoint_is_an_error(tmp_path, name, damage, message):
     tiny_gpt().save_pretrained(tmp_path)
@@ -405,7 +721,283 @@ def test_a_damaged_checkpoint_is_an_error(tmp_path, name, damage, message):
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(ValueError, match=message) as error:
         GPT.from_pretrained(tmp_path)
-    assert str(path) in str(error.value)
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+# ------------------------------------------------------------------- published checkpoints
+
+FAMILIES = ["llama", "llama3", "llama-bias", "smollm2", "qwen2", "qwen3", "mistral"]
+
+
+def fixture(name):
+    """A tiny checkpoint, token ids, and their logits in transformers (fixtures/README.md)."""
+    folder = HERE / "fixtures" / name
+    ids, logits = (torch.from_numpy(np.load(folder / f)) for f in ("ids.npy", "logits.npy"))
+    return GPT.from_pretrained(folder, dtype=torch.float32), ids.long(), logits
+
+
+def worst(logits, theirs):
+    return (logits[:, 4::5] - theirs).abs().max().item()  # they are kept for each fifth position
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@torch.no_grad()
+def test_logits_are_those_of_transformers_with_and_without_a_cache(name):
+    model, ids, theirs = fixture(name)
+    assert worst(model(ids), theirs) < 1e-3
+    cache, parts = KVCache(model, 2), []
+    for chunk in ids.split([17, 6, *[1] * 17], dim=1):
+        parts.append(model(chunk, cache))
+        cache.lengths += chunk.shape[1]
+    assert worst(torch.cat(parts, dim=1), theirs) < 1e-3
+
+
+def interleaved(model, monkeypatch):
+    def rotate(x, cos, sin):
+        a, b, cos, sin = x[..., ::2], x[..., 1::2], cos[..., None, :], sin[..., None, :]
+        return torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-1).flatten(-2)
+
+    monkeypatch.setattr("model.rotate", rotate)
+
+
+def no_scaling(model, _):
+    model.frequencies = rotary_frequencies(dataclasses.replace(model.config, rope_scaling=None))
+
+
+def no_query_norm(model, _):
+    for layer in model.layers:
+        layer.self_attn.q_norm = torch.nn.Identity()
+
+
+def large_eps(model, _):
+    for module in model.modules():
+        if hasattr(module, "eps"):
+            module.eps = 1e-3
+
+
+def no_bias(part):
+    def ignore(model, _):
+        biases = [w for name, w in model.named_parameters() if name.endswith(f"{part}_proj.bias")]
+        assert len(biases) == 2
+        for bias in biases:
+            bias.data.zero_()
+
+    return ignore
+
+
+@pytest.mark.parametrize("name, mistake", [
+    *((name, interleaved) for name in FAMILIES), *((name, large_eps) for name in FAMILIES),
+    ("llama3", no_scaling), ("qwen3", no_query_norm),
+    *(("qwen2", no_bias(part)) for part in "qkv"),
+    *(("llama-bias", no_bias(part)) for part in ("q", "k", "v", "o", "gate", "up", "down"))])
+@torch.no_grad()
+def test_each_mistake_shows_in_the_logits(name, mistake, monkeypatch):
+    model, ids, theirs = fixture(name)
+    mistake(model, monkeypatch)
+    assert worst(model(ids), theirs) > 1e-3
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("name", FAMILIES)
+@torch.no_grad()
+def test_a_published_model_survives_saving(name, dtype, tmp_path):
+    model = GPT.from_pretrained(HERE / "fixtures" / name, dtype=dtype)
+    model.save_pretrained(tmp_path)
+    loaded, config = GPT.from_pretrained(tmp_path), (tmp_path / "config.json").read_text()
+    assert loaded.config == model.config and loaded.config.eos_token_id == 2
+    assert f"torch.{json.loads(config)['torch_dtype']}" == str(model.norm.weight.dtype)
+    ours, theirs = dict(model.named_parameters()), dict(loaded.named_parameters())
+    assert ours.keys() == theirs.keys()
+    for key in ours:
+        assert ours[key].dtype == theirs[key].dtype and torch.equal(ours[key], theirs[key])
+        assert theirs[key].requires_grad
+
+
+def copied(name, folder, **edits):
+    """A copy of a fixture with some keys of its config.json changed (...: removed)."""
+    shutil.copytree(HERE / "fixtures" / name, folder, dirs_exist_ok=True)
+    config = json.loads((folder / "config.json").read_text()) | edits
+    (folder / "config.json").write_text(
+        json.dumps({key: value for key, value in config.items() if value is not ...}))
+    return folder
+
+
+@pytest.mark.parametrize("edits, message", [
+    ({"architectures": ["GemmaForCausalLM"]}, "unsupported architecture GemmaForCausalLM; supp"),
+    ({"architectures": ...}, "unsupported architecture None"),
+    ({"quantization_config": {"bits": 4}}, "quantized"),
+    ({"hidden_act": "gelu"}, "unsupported hidden_act gelu; supported: silu"),
+    ({"rope_scaling": {"type": "yarn", "factor": 4}}, "unsupported RoPE scaling yarn; supported"),
+    ({"rope_scaling": {"type": "llama3", "factor": 4}}, "no positive number for low_freq_factor"),
+    ({"rope_scaling": "yarn"}, "config.json"),
+    ({"rope_theta": ...}, "no positive number for rope_theta"),
+    ({"partial_rotary_factor": 0.5}, "unsupported partial_rotary_factor 0.5"),
+    ({"num_attention_heads": ...}, "no positive number for num_attention_heads"),
+    ({"hidden_size": None}, "no positive number for hidden_size"),
+    ({"head_dim": ...}, r"k_proj.weight is \(16, 16\) in the file and has to be \(8, 16\)"),
+    ({"num_key_value_heads": 4}, "4 differ, the first: layers.0.self_attn.k_proj.weight is"),
+    ({"vocab_size": 33}, "embed_tokens.weight is"),
+    ({"num_hidden_layers": 3}, "layers.2.input_layernorm.weight is absent in the file"),
+    ({"num_hidden_layers": 1}, r"layernorm.weight is \(16,\) in the file and has to be absent")])
+def test_a_model_that_would_be_another_one_is_refused(edits, message, tmp_path):
+    copied("mistral", tmp_path, **edits)
+    with pytest.raises(ValueError, match=message) as error:
+        GPT.from_pretrained(tmp_path)
+    assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("absent, message", [
+    ("config.json", "config.json is absent"),
+    ("model-00002-of-00004.safetensors", "model-00002-of-00004.safetensors is absent and model.s"),
+    ("model.safetensors.index.json", "has neither model.safetensors nor model.safetensors.index")])
+def test_an_absent_file_is_named(absent, message, tmp_path):
+    (copied("qwen3", tmp_path) / absent).unlink()
+    with pytest.raises(FileNotFoundError, match=message):
+        GPT.from_pretrained(tmp_path)
+    with pytest.raises(FileNotFoundError, match="give the folder of a downloaded checkpoint"):
+        GPT.from_pretrained(tmp_path / "nowhere")
+
+
+def change_weights(folder, change):
+    path = folder / "model.safetensors"
+    tensors = read_safetensors(path)
+    change(tensors)
+    write_safetensors(path, tensors)
+    return GPT.from_pretrained(folder)
+
+
+def test_the_head_is_the_file_s_or_else_the_embedding(tmp_path):
+    folder = copied("llama3", tmp_path)  # tied, no head in the file
+    embedding = read_safetensors(folder / "model.safetensors")["model.embed_tokens.weight"]
+    same = change_weights(folder, lambda t: t.update({"lm_head.weight": embedding.clone()}))
+    assert same.config.tie_word_embeddings and same.lm_head.weight is same.embed_tokens.weight
+    other = change_weights(folder, lambda t: t.update({"lm_head.weight": 2 * embedding}))
+    assert not other.config.tie_word_embeddings
+    assert torch.equal(other.lm_head.weight, 2 * other.embed_tokens.weight)
+    copied("llama", tmp_path)  # not tied
+    with pytest.raises(ValueError, match="lm_head.weight is absent in the file"):
+        change_weights(folder, lambda t: t.pop("lm_head.weight"))
+
+
+def test_files_and_tensors_that_are_not_the_model_s_do_no_harm(tmp_path):
+    model, ids, theirs = fixture("llama")
+    folder = copied("llama", tmp_path)
+    (folder / "consolidated.safetensors").write_bytes(b"the weights once more, in Meta's layout")
+    (folder / "generation_config.json").write_text('{"eos_token_id": [2, 7], "top_p": 0.9}')
+    loaded = change_weights(folder, lambda t: t.update(
+        {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}))
+    assert torch.equal(loaded(ids), model(ids)) and loaded.config.eos_token_id == [2, 7]
+
+
+def test_weights_are_mapped_and_the_file_is_never_written(tmp_path):
+    path = copied("llama", tmp_path) / "model.safetensors"
+    before = path.read_bytes()
+    model = GPT.from_pretrained(tmp_path)
+    assert len({weight.untyped_storage().data_ptr() for weight in model.parameters()}) == 1
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.zero_()
+    assert path.read_bytes() == before
+    model.save_pretrained(tmp_path)  # over the file that it is mapped from
+    assert not GPT.from_pretrained(tmp_path).norm.weight.any()
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral"])  # 4 and 2 bytes a number
+def test_tensors_may_lie_at_any_offset(name, tmp_path):
+    model, ids, theirs = fixture(name)
+    path = copied(name, tmp_path) / "model.safetensors"
+    content = path.read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    path.write_bytes((size + 1).to_bytes(8, "little") + content[8:8 + size] + b" "
+                     + content[8 + size:])
+    assert torch.equal(GPT.from_pretrained(tmp_path, dtype=torch.float32)(ids), model(ids))
+
+
+def test_scalars_and_empty_tensors_are_saved_and_loaded(tmp_path):
+    tensors = {"a": torch.tensor(2.5), "b": torch.zeros(3, 0), "c": torch.ones(2, 3).mT.half()}
+    write_safetensors(tmp_path / "t", tensors)
+    loaded = read_safetensors(tmp_path / "t")
+    assert all(torch.equal(loaded[name], tensors[name]) for name in tensors)
+
+
+@pytest.mark.parametrize("name, edits, limit", [
+    ("mistral", {"sliding_window": None}, 128), ("mistral", {"sliding_window": 64}, 64),
+    ("mistral", {"sliding_window": ..., "max_position_embeddings": 8192}, 4096),
+    ("mistral", {"sliding_window": 4096}, 128), ("llama", {"sliding_window": 64}, 128),
+    ("qwen2", {"sliding_window": 64, "use_sliding_window": False}, 128),
+    ("qwen2", {"sliding_window": 64, "use_sliding_window": True}, 64),
+    ("qwen3", {"sliding_window": 64, "layer_types": ["full_attention", "sliding_attention"]}, 64)])
+def test_the_context_ends_where_a_sliding_window_would_begin_to_slide(name, edits, limit, tmp_path):
+    model = GPT.from_pretrained(copied(name, tmp_path, **edits))
+    assert model.config.max_position_embeddings == KVCache(model, 1).limit == limit
+
+
+def test_head_dim_is_read_or_derived(tmp_path):
+    cfg = GPT.from_pretrained(copied("qwen2", tmp_path, head_dim=None)).config
+    assert cfg.head_dim == cfg.hidden_size // cfg.num_attention_heads == 4
+    with pytest.raises(ValueError, match="128"):  # Qwen3's own default
+        GPT.from_pretrained(copied("qwen3", tmp_path, head_dim=...))
+
+
+def test_recomputing_gives_the_same_gradients_and_keeps_less():
+    model, ids, _ = fixture("llama-bias")
+    gradients, kept = [], []
+    for model.recompute in (False, True):
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.numel()) or x,
+                                                      lambda x: x):
+            loss = model(ids).logsumexp(-1).mean()
+        kept.append(sum(sizes))
+        model.zero_grad()
+        loss.backward()
+        gradients.append([weight.grad.clone() for weight in model.parameters()])
+    assert all(map(torch.equal, *gradients)) and kept[1] < kept[0] / 2
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@torch.no_grad()
+def test_autocast_and_bfloat16_run_with_and_without_a_cache(name):
+    model, ids, _ = fixture(name)
+    full, seen = model(ids), []
+    narrow = GPT.from_pretrained(HERE / "fixtures" / name, dtype=torch.bfloat16)
+    for module, context in [(model, torch.autocast("cpu", torch.bfloat16)),
+                            (narrow, contextlib.nullcontext())]:
+        for cache in (None, KVCache(module, 2)):
+            module.layers[0].self_attn.o_proj.register_forward_pre_hook(
+                lambda _, inputs: seen.append(inputs[0].dtype))
+            with context:
+                logits = module(ids, cache)
+            assert (logits - full).std() < 0.1 * full.std()
+    assert set(seen) == {torch.bfloat16}
+
+
+def test_the_head_reads_no_more_positions_than_are_returned():
+    model, sizes = tiny_gpt(), []
+    model.lm_head.register_forward_pre_hook(lambda _, inputs: sizes.append(inputs[0].shape[:2]))
+    extend(model, KVCache(model, 2), random_texts([30, 20]), [[1, 2], [3]])
+    assert sizes == [(2, 3)]
+
+
+def test_any_of_several_stop_tokens_ends_a_text():
+    model, [text] = tiny_gpt(), random_texts([5])
+
+    def greedy(stop_token):
+        return sample(model, KVCache(model, 1), [text], 20, stop_token, temperature=0)
+
+    [[*free]], _ = greedy(-1)
+    stops = [free[7], free[3]]
+    first = min(map(free.index, stops))
+    assert greedy(stops) == ([free[:first]], [True])
+    assert greedy(stops[0]) == ([free[:free.index(stops[0])]], [True])
+
+
+def test_rows_without_a_token_are_never_written():
+    model, texts = tiny_gpt(), random_texts([4] * 8)
+    model.writable = 5
+    for temperature in (0, 5.0):
+        new, _ = sample(model, KVCache(model, 8), texts, 30, -1, temperature=temperature,
+                        generator=torch.Generator().manual_seed(0))
+        assert all(token < 5 for row in new for token in row)
 
 
 # ------------------------------------------------------------------- the trainer
@@ -464,18 +1056,107 @@ def test_training_teaches_where_to_stop():
     prefixes = [[rng.randint(4, 9) for _ in range(rng.randint(1, 6))] for _ in range(1600)]
     torch.manual_seed(0)
     model = GPT(GPTConfig(12, 32, 64, 1, 2, 1, 16, 64))
-    losses = train(model, [(prefix + [2, 3, 1], len(prefix)) for prefix in prefixes], 8, 0.02,
-                   random.Random(0), "test")
+    losses = train(model, [(prefix + [2, 3, 1], len(prefix)) for prefix in prefixes], 8,
+                   muon_and_adamw(model, 0.02), random.Random(0), "test")
     assert len(losses) == 200 and np.mean(losses[-10:]) < 0.1 < losses[0]
     new, stopped = sample(model, KVCache(model, 1), [[5, 7]], 9, stop_token=1, temperature=0)
     assert new == [[2, 3]] and stopped == [True]
 
 
-def test_scores_of_a_batch_are_the_scores_of_each_program():
+def random_examples(n=40):
+    return [(ids, 1 + k % len(ids[1:])) for k, ids in enumerate(random_texts([3 + k % 9
+                                                                              for k in range(n)]))]
+
+
+def gradients(model):
+    return torch.cat([p.grad.flatten() for p in model.parameters()])
+
+
+def test_an_update_is_the_gradient_of_the_mean_loss_over_all_labels():
+    model, batch = tiny_gpt(), random_examples(7)
+    ids, labels = collate(batch, 256)
+    loss = torch.nn.functional.cross_entropy(model(ids[:, :-1]).flatten(0, 1),
+                                             labels[:, 1:].flatten())
+    loss.backward()
+    whole = gradients(model)
+    for micro_batch in (7, 3, 1):  # added up: the same gradient
+        model.zero_grad()
+        assert empower.backward(model, batch, micro_batch) == pytest.approx(loss.item(), abs=1e-5)
+        assert torch.allclose(gradients(model), whole, atol=1e-5)
+
+
+def test_gradients_are_clipped_to_a_length():
+    class Seen(torch.optim.SGD):
+        def step(self, closure=None):
+            lengths.append(gradients(model).norm().item())
+
+    model, lengths = tiny_gpt(), []
+    for clip in (None, 0.01):
+        train(model, random_examples(8), 8, [Seen(model.parameters(), lr=0.0)], random.Random(0),
+              "test", clip=clip)
+    assert lengths[0] > 0.1 and lengths[1] == pytest.approx(0.01, rel=1e-3)
+
+
+@pytest.mark.parametrize("make", [lambda model: muon_and_adamw(model, 0.01),
+                                  lambda model: empower.adamw(model.parameters(), 0.001)])
+def test_training_that_was_interrupted_goes_on_to_the_same_weights(tmp_path, monkeypatch, make):
+    def pass_over(progress=None):
+        model = tiny_gpt()
+        losses = train(model, random_examples(), 4, make(model), random.Random(0), "test",
+                       progress=progress)
+        return losses, torch.cat([p.detach().flatten() for p in model.parameters()])
+
+    whole, path, calls = pass_over(), tmp_path / "progress.pt", []
+
+    def interrupted(*arguments):
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        calls.append(backward(*arguments))
+        return calls[-1]
+
+    backward = empower.backward
+    monkeypatch.setattr(empower, "backward", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        pass_over((path, 0))
+    monkeypatch.undo()
+    kept = path.read_bytes()
+    losses, weights = pass_over((path, math.inf))
+    assert losses == whole[0] and losses[:6] == calls and torch.equal(weights, whole[1])
+    path.write_bytes(kept[:len(kept) // 2])
+    with pytest.raises(empower.UserError, match="remove it"):
+        pass_over((path, math.inf))
+
+
+def test_scores_of_a_batch_are_the_scores_of_each_program(monkeypatch):
     model, programs = tiny_gpt(), random_texts([5, 1, 17, 30, 8])
-    for program, nll in zip(programs, score(model, programs, stop_token=0, batch_size=2)):
-        logits = model(torch.tensor([[0] + program]))[0, :-1]
-        assert np.allclose(nll, token_nll(logits, torch.tensor(program)).detach(), atol=1e-4)
+    for scored in (score(model, programs, 0, 40), score(model, programs, 0)):
+        for program, nll in zip(programs, scored):
+            logits = model(torch.tensor([[0] + program]))[0, :-1]
+            assert np.allclose(nll, token_nll(logits, torch.tensor(program)).detach(), atol=1e-4)
+    with pytest.raises(ValueError, match="256"):
+        score(model, [[1] * 300], 0)
+
+
+def test_the_head_in_slices_is_the_head_at_once():
+    model = GPT(GPTConfig(2**17, 8, 8, 1, 1, 1, 8, 2048), torch.Generator().manual_seed(0))
+    ids = torch.randint(0, 99, (3, 400))  # 3 * 399 * 2**17 logits: more than one slice
+    with torch.no_grad():
+        sliced = empower.document_nll(model, ids)
+        for k in (0, 170, 398):
+            logits = model(ids[:, :k + 1])[:, -1:]
+            assert torch.allclose(sliced[:, k:k + 1], token_nll(logits, ids[:, k + 1:k + 2]),
+                                  atol=1e-4)
+
+
+def test_batches_by_length_waste_little_and_stay_within_their_tokens():
+    assert empower.batches_by_length([3, 1, 2, 9], 6) == [[1, 2], [0], [3]]
+    assert empower.batches_by_length([], 6) == []
+    rng = random.Random(0)
+    lengths = [rng.randint(1, 99) for _ in range(500)]
+    batches = empower.batches_by_length(lengths, 300)
+    assert sorted(itertools.chain(*batches)) == list(range(500))
+    assert all(len(batch) * max(lengths[i] for i in batch) <= 300 for batch in batches)
+    assert len(batches) < 1.2 * sum(lengths) / 300
 
 
 # ------------------------------------------------------------------- the game
@@ -489,9 +1170,21 @@ def test_judging_rules():
         assert tuple(rule(nll, tau) for rule in simhuman.JUDGING.values()) == verdicts
 
 
+def random_goals(sizes):
+    return [[0, *text] for text in random_texts(sizes)]
+
+
+def moves(episode):
+    return [(turn.suggestion, turn.accepted, turn.typed) for turn in episode.turns], \
+        episode.finished
+
+
 @torch.no_grad()
-def play_slowly(statements, human, assistant, rounds, stop_token):
-    """The game of Section 3, one problem after the other, without caches, greedily."""
+def play_slowly(goals, human, assistant, rounds, stop_token):
+    """The game of Section 3, one problem after the other, without caches, greedily.
+
+    Each document begins with the stop token. `human` is a Human or an Author.
+    """
 
     def write(model, text, most, max_cost=math.inf):
         new, cost = [], 0.0
@@ -505,18 +1198,24 @@ def play_slowly(statements, human, assistant, rounds, stop_token):
         return new, False
 
     episodes = []
-    for problem, statement in enumerate(statements):
-        goal, code, episode = [stop_token] + statement, [], Episode(problem)
+    for problem, goal in enumerate(goals):
+        code, episode = [], Episode(problem)
         known = goal if assistant.knows_goal else [stop_token]
         while len(episode.turns) < rounds and not episode.finished:
             new, _ = write(assistant.model, known + code, assistant.max_tokens, assistant.max_cost)
             turn = Turn(new, [], False)
-            if new:
+            if new and isinstance(human, Author):
+                turn.accepted = code + new == goal[:len(code + new)]
+            elif new:
                 logits = human.model(torch.tensor([goal + code + new]))[0, -len(new) - 1:-1]
                 turn.nll = human.cost(logits, torch.tensor(new)).tolist()
                 turn.accepted = human.accepts(turn.nll)
             code += new * turn.accepted
-            turn.typed, episode.finished = write(human.model, goal + code, human.turn_tokens)
+            if isinstance(human, Author):
+                turn.typed = goal[len(code):][:human.turn_tokens]
+                episode.finished = code + turn.typed == goal
+            else:
+                turn.typed, episode.finished = write(human.model, goal + code, human.turn_tokens)
             code += turn.typed
             episode.turns.append(turn)
         episodes.append(episode)
@@ -526,26 +1225,48 @@ def play_slowly(statements, human, assistant, rounds, stop_token):
 @pytest.mark.parametrize("options", [{"max_tokens": 5}, {"max_tokens": 12, "max_cost": 4.0},
                                      {"max_tokens": 7, "knows_goal": True}])
 def test_the_lockstep_game_is_the_game_played_problem_by_problem(options):
-    model, statements = tiny_gpt(3), random_texts([4, 7, 1, 9, 5, 3, 8, 6])
+    model, goals = tiny_gpt(3), random_goals([4, 7, 1, 9, 5, 3, 8, 6])
     human = Human(model, token_nll, functools.partial(simhuman.skim, tau=4), 3, temperature=0)
     assistant = Assistant(tiny_gpt(4), temperature=0, **options)
-    fast = play(statements, human, assistant, 6, 0, None)
-    slow = play_slowly(statements, human, assistant, 6, 0)
+    fast = play(goals, human, assistant, 6, 0, 0, None)
+    slow = play_slowly(goals, human, assistant, 6, 0)
     assert sum(e.accepted for e in slow) and sum(e.offered - e.accepted for e in slow)
     for a, b in zip(fast, slow):
-        assert [(t.suggestion, t.accepted, t.typed) for t in a.turns] == \
-            [(t.suggestion, t.accepted, t.typed) for t in b.turns] and a.finished == b.finished
+        assert moves(a) == moves(b)
         for turn, other in zip(a.turns, b.turns):
             assert np.allclose(turn.nll, other.nll, atol=1e-3)
 
 
+def test_an_author_is_replayed_problem_by_problem_and_in_lockstep():
+    model, programs = tiny_gpt(4), random_texts([40, 7, 1, 90, 55, 33])
+    for program in programs[::2]:  # the assistant is right about their second half
+        new, _ = sample(model, KVCache(model, 1), [[0, *program]], 30, 0, temperature=0)
+        program += new[0]
+    assistant = Assistant(model, 6, max_cost=20, temperature=0)
+    game = programs, Author(3), assistant, 100, 0
+    fast, slow = play(*game, 0, None), play_slowly(*game)
+    assert [moves(episode) for episode in fast] == [moves(episode) for episode in slow]
+    assert sum(e.accepted for e in slow) and sum(e.offered - e.accepted for e in slow)
+    assert [episode.code for episode in fast] == programs and all(e.finished for e in fast)
+
+
+def test_an_author_accepts_what_comes_next_and_nothing_else():
+    author = Author(turn_tokens=2)
+    author.begin([[1, 2, 3, 4]] * 5)
+    suggestions = [[2, 3], [2, 4], [], [2, 3, 4], [2, 3, 4, 5]]
+    assert author.judge([[1]] * 5, suggestions) == [
+        ([], True), ([], False), ([], False), ([], True), ([], False)]
+    codes = [[1], [1, 2], [1, 2, 3], [1, 2, 3, 4], []]
+    assert author.write(codes, None, None) == (
+        [[2, 3], [3, 4], [4], [], [1, 2]], [False, True, True, True, False])
+
+
 def test_a_human_alone_writes_what_she_would_have_sampled():
-    model, statements = tiny_gpt(5), random_texts([4, 7, 1])
+    model, goals = tiny_gpt(5), random_goals([4, 7, 1])
     human = Human(model, token_nll, None, 4, temperature=0)
     for rounds in (2, 60):
-        texts = [[0, *statement] for statement in statements]
-        new, _ = sample(model, KVCache(model, 3), texts, 4 * rounds, 0, temperature=0)
-        episodes = play(statements, human, None, rounds, 0, None)
+        new, _ = sample(model, KVCache(model, 3), goals, 4 * rounds, 0, temperature=0)
+        episodes = play(goals, human, None, rounds, 0, 0, None)
         assert [episode.code for episode in episodes] == new
         assert all(e.tokens_read == e.offered == 0 for e in episodes)
 
@@ -554,7 +1275,7 @@ def test_a_silent_assistant_is_neither_offered_nor_read():
     model = tiny_gpt(5)
     assistant = Assistant(model, 5, max_cost=0.0)  # nothing is free
     human = Human(model, token_nll, functools.partial(simhuman.skim, tau=99), 4, temperature=0)
-    silent, alone = (play(random_texts([4, 7]), human, beside, 3, 0, torch.Generator())
+    silent, alone = (play(random_goals([4, 7]), human, beside, 3, 0, 0, torch.Generator())
                      for beside in (assistant, None))
     assert all(e.offered == e.accepted == e.tokens_read == 0 for e in silent)
     assert [e.code for e in silent] == [e.code for e in alone]
@@ -563,7 +1284,8 @@ def test_a_silent_assistant_is_neither_offered_nor_read():
 def test_an_episode_that_fills_the_context_is_cut_off():
     model = tiny_gpt(6)
     human = Human(model, token_nll, functools.partial(simhuman.skim, tau=99), 9, temperature=0)
-    [episode] = play([[5] * 200], human, Assistant(model, 20, temperature=0), 1000, 22, None)
+    [episode] = play([[22] + [5] * 200], human, Assistant(model, 20, temperature=0), 1000, 22, 22,
+                     None)
     assert not episode.finished and 0 < 201 + len(episode.code) <= 256
 
 
@@ -581,6 +1303,8 @@ def test_metrics_by_hand():
     assert value == 0.5 and error == pytest.approx(0.2887, abs=1e-4)
     assert accept_ratio([episode(accepted=1), episode(accepted=1, rejected=2)]) == (0.5, 0.25)
     assert math.isnan(accept_ratio([episode()])[0])
+    half = episode(accepted=1, size=4, written=4), episode(written=2)
+    assert share_saved(half)[0] == 0.4 and share_saved(half[:1]) == (0.5, 0.0)
     read_10_wrote_2 = episode(accepted=1, rejected=1, size=5, written=2)
     assert (read_10_wrote_2.tokens_read, read_10_wrote_2.tokens_written) == (10, 2)
     assert discounted(read_10_wrote_2, 0.5, 0.1, 0.5) == 0.25
@@ -877,7 +1601,7 @@ def test_a_run_makes_every_row_and_says_whether_the_claims_hold(finished):
         assert f"| {name} " in stdout
         transcript = out / "transcripts" / f"{empower.slug(name)}.txt"
         assert transcript.read_text().startswith("# Read ")
-    assert "parameters" in stdout and "Seed 0, device cpu" in stdout
+    assert "parameters" in stdout and "seed 0, device cpu" in stdout
 
 
 def test_the_table_is_computed_from_the_episodes(finished):
@@ -986,17 +1710,23 @@ def test_ctrl_c_loses_one_stage_alone(finished, tmp_path, monkeypatch, capsys):
     assert "row SFT-10: reused" in printed and "Empower (9): reused" not in printed
 
 
-def test_an_assistant_is_trained_on_prefix_completion_and_stop(monkeypatch, tmp_path):
-    program = {"program": "print(sum(b))\n", "nll": [0.25, 0.0625, 4.0, 0.0, 0.0, 0.0, 0.0]}
-    ids, end = tokenizer().encode_ordinary(program["program"]), tokenizer().eot_token
-    program["nll"] = (program["nll"] + [0.0] * 9)[:len(ids)]
-    pairs = empower.choose_completions([program] * 10, [0, 1] * 5, tokenizer(),
+def tiny_base(folder):
+    """A checkpoint of random weights with the tests' tokenizer, in a folder."""
+    tiny_gpt(vocab_size=tokenizer().n_vocab).save_pretrained(folder)
+    data.save_tokenizer(tokenizer(), folder)
+    return empower.load_checkpoint(folder, "cpu")
+
+
+def test_an_assistant_is_trained_on_prefix_completion_and_stop(tmp_path):
+    ids, end = tokenizer().encode_ordinary("print(sum(b))\n"), tokenizer().stop
+    program = ids, np.array([0.25, 0.0625, 4.0, *[0.0] * 9][:len(ids)])
+    pairs = empower.choose_completions([program] * 10, [0, 1] * 5,
                                        empower.completion_rules(Config())["Empower (0.32)"], None)
     assert pairs == [(ids[:0], ids[:2]), (ids[:1], ids[1:2])] * 5
     seen = []
-    monkeypatch.setattr(empower, "train", lambda model, examples, *rest: seen.extend(examples))
-    empower.finetune(Config(max_suggestion=2), "Empower (0.32)",
-                     tiny_gpt(vocab_size=tokenizer().n_vocab), tokenizer(), pairs, tmp_path)
+    empower.make_assistant(Config(max_suggestion=2), "Empower (0.32)", tiny_base(tmp_path / "base"),
+                           pairs, lambda model, examples, rng, label: seen.extend(examples),
+                           tmp_path)
     assert seen == [([end, *ids[:2], end], 1), ([end, *ids[:2], end], 2)] * 4  # 0.2 held out
     stopping = json.loads((tmp_path / "stopping.json").read_text())
     assert stopping["target_length"] == 1.5 and stopping["silent_targets"] == 0
@@ -1008,8 +1738,7 @@ def test_the_scorer_does_not_see_the_statement_and_the_human_does(monkeypatch, t
         prompts.extend(texts) or [[5, 6]] * len(texts), [True] * len(texts)))
     monkeypatch.setattr(empower, "score", lambda model, programs, end: (
         scored.extend(programs) or [np.zeros(len(program)) for program in programs]))
-    model = tiny_gpt(vocab_size=tokenizer().n_vocab)
-    empower.write_programs(Config(), model, tokenizer(), contest(), tmp_path)
+    empower.write_programs(Config(), tiny_base(tmp_path), contest(), tmp_path)
     statements = [tokenizer().encode_ordinary(problem.statement) for problem in contest().train]
     assert [prompt[1:] for prompt in prompts] == statements
     assert scored == [tokenizer().encode_ordinary(tokenizer().decode([5, 6]))] * len(statements)
@@ -1028,6 +1757,16 @@ def test_paper_gains_come_from_the_paper_s_table():
                 assert empower.PAPER[name] == {
                     "Empower": pytest.approx(np.mean(human["Empower"], axis=0), abs=6e-4),
                     "baseline": pytest.approx(np.mean(cells, axis=0), abs=6e-4)}
+    assert empower.paper_gain("SFT-10", "dpr") == pytest.approx(.151 / .076 - 1)
+    assert empower.paper_gain("Base-20", "dpr") is None
+    assert empower.paper_gain("SFT-10", "share saved") is None
+
+
+def test_a_table_aligns_its_columns_and_shows_what_is_absent():
+    rows = [{"name": "a", "x": 0.5, "x_se": 0.25}, {"name": "long", "x": None, "x_se": None}]
+    assert empower.table(rows, {"who": "{name}", "x": "{x:.1f} ± {x_se:.2f}"}).splitlines() == [
+        "| who  |          x |", "|------|-----------:|", "| a    | 0.5 ± 0.25 |",
+        "| long |          - |"]
 
 
 def test_help_explains_every_setting(capsys):
@@ -1041,7 +1780,7 @@ def test_help_explains_every_setting(capsys):
 def test_constants_follow_from_the_length_of_a_program():
     """K_H x rounds is 1.25 programs, gamma discounts a whole program as in the paper."""
     cfg, rng = Config(), random.Random(0)
-    programs = [data.write_program(p.parts, data.draw_style(rng)) for p in contest().train]
+    programs = [write_program(p.parts, draw_style(rng)) for p in contest().train]
     length = np.mean([len(tokenizer().encode_ordinary(program)) for program in programs])
     assert cfg.turn_tokens * cfg.rounds == pytest.approx(1.25 * length, rel=0.05)
     assert cfg.gamma == pytest.approx(0.999 ** (400 / length), abs=2e-4)
@@ -1090,16 +1829,17 @@ def benchmark_game(n, rounds):
     """The lockstep game against `play_slowly`, the same game without batches and caches."""
     finished = [path for path in Path("out", "stages").glob("base-*") if path.suffix != ".tmp"]
     if finished:
-        model, encoding = empower.load_checkpoint(finished[0], "cpu")
-        statements = [encoding.encode_ordinary(p.statement) for p in contest().dev[:n]]
+        model, encoding, *_ = empower.load_checkpoint(finished[0], "cpu")
+        goals = [[encoding.start, *encoding.encode_ordinary(problem.statement)]
+                 for problem in contest().dev[:n]]
         end, what = encoding.eot_token, f"the model in {finished[0]}"
     else:
         model = GPT(empower.gpt_config(Config(), 640), torch.Generator().manual_seed(0))
-        statements, end, what = random_texts([40] * n, vocab_size=640), 639, "random weights"
+        goals, end, what = [[639] + [5] * 40] * n, 639, "random weights"
     rule = functools.partial(simhuman.skim, tau=Config().tau)
     human = Human(model, token_nll, rule, Config().turn_tokens, temperature=0)
-    game = statements, human, Assistant(model, 10, temperature=0), rounds, end
-    fast, slow = seconds(play, *game, None), seconds(play_slowly, *game)
+    game = goals, human, Assistant(model, 10, temperature=0), rounds, end
+    fast, slow = seconds(play, *game, end, None), seconds(play_slowly, *game)
     print(f"game: {n} problems in lockstep with caches {fast:.2f} s, one by one without "
           f"{slow:.2f} s: {slow / fast:.0f} times ({what})")
 
@@ -1118,6 +1858,40 @@ def benchmark_muon(steps):
           f"{1000 * times[1]:.0f} ms: {times[1] / times[0]:.1f} times")
 
 
+def anonymous_memory():
+    """Bytes of this process that no file holds, and that so cannot be given up (Linux)."""
+    [kilobytes] = re.findall(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return 1024 * int(kilobytes)
+
+
+def benchmark_loading(layers, vocab_size):
+    """A sharded bfloat16 checkpoint, with 16 layers and 128,256 tokens as large as Llama-3.2-1B."""
+    if not Path("/proc/self/status").exists():
+        return print("loading: not measured, it takes /proc")
+    cfg = GPTConfig(vocab_size, 2048, 8192, layers, 32, 8, 64, architecture="LlamaForCausalLM")
+    with torch.device("meta"):
+        weights = {f"model.{name}": w for name, w in GPT(cfg).named_parameters()}
+    with tempfile.TemporaryDirectory() as folder:
+        config = dataclasses.asdict(cfg) | {"architectures": [cfg.architecture]}
+        Path(folder, "config.json").write_text(json.dumps(config))
+        shards = {name: f"{k // 50}.safetensors" for k, name in enumerate(weights)}
+        for shard in set(shards.values()):
+            write_safetensors(Path(folder, shard), {
+                name: torch.full(w.shape, 0.5, dtype=torch.bfloat16)
+                for name, w in weights.items() if shards[name] == shard})
+        index = json.dumps({"weight_map": shards})
+        Path(folder, "model.safetensors.index.json").write_text(index)
+        before, begin = anonymous_memory(), time.perf_counter()
+        model = GPT.from_pretrained(folder)
+        loading, loaded = time.perf_counter() - begin, anonymous_memory()
+        with torch.no_grad():
+            assert all(w.amax() == 0.5 for w in model.parameters())  # reads every page
+        grown = (loaded - before) / 1e6, (anonymous_memory() - before) / 1e6
+        print(f"loading: {sum(2 * w.numel() for w in model.parameters()) / 1e9:.2f} GB in "
+              f"{loading:.2f} s; memory that no file holds grew by {grown[0]:.1f} MB, by "
+              f"{grown[1]:.1f} MB after all was read")
+
+
 def benchmark_judge(n):
     """judge_all against one interpreter after the other, on programs that print and stop."""
     jobs = [(f"print({k})", (("", f"{k}\n"),)) for k in range(n)]
@@ -1133,3 +1907,4 @@ if __name__ == "__main__":
     benchmark_game(*((2, 2) if tiny else (32, Config().rounds)))
     benchmark_muon(1 if tiny else 10)
     benchmark_judge(4 if tiny else 500)
+    benchmark_loading(*((1, 1000) if tiny else (16, 128_256)))

@@ -1,0 +1,498 @@
+"""Real code and real models: the method of empower.py beyond its generated contest.
+
+    python empower.py replay --corpus PATH [--model DIR]     the paper's rows, an author replayed
+    python empower.py finetune --model DIR --corpus PATH --out DIR2
+    python empower.py show FILE [--model DIR] [--at LINE:COL] [--svg FILE.svg]
+    python empower.py suggest FILE:LINE:COL [--model DIR]
+
+A corpus is a folder of .py files, one file, a JSONL file, or the word stdlib. A model is a folder
+of Hugging Face's layout: Llama, Mistral, Qwen2 or Qwen3. The scorer pi_hat sees the code alone, the
+token that begins a document before it; what an assistant learns ends with the stop token of its
+family. Letters as in empower.py.
+"""
+
+import dataclasses
+import html
+import json
+import math
+import os
+import re
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import data
+import simhuman
+from checkpoint import write_text
+from empower import (PRETRAINING, STOPPING, Experiment, Game, Settings, UserError, adamw,
+                     check_stopping, choices, choose_completions, completion_rule,
+                     completion_rules, conclude, describe, dpr_of, empower_length, fingerprint,
+                     load_checkpoint, load_stage, marked, numpy_generator, open_output,
+                     pick_device, play_row, pretrain, pretrained_here, python_generator, reading,
+                     rows_of_the_table, save_tuned, score, setting, settings, stage, table,
+                     token_texts, train, train_assistants, with_verdict, write_transcripts)
+from model import KVCache, sample
+
+CORPUS = "a folder of .py files, one file, a JSONL file, or the word stdlib"
+FIELD = "the JSONL field that holds the code (default: it is found)"
+DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPE = "of the checkpoint's weights: auto (the file's), float32 or bfloat16"
+ETA = "threshold of Empower, bits (Section 5.1)"
+
+
+# ------------------------------------------------------------------- what a person hands over
+
+
+def handed_over(read, *arguments):
+    """read(*arguments) of something that a person named; what is wrong with it is a UserError."""
+    try:
+        return read(*arguments)
+    except (OSError, ValueError) as error:
+        raise UserError(str(error)) from None
+
+
+def read_programs(cfg):
+    """(programs to learn from, programs held out) of cfg.corpus, texts; says what was found.
+
+    A small corpus keeps four fifths of its programs to learn from.
+    """
+    if not cfg.corpus:
+        raise UserError(f"--corpus is missing: give {CORPUS}")
+    texts, found = handed_over(data.read_corpus, cfg.corpus, cfg.field or None)
+    print(found)
+    return handed_over(data.split_corpus, texts, min(cfg.held_out, len(texts) // 5),
+                       python_generator(cfg, "split"))
+
+
+def given_model(cfg, device):
+    """The checkpoint that is named with --model."""
+    if cfg.dtype not in DTYPES:
+        raise UserError(f"--dtype is {cfg.dtype!r}: choose {', '.join(DTYPES)}")
+    return handed_over(load_checkpoint, cfg.model, device, DTYPES[cfg.dtype])
+
+
+def check_context(cfg, model, round_tokens):
+    """A piece, the token before it and one round behind it have to fit into the model's context."""
+    limit = model.config.max_position_embeddings
+    if cfg.context + 1 + round_tokens > limit:
+        raise UserError(f"--context is {cfg.context}, and the model reads {limit} tokens: give at "
+                        f"most {limit - 1 - round_tokens}, since a suggestion has to follow")
+
+
+def cut(encoding, texts, size):
+    """The pieces of all texts: lists of at most `size` token ids."""
+    return [piece for text in texts for piece in data.pieces(encoding, text, size)]
+
+
+def kept_costs(path, base, pieces):
+    """The costs in bits of each piece, scored or, where an earlier run has kept them, read."""
+    if not path.exists():
+        costs = score(base.model, pieces, base.encoding.start)
+        with open(f"{path}.tmp", "wb") as file:
+            np.save(file, np.concatenate(costs))
+        os.replace(f"{path}.tmp", path)
+    with reading(path):
+        nll, ends = np.load(path), np.cumsum([len(ids) for ids in pieces])
+        if len(nll) != ends[-1]:
+            raise ValueError(f"{len(nll)} costs of {ends[-1]} tokens")
+        return np.split(nll, ends[:-1])
+
+
+# ------------------------------------------------------------------- replay
+
+
+@dataclasses.dataclass(frozen=True)
+class ReplayConfig(Experiment):
+    """Every setting of the experiment on real code, with a replayed author."""
+
+    out: str = setting("out/replay", "folder for everything that a run makes")
+    corpus: str = setting("", CORPUS)
+    field: str = setting("", FIELD)
+    model: str = setting("", "a checkpoint folder (default: a small GPT is pre-trained)")
+    dtype: str = setting("auto", DTYPE)
+    held_out: int = setting(100, "programs of the results, at most a fifth of the corpus")
+    context: int = setting(512, "tokens of a piece; longer programs are cut into pieces")
+    train_programs: int = setting(2500, "pieces to learn from, at most; one state of each")
+
+    vocab_size: int = setting(2048, "tokens of the vocabulary at most, all 256 bytes among them")
+    width: int = setting(192, "hidden size of the model")
+    layers: int = setting(4, "layers of the model")
+    pretrain_tokens: int = setting(2_400_000, "tokens of pre-training; the corpus is repeated")
+    sft_lr: float = setting(None, "learning rate of fine-tuning (default: Muon at 0.01 for the "
+                                  "small GPT, AdamW at 1e-5 for --model)")
+    temperature: float = setting(0.0, "sampling of assistants; 0 takes the likeliest token")
+
+    def __post_init__(self):
+        if self.sft_lr is None:
+            object.__setattr__(self, "sft_lr", 1e-5 if self.model else 0.01)
+        super().__post_init__()
+
+
+def replay(cfg):
+    """The paper's rows on code without tests: what does each assistant save its author?
+
+    Programs are split by file. The assistants learn from one part; on the other, the author wants
+    exactly the program that was written. Everything lies in cfg.out, as in `empower.run`.
+    """
+    begin, device = time.time(), pick_device(cfg.device)
+    train_texts, held_out_texts = read_programs(cfg)
+    if len(held_out_texts) < 2:
+        raise UserError(f"{cfg.corpus} has {len(train_texts) + len(held_out_texts)} programs: a "
+                        "replay needs at least 10, a fifth of which are held out")
+    base = given_model(cfg, device) if cfg.model else None
+    open_output(cfg.out)
+    print(f"Fine-tune {len(completion_rules(cfg))} assistants and replay {len(held_out_texts)} "
+          "programs with each" + (": the bars say how long it takes." if base else
+                                  ", after pre-training a small GPT on the other programs:\n"
+                                  "about 15 minutes on 2 CPU cores, less where stages are reused."))
+    base = base or pretrain_on(cfg, train_texts, device)
+    check_context(cfg, base.model, cfg.max_suggestion + cfg.turn_tokens)
+    describe(cfg, base.model, device)
+
+    # Section 4.1: programs that people wrote; pi_hat says what each token costs.
+    pieces = cut(base.encoding, train_texts, cfg.context)
+    pieces = python_generator(cfg, "pieces").sample(pieces, min(len(pieces), cfg.train_programs))
+    costs = kept_costs(Path(cfg.out, "stages", f"nll-{fingerprint([base.name, pieces])}.npy"),
+                       base, pieces)
+    goals = [data.pieces(base.encoding, text, cfg.context)[0] for text in held_out_texts]
+    unseen = np.concatenate(score(base.model, goals, base.encoding.start))
+    print(f"  {np.concatenate(costs).mean():.2f} bits a token on {len(pieces)} pieces to learn "
+          f"from, {unseen.mean():.2f} on {len(goals)} programs held out, of "
+          f"{len(unseen) / len(goals):.0f} tokens each")
+
+    # Section 4.2: the assistants.
+    def tune(model, examples, rng, label):
+        train(model, examples, cfg.sft_batch, adamw(model.parameters(), cfg.sft_lr), rng, label,
+              micro_batch=4, clip=1.0)
+
+    assistants = train_assistants(cfg, base, list(zip(pieces, costs)),
+                                  tune if cfg.model else pretrained_here(cfg))
+
+    # Section 3: the game, with an author who is replayed to the end of her program.
+    game = Game(simhuman.Author(cfg.turn_tokens), goals, cfg.context, all_right,
+                {"programs": fingerprint(goals)})
+    episodes = {name: play_row(cfg, name, row, base, game)
+                for name, row in rows_of_the_table(cfg, base, assistants).items()}
+    write_transcripts(cfg, episodes, "", base.encoding.decode)
+    return conclude(cfg, begin, device, assistants, episodes,
+                    {"share saved": lambda episode: simhuman.share_saved([episode])[0],
+                     "dpr": dpr_of(cfg)})
+
+
+def all_right(episodes):
+    """The judge of replayed programs: what is finished is the program that its author wanted."""
+    for episode in episodes:
+        episode.passed = episode.finished
+
+
+def pretrain_on(cfg, texts, device):
+    """A small GPT that has read the programs as often as cfg.pretrain_tokens allow, or reused."""
+    def make(folder):
+        encoding, documents = data.train_tokenizer(texts, cfg.vocab_size), []
+        for text in texts:
+            pieces = [[encoding.start, *ids] for ids in data.pieces(encoding, text, cfg.context)]
+            pieces[-1].append(encoding.stop)  # there the program ends, and nowhere else
+            documents += pieces
+        rng, epochs = python_generator(cfg, "documents"), cfg.pretrain_tokens / sum(
+            map(len, documents))
+        shuffled = [ids for _ in range(math.ceil(epochs))
+                    for ids in rng.sample(documents, len(documents))]
+        pretrain(cfg, encoding, shuffled[:math.ceil(epochs * len(documents))], device, folder)
+
+    inputs = {"texts": fingerprint(texts), **settings(
+        cfg, "context", "pretrain_tokens", *PRETRAINING)}
+    return load_stage(stage(cfg, "base", inputs, make), device)
+
+
+# ------------------------------------------------------------------- finetune
+
+
+@dataclasses.dataclass(frozen=True)
+class FinetuneConfig(Settings):
+    """Every setting of fine-tuning a checkpoint on a person's own code."""
+
+    out: str = setting("", "folder of the new checkpoint")
+    seed: int = setting(0, "feeds all randomness, by separate generators")
+    model: str = setting("", "the checkpoint folder to begin with: Llama, Mistral, Qwen2 or Qwen3")
+    dtype: str = setting("auto", DTYPE + "; weights are trained in float32")
+    corpus: str = setting("", CORPUS)
+    field: str = setting("", FIELD)
+    rule: str = setting("empower", "what the assistant learns: empower, sft-N or sft-rand")
+    eta: float = setting(0.32, ETA)
+    held_out: int = setting(20, "programs on which its stopping is checked, at most a fifth of all")
+    context: int = setting(1024, "tokens of a piece; longer programs are cut into pieces")
+    lr: float = setting(1e-5, "AdamW's learning rate")
+    batch: int = setting(16, "examples an update")
+    micro_batch: int = setting(4, "examples at a time; their gradients are added up")
+    clip: float = setting(1.0, "longest gradient of an update")
+    recompute: bool = setting(False, "activation checkpointing: less memory, a third more time")
+    save_minutes: float = setting(10, "minutes after which the state of training is kept again")
+    max_suggestion: int = setting(100, "cap on a suggestion, tokens")
+    temperature: float = setting(1.0, "sampling in the check of its stopping")
+    top_p: float = setting(1.0, "share of the probability that this sampling keeps")
+
+
+def finetune(cfg):
+    """Section 4.2 on a person's own code and checkpoint: costs, completions, one epoch of SFT.
+
+    Until it is whole the new checkpoint lies in OUT.partial, where the same command goes on.
+    """
+    rule, device = completion_rule(cfg.rule, cfg.eta), pick_device(cfg.device)
+    for name in ("model", "out"):
+        if not getattr(cfg, name):
+            raise UserError(f"--{name} is missing: give a folder")
+    train_texts, held_out_texts = read_programs(cfg)
+    base = given_model(cfg, device)
+    check_context(cfg, base.model, cfg.max_suggestion)
+    inputs = {"base": base.name, "texts": fingerprint([train_texts, held_out_texts]), **settings(
+        cfg, "seed", "dtype", "rule", "eta", "context", "lr", "batch", "micro_batch", "clip")}
+    out, folder = Path(cfg.out), Path(f"{cfg.out.rstrip('/')}.partial")
+    if begun_before(out, inputs):
+        print(f"{out} is finished: nothing is left to do")
+        return
+    print(f"Score {len(train_texts)} programs, choose completions by {cfg.rule} and train one "
+          f"epoch, {'going on' if begun_before(folder, inputs) else 'begun'} in {folder}: the "
+          "bars say how long it takes.")
+    describe(cfg, base.model, device)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "inputs.json", json.dumps(inputs, indent=2) + "\n")
+
+    pairs = pairs_of(cfg, base, train_texts, rule, "train", folder)
+    held_out = pairs_of(cfg, base, held_out_texts, rule, "held-out", folder)
+    dtype, encoding = base.model.lm_head.weight.dtype, base.encoding
+    model = base.model.float()  # steps of 1e-5 would be lost in bfloat16
+    model.recompute = cfg.recompute
+    examples = [([encoding.start, *prefix, *completion, encoding.stop], 1 + len(prefix))
+                for prefix, completion in pairs]
+    losses = train(model, examples, cfg.batch, adamw(model.parameters(), cfg.lr),
+                   python_generator(cfg, "batches"), cfg.rule, cfg.micro_batch, cfg.clip,
+                   (folder / "progress.pt", 60 * cfg.save_minutes))
+    print(f"  {len(losses)} updates; loss from {np.mean(losses[:10]):.3f} to "
+          f"{np.mean(losses[-10:]):.3f} nats a token (means of ten)")
+    if held_out:
+        print("Did it learn to stop? On pieces held out:\n\n" + table(with_verdict(
+            [check_stopping(cfg, cfg.rule, model, encoding, held_out)]), STOPPING) + "\n")
+    save_tuned(model, dtype, base, folder)
+    for path in (folder / "progress.pt", *folder.glob("nll-*.npy")):
+        path.unlink(missing_ok=True)
+    os.replace(folder, out)
+    print(f"The checkpoint is in {out}. Try: python empower.py suggest --model {out} FILE:LINE:COL")
+
+
+def begun_before(folder, inputs):
+    """Whether this very work is in the folder; another's there is an error, and is left alone."""
+    if not folder.exists() or folder.is_dir() and not any(folder.iterdir()):
+        return False
+    try:
+        found = json.loads((folder / "inputs.json").read_text())
+    except (OSError, ValueError):
+        found = None
+    if found != inputs:
+        raise UserError(f"{folder} holds something else, or was begun with other settings: choose "
+                        "another --out, or remove it")
+    return True
+
+
+def pairs_of(cfg, base, texts, rule, purpose, folder):
+    """(prefix, completion) of one state of each piece of the texts; costs are kept in `folder`."""
+    pieces = cut(base.encoding, texts, cfg.context)
+    if not pieces:
+        return []
+    costs = kept_costs(folder / f"nll-{purpose}.npy", base, pieces)
+    states = data.draw_states(numpy_generator(cfg, f"states {purpose}"), list(map(len, pieces)))
+    pairs = choose_completions(zip(pieces, costs), states, rule,
+                               numpy_generator(cfg, f"lengths {purpose}"))
+    lengths = np.array([len(completion) for _, completion in pairs])
+    print(f"  {purpose}: {len(pairs):,} pieces of {sum(map(len, pieces)):,} tokens in all, "
+          f"{np.concatenate(costs).mean():.2f} bits each; completions of {lengths.mean():.1f} "
+          f"tokens, {(lengths == 0).mean():.0%} empty")
+    return pairs
+
+
+# ------------------------------------------------------------------- show
+
+
+@dataclasses.dataclass(frozen=True)
+class ShowConfig(Settings):
+    """What `show` draws."""
+
+    file: str = setting("", "the program", positional=True)
+    model: str = setting("", "a checkpoint folder (default: the small GPT pre-trained in --out)")
+    dtype: str = setting("auto", DTYPE)
+    at: str = setting("every", "the state: LINE:COL, counted from 1, or every")
+    eta: float = setting(0.32, ETA)
+    svg: str = setting("", "a file to which the same picture is written")
+
+
+def show(cfg):
+    """Figure 1 on a person's own code: tokens shaded by cost, a bar where Algorithm 1 stops."""
+    text = read_source(cfg.file)
+    place = None if cfg.at == "every" else offset(text, cfg.at, cfg.file)
+    base = model_at_hand(cfg, "base")
+    ids, limit = base.encoding.encode_ordinary(text), base.model.config.max_position_embeddings
+    if not 0 < len(ids) < limit:
+        raise UserError(f"{cfg.file} has {len(ids)} tokens, and the model reads from 1 to "
+                        f"{limit - 1}: show a part of it")
+    [nll] = score(base.model, [ids], base.encoding.start)
+    texts = token_texts(base.encoding, ids)
+    if place is None:
+        bars = choices(nll, cfg.eta)
+        plain = marked(texts, bars)
+        said = (f"The assistant would have written {len(ids) - len(bars)} of {len(ids)} tokens, "
+                f"and the human {len(bars)}, one at each bar")
+    else:
+        n = int(np.searchsorted(np.cumsum([len(t) for t in texts]), place, side="right"))
+        i = empower_length(nll[n:], cfg.eta)
+        bars, completion = [n + i], "".join(texts[n:n + i])
+        plain = "".join([*texts[:n], "▸", completion, "┃", *texts[n + i:]])
+        said = f"At {cfg.at} the assistant would have written " + (
+            f"{completion!r}, {nll[n:n + i].sum():.2f} bits" if completion else "nothing") + (
+            f"; the next token costs {nll[n + i]:.2f}" if n + i < len(ids) else "")
+    said += f" (eta = {cfg.eta:g} bits)."
+    coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    print((shaded(texts, nll, bars) if coloured else plain).rstrip("\n") + f"\n\n{said}")
+    if cfg.svg:
+        handed_over(write_text, cfg.svg, svg(texts, nll, bars, said))
+
+
+def read_source(path):
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeError) as error:
+        raise UserError(f"cannot read {path or 'FILE'} ({error}): give a text file") from None
+
+
+def offset(text, place, file):
+    """The number of characters before LINE:COL, both from 1.
+
+    Example: "ab\\ncd\\n", "2:2" -> 4, between c and d.
+    """
+    match, lines = re.fullmatch(r"(\d+):(\d+)", place), text.split("\n")
+    line, column = map(int, match.groups()) if match else (0, 0)
+    if not 1 <= line <= len(lines):
+        raise UserError(f"{place!r} is no place in {file}, which has {len(lines)} lines: give "
+                        "LINE:COL, both from 1")
+    if not 1 <= column <= len(lines[line - 1]) + 1:
+        raise UserError(f"line {line} of {file} has {len(lines[line - 1])} characters, and the "
+                        f"column is {column}: give 1 to {len(lines[line - 1]) + 1}")
+    return sum(len(before) + 1 for before in lines[:line - 1]) + column - 1
+
+
+def model_at_hand(cfg, kind):
+    """The checkpoint of --model, or the newest of its kind among the stages in --out."""
+    device = pick_device(cfg.device)
+    if cfg.model:
+        return given_model(cfg, device)
+    found = [path for path in Path(cfg.out, "stages").glob(f"{kind}-*") if path.suffix != ".tmp"]
+    if not found:
+        raise UserError(f"there is no small GPT in {cfg.out}: run python empower.py first, which "
+                        "makes one, or name a checkpoint with --model")
+    newest = max(found, key=lambda path: path.stat().st_mtime)
+    print(f"empower.py: using {newest}", file=sys.stderr)
+    return load_stage(newest, device)
+
+
+# From so many bits on a token is shaded so: xterm's colour, and the same colour in SVG.
+SHADES = [(0.1, 230, "#ffffd7"), (0.5, 229, "#ffffaf"), (1, 222, "#ffd787"), (2, 215, "#ffaf5f"),
+          (4, 209, "#ff875f"), (8, 203, "#ff5f5f")]
+
+
+def shade(bits):
+    """(xterm colour, SVG colour) of a token, None for one that is all but free."""
+    return next((colours for least, *colours in reversed(SHADES) if bits >= least), None)
+
+
+def shaded(texts, nll, bars):
+    """The picture for a terminal; colours end before a newline and begin anew behind it."""
+    out, bar = [], "\033[1;31m┃\033[0m"
+    for k, (text, bits) in enumerate(zip(texts, nll)):
+        begin = f"\033[30;48;5;{shade(bits)[0]}m" if shade(bits) else ""
+        end = "\033[0m" if begin else ""
+        text = text.replace("\n", f"{end}\n{begin}")
+        out.append(bar * (k in bars) + begin + text + end)
+    return "".join(out) + bar * (len(texts) in bars)
+
+
+def svg(texts, nll, bars, caption):
+    """The picture for a page: a grid of characters of 8 x 18 points, and what the shades mean."""
+    shapes, behind, row, column, widest = [], [], 0, 0, len(caption)
+
+    def draw(text, fill=None):
+        x, y, size = 8 * column, 18 * row, 8 * len(text)
+        if fill:
+            behind.append(f'<rect x="{x}" y="{y}" width="{size}" height="18" fill="{fill}"/>')
+        if text.strip():
+            shapes.append(f'<text x="{x}" y="{y + 13}" textLength="{size}">'
+                          f'{html.escape(text, quote=False)}</text>')
+
+    for k, (text, bits) in enumerate(zip([*texts, ""], [*nll, 0])):
+        if k in bars:
+            shapes.append(f'<rect x="{8 * column - 1}" y="{18 * row}" width="2" height="18" '
+                          'fill="#cc0000"/>')
+        for j, part in enumerate(text.expandtabs(4).split("\n")):
+            row, column = (row + 1, 0) if j else (row, column)
+            draw(part, shade(bits) and shade(bits)[1])
+            column += len(part)
+            widest = max(widest, column)
+    row, column = row + 1 + (column > 0), 0
+    draw(caption)
+    row += 1
+    for least, _, colour in SHADES:
+        draw(f"from {least:g} bits".ljust(14), colour)
+        column += 14
+    width, height = 8 * max(widest, column) + 16, 18 * row + 30
+    return "\n".join([
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="-8 -6 {width} {height}" '
+        f'width="{width}" height="{height}" font-family="monospace" font-size="13" '
+        'xml:space="preserve"><rect x="-8" y="-6" width="100%" height="100%" fill="white"/>',
+        *behind, *shapes, "</svg>\n"])
+
+
+# ------------------------------------------------------------------- suggest
+
+
+@dataclasses.dataclass(frozen=True)
+class SuggestConfig(Settings):
+    """What `suggest` writes."""
+
+    place: str = setting("", "FILE:LINE:COL, counted from 1", positional=True)
+    model: str = setting("", "a checkpoint folder (default: the newest Empower assistant in --out)")
+    dtype: str = setting("auto", DTYPE)
+    eta: float = setting(None, "for a model that has not learnt to stop: it stops before its text "
+                               "costs more than this, bits")
+    max_suggestion: int = setting(100, "cap on the suggestion, tokens")
+
+
+def suggest(cfg):
+    """The suggestion of an assistant at a place in a file, and nothing else, on stdout."""
+    file, *place = cfg.place.rsplit(":", 2)
+    if len(place) < 2:
+        raise UserError(f"{cfg.place!r} is no place: give FILE:LINE:COL, as in program.py:3:1")
+    text = read_source(file)
+    text = text[:offset(text, ":".join(place), file)]
+    model, encoding, *_ = model_at_hand(cfg, "empower")
+    room = model.config.max_position_embeddings - cfg.max_suggestion - 1
+    if room < 1:
+        raise UserError(f"--max-suggestion is {cfg.max_suggestion}, and the model reads "
+                        f"{model.config.max_position_embeddings} tokens: give less")
+
+    def write(ids):
+        [new], _ = sample(model, KVCache(model, 1), [[encoding.start, *ids[-room:]]],
+                          cfg.max_suggestion, encoding.stops, temperature=0,
+                          max_cost=math.inf if cfg.eta is None else cfg.eta)
+        return encoding.decode(new)
+
+    ids = encoding.encode_ordinary(text)
+    # White space before the cursor is most often a part of the token that comes next: the model
+    # writes it anew, and where it writes something else, goes on behind it all the same.
+    blank = encoding.decode(ids[-1:])
+    again = write(ids[:-1]) if blank.isspace() else ""
+    suggestion = again.removeprefix(blank) if again.startswith(blank) else write(ids)
+    print(suggestion, end="\n" if sys.stdout.isatty() else "")
+
+
+COMMANDS = {"replay": (ReplayConfig, replay), "finetune": (FinetuneConfig, finetune),
+            "show": (ShowConfig, show), "suggest": (SuggestConfig, suggest)}
