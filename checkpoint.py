@@ -89,19 +89,17 @@ class GPTConfig:
 
 
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
-REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
-            "num_attention_heads", "max_position_embeddings", "rms_norm_eps")
+COUNTS = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
+          "num_attention_heads", "max_position_embeddings")
 LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 
 
 def read_config(directory):
     """The GPTConfig of a checkpoint; FileNotFoundError or ValueError in one sentence."""
-    path, generation = Path(directory, "config.json"), Path(directory, "generation_config.json")
+    path = Path(directory, "config.json")
     if not path.exists():
         raise FileNotFoundError(f"{path} is absent: give the folder of a downloaded checkpoint")
-    raw, stop = read_json(path), read_json(generation).get("eos_token_id")
-    if stop is not None:  # what ends a text: config.json often has one of several tokens
-        raw["eos_token_id"] = stop
+    raw = read_json(path)
     try:
         return parse_config(raw)
     except (ValueError, TypeError, AttributeError) as error:
@@ -117,8 +115,10 @@ def parse_config(raw):
     rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
     kind = rope.get("rope_type") or rope.get("type") or "default"
     numbers = {**raw, **rope}
-    missing = [name for name in (*REQUIRED, "rope_theta", *LLAMA3 * (kind == "llama3"))
-               if not isinstance(numbers.get(name), (int, float)) or numbers[name] <= 0]
+    needed = (*COUNTS, "rms_norm_eps", "rope_theta", *LLAMA3 * (kind == "llama3"))
+    missing = [name for name in needed
+               if not isinstance(numbers.get(name), int if name in COUNTS else (int, float))
+               or numbers[name] <= 0]
     activation, part = raw.get("hidden_act", "silu"), numbers.get("partial_rotary_factor") or 1
     [architecture, *_] = raw.get("architectures") or [None]
     for refused, why in [
@@ -138,7 +138,7 @@ def parse_config(raw):
     if mistral or not llama and (raw.get("use_sliding_window")
                                  or "sliding_attention" in (raw.get("layer_types") or [])):
         context = min(context, raw.get("sliding_window", 4096) or context)
-    return GPTConfig(**{name: raw[name] for name in REQUIRED} | {
+    return GPTConfig(**{name: raw[name] for name in (*COUNTS, "rms_norm_eps")} | {
         "architecture": architecture,
         "num_key_value_heads": raw.get("num_key_value_heads") or heads,
         "head_dim": raw.get("head_dim") or (128 if qwen3 else raw["hidden_size"] // heads),

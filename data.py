@@ -115,7 +115,7 @@ def _merge(pieces, left, right):
 
 
 def save_tokenizer(encoding, directory):
-    """Writes `directory`/tokenizer.json in the format of the Hugging Face tokenizers library.
+    """Writes tokenizer.json, and tokenizer_config.json, as the libraries of Hugging Face read them.
 
     For the result of `train_tokenizer`; that of `load_tokenizer` has files, which are copied.
     """
@@ -143,6 +143,10 @@ def save_tokenizer(encoding, directory):
     }
     write_text(Path(directory, "tokenizer.json"),
                json.dumps(content, ensure_ascii=False, indent=1))
+    # Without it transformers would choose a class by model_type, and that class its own pattern.
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": END_OF_TEXT,
+              "clean_up_tokenization_spaces": False}
+    write_text(Path(directory, "tokenizer_config.json"), json.dumps(config, indent=1) + "\n")
 
 
 def load_tokenizer(directory):

@@ -105,19 +105,13 @@ class UserError(ValueError):
     """Something that a person typed or handed over cannot be used; says what, and the remedy."""
 
 
-def setting(default, help, positional=False):
-    """A field of a dataclass of settings, with the line that --help shows."""
-    return dataclasses.field(default=default, metadata={"help": help, "positional": positional})
+def setting(default, help, least=None, most=None, positional=False):
+    """A field of a dataclass of settings: the line that --help shows, and its bounds if a number.
 
-
-# The least that each number may be, and the most where there is a most.
-LEAST = {"eta": 0, "eta_wide": 0, "tau": 0, "temperature": 0, "alpha": 0, "beta": 0, "rounds": 1,
-         "turn_tokens": 1, "max_suggestion": 1, "train_problems": 10, "dev_problems": 1,
-         "held_out_problems": 2, "vocab_size": 257, "width": 32, "layers": 1, "pretrain_steps": 1,
-         "pretrain_batch": 1, "sft_batch": 1, "pretrain_lr": 0, "sft_lr": 0, "top_p": 0, "gamma": 0,
-         "context": 16, "held_out": 2, "train_programs": 10, "pretrain_tokens": 1, "lr": 0,
-         "batch": 1, "micro_batch": 1, "clip": 0, "save_minutes": 0}
-MOST = {"top_p": 1, "gamma": 1}
+    `least` may be reached, but not where there is a `most` as well: that is a share above it.
+    """
+    return dataclasses.field(default=default, metadata={
+        "help": help, "least": least, "most": most, "positional": positional})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,14 +122,16 @@ class Settings:
     device: str = setting("auto", "auto, cpu, cuda or mps")
 
     def __post_init__(self):
-        for name in vars(self).keys() & LEAST.keys():
-            value, flag = getattr(self, name), f"--{name.replace('_', '-')}"
-            if value is not None and not LEAST[name] <= value < math.inf:
-                raise UserError(f"{flag} is {value}: give a finite number of at least "
-                                f"{LEAST[name]}")
-            if name in MOST and not 0 < value <= MOST[name]:
-                raise UserError(f"{flag} is {value}: give a number above 0 and at most "
-                                f"{MOST[name]}")
+        for field in dataclasses.fields(self):
+            value, flag = getattr(self, field.name), f"--{field.name.replace('_', '-')}"
+            least, most = field.metadata["least"], field.metadata["most"]
+            if None in (value, least):
+                continue
+            if most is None and not least <= value < math.inf:
+                raise UserError(f"{flag} is {value}: give a finite number of at least {least}")
+            if most is not None and not least < value <= most:
+                raise UserError(f"{flag} is {value}: give a number above {least} and at most "
+                                f"{most}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,26 +139,27 @@ class Experiment(Settings):
     """What the generated contest and real code have in common."""
 
     seed: int = setting(0, "feeds all randomness, by separate generators")
-    eta: float = setting(0.32, "threshold of Empower, bits (Section 5.1)")
-    eta_wide: float = setting(4.0, "threshold of the second Empower row, bits (Section 5.3)")
+    eta: float = setting(0.32, "threshold of Empower, bits (Section 5.1)", 0)
+    eta_wide: float = setting(4.0, "threshold of the second Empower row, bits (Section 5.3)", 0)
 
-    vocab_size: int = setting(640, "tokens of the vocabulary at most, all 256 bytes among them")
-    width: int = setting(128, "hidden size of the model")
-    layers: int = setting(3, "layers of the model")
-    pretrain_batch: int = setting(16, "documents an update")
-    pretrain_lr: float = setting(0.02, "Muon's learning rate; AdamW's is a tenth")
+    vocab_size: int = setting(640, "tokens of the vocabulary at most, all 256 bytes among them",
+                              257)
+    width: int = setting(128, "hidden size of the model", 32)
+    layers: int = setting(3, "layers of the model", 1)
+    pretrain_batch: int = setting(16, "documents an update", 1)
+    pretrain_lr: float = setting(0.02, "Muon's learning rate; AdamW's is a tenth", 0)
 
-    sft_batch: int = setting(16, "examples an update of fine-tuning; larger ones learn no stop")
-    sft_lr: float = setting(0.01, "Muon's learning rate in fine-tuning; AdamW's is a tenth")
+    sft_batch: int = setting(16, "examples an update of fine-tuning; larger ones learn no stop", 1)
+    sft_lr: float = setting(0.01, "Muon's learning rate in fine-tuning; AdamW's is a tenth", 0)
 
-    temperature: float = setting(1.0, "sampling of human and assistants (5.1: defaults)")
-    top_p: float = setting(1.0, "share of the probability that sampling keeps")
-    max_suggestion: int = setting(100, "cap on a suggestion, tokens")
-    turn_tokens: int = setting(4, "K_H, most tokens that the human types in a turn (5.1: 10)")
+    temperature: float = setting(1.0, "sampling of human and assistants (5.1: defaults)", 0)
+    top_p: float = setting(1.0, "share of the probability that sampling keeps", 0, 1)
+    max_suggestion: int = setting(100, "cap on a suggestion, tokens", 1)
+    turn_tokens: int = setting(4, "K_H, most tokens that the human types in a turn (5.1: 10)", 1)
 
-    gamma: float = setting(0.999, "discount of DPR (5.1)")
-    alpha: float = setting(0.1, "DPR's weight of a token read (5.1)")
-    beta: float = setting(0.5, "DPR's weight of a token written (5.1)")
+    gamma: float = setting(0.999, "discount of DPR (5.1)", 0, 1)
+    alpha: float = setting(0.1, "DPR's weight of a token read (5.1)", 0)
+    beta: float = setting(0.5, "DPR's weight of a token written (5.1)", 0)
 
     def __post_init__(self):
         super().__post_init__()
@@ -174,16 +171,16 @@ class Experiment(Settings):
 class Config(Experiment):
     """Every setting of the experiment on the generated contest."""
 
-    train_problems: int = setting(4138, "problems to learn from, as many as the paper's (5.1)")
-    dev_problems: int = setting(100, "problems on which constants are chosen")
-    held_out_problems: int = setting(300, "problems of the results, compositions never seen")
-    pretrain_steps: int = setting(1400, "updates of pre-training")
+    train_problems: int = setting(4138, "problems to learn from, as many as the paper's (5.1)", 10)
+    dev_problems: int = setting(100, "problems on which constants are chosen", 1)
+    held_out_problems: int = setting(300, "problems of the results, compositions never seen", 2)
+    pretrain_steps: int = setting(1400, "updates of pre-training", 1)
 
-    rounds: int = setting(19, "most rounds a problem; K_H x rounds is 1.25 programs, as in 5.1")
+    rounds: int = setting(19, "most rounds a problem; K_H x rounds is 1.25 programs, as in 5.1", 1)
     judging: str = setting("skim", "how the human judges a suggestion: skim, careful or strict")
     tau: float = setting(None, "what she tolerates, bits (default: what --calibrate chose: "
-                               "skim 1.1, careful 16, strict 14)")
-    gamma: float = setting(0.9935, "discount of DPR: 0.999 ** (400 / tokens of a program)")
+                               "skim 1.1, careful 16, strict 14)", 0)
+    gamma: float = setting(0.9935, "discount of DPR: 0.999 ** (400 / tokens of a program)", 0, 1)
     calibrate: bool = setting(False, "choose tau on development problems, print the choice, stop")
 
     def __post_init__(self):
@@ -216,9 +213,9 @@ def derived_seed(cfg, purpose):
     return int.from_bytes(digest[:6], "big")
 
 
-def fingerprint(data):
+def fingerprint(plain):
     """Ten letters that change when anything in plain data changes, the name of what was made."""
-    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:10]
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:10]
 
 
 def torch_generator(cfg, purpose, device):
@@ -455,8 +452,8 @@ def reading(path):
     try:
         yield
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        raise UserError(f"{path} cannot be read ({error}): remove that folder and run again, "
-                        "only this stage is made anew") from None
+        raise UserError(f"{path} cannot be read ({error}): remove it and run again, only this is "
+                        "made anew") from None
 
 
 def slug(name):
@@ -482,8 +479,10 @@ def load_checkpoint(folder, device, dtype=None):
     encoding = data.load_tokenizer(folder)
     model.writable = encoding.size  # published models have more rows than their tokenizers tokens
     files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns)
-             for path in sorted(folder.glob("*.safetensors"))]
-    return Checkpoint(model, encoding, folder, fingerprint([str(folder.resolve()), files]))
+             for path in sorted([*folder.glob("*.safetensors"), folder / "config.json",
+                                 *tokenizer_files(folder)])]
+    return Checkpoint(model, encoding, folder, fingerprint(
+        [str(folder.resolve()), str(model.lm_head.weight.dtype), files]))
 
 
 def load_stage(folder, device):
@@ -618,19 +617,22 @@ def make_assistant(cfg, name, base, pairs, tune, folder):
     examples = [([encoding.start, *prefix, *completion, encoding.stop], 1 + len(prefix))
                 for prefix, completion in pairs[:n_train]]
     tune(assistant, examples, python_generator(cfg, name), name)
-    stopping = check_stopping(cfg, name, assistant, encoding, pairs[n_train:])
-    write_text(folder / "stopping.json", json.dumps(stopping) + "\n")
     save_tuned(assistant, base.model.lm_head.weight.dtype, base, folder)
+    stopping = check_stopping(name, assistant, encoding, pairs[n_train:], cfg.max_suggestion,
+                              cfg.temperature, cfg.top_p, torch_generator(
+                                  cfg, f"stopping of {name}", assistant.device))
+    write_text(folder / "stopping.json", json.dumps(stopping) + "\n")
 
 
-def check_stopping(cfg, name, assistant, encoding, pairs):
+def check_stopping(name, assistant, encoding, pairs, max_suggestion, temperature=0.0, top_p=1.0,
+                   generator=None):
     """The lengths that a rule asks for on pairs held out, and those that its assistant writes."""
-    generator, written = torch_generator(cfg, f"stopping of {name}", assistant.device), []
-    for k in range(0, len(pairs), 1024):
-        prefixes = [[encoding.start, *prefix] for prefix, _ in pairs[k:k + 1024]]
-        new, _ = sample(assistant, KVCache(assistant, len(prefixes)), prefixes,
-                        cfg.max_suggestion, encoding.stops, cfg.temperature, cfg.top_p,
-                        generator=generator)
+    longest, written = max(len(prefix) for prefix, _ in pairs) + max_suggestion, []
+    rows = max(1, 2**25 // (longest * assistant.config.hidden_size))  # so many fit into memory
+    for k in range(0, len(pairs), rows):
+        prefixes = [[encoding.start, *prefix] for prefix, _ in pairs[k:k + rows]]
+        new, _ = sample(assistant, KVCache(assistant, len(prefixes)), prefixes, max_suggestion,
+                        encoding.stops, temperature, top_p, generator=generator)
         written += map(len, new)
     asked, written = np.array([len(completion) for _, completion in pairs]), np.array(written)
     return {"name": name, "target_length": asked.mean(), "suggestion_length": written.mean(),
@@ -1022,18 +1024,26 @@ def parse(argv):
 
 
 def main(argv=None):
+    """Runs one command; returns the exit status: 0, 2 after a user's error, 130 after Ctrl-C."""
     try:
         command, cfg = parse(argv)
         command(cfg)
     except UserError as error:
         print(f"empower.py: {error}", file=sys.stderr)
         return 2
+    except torch.OutOfMemoryError as error:
+        print(f"empower.py: out of memory ({str(error).splitlines()[0]}): give a smaller --context "
+              "or, to finetune, --micro-batch 1 and --recompute", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except OSError as error:
-        print(f"empower.py: {error}; finished stages are kept, run again when that is mended",
+        print(f"empower.py: {error}; what was finished is kept, run again when that is mended",
               file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nempower.py: interrupted; finished stages are kept, run again to go on",
+        print("\nempower.py: interrupted; what was finished is kept, run again to go on",
               file=sys.stderr)
         return 130
     return 0
@@ -1041,4 +1051,6 @@ def main(argv=None):
 
 if __name__ == "__main__":
     import empower  # this file once more, under the name by which realcode.py knows it
+    # A terminal without ┃ shows ? in its place, and a log grows line by line.
+    sys.stdout.reconfigure(errors="replace", line_buffering=True)
     sys.exit(empower.main())

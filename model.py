@@ -254,8 +254,10 @@ class KVCache:
         positions = self.lengths[rows, None] + torch.arange(ids.shape[1], device=ids.device)
         S = int(positions.max()) + 1
         self._reserve(S)
-        # A position sees itself and those before it, all of them real or written in this call.
-        mask = torch.arange(S, device=ids.device) <= positions[:, None, :, None]
+        # A position sees itself and those before it, all of them real or written in this call. A
+        # long text in an empty cache is plainly causal: a mask would cost B * T * T, and time.
+        mask = (None if S == ids.shape[1] > 512 else
+                torch.arange(S, device=ids.device) <= positions[:, None, :, None])
 
         def store(keys, values, k, v):
             k, v = k.to(keys.dtype), v.to(keys.dtype)  # narrower under autocast

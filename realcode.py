@@ -6,9 +6,10 @@
     python empower.py suggest FILE:LINE:COL [--model DIR]
 
 A corpus is a folder of .py files, one file, a JSONL file, or the word stdlib. A model is a folder
-of Hugging Face's layout: Llama, Mistral, Qwen2 or Qwen3. The scorer pi_hat sees the code alone, the
-token that begins a document before it; what an assistant learns ends with the stop token of its
-family. Letters as in empower.py.
+of Hugging Face's layout: Llama, Mistral, Qwen2 or Qwen3. A document begins with its family's BOS,
+or with the end-of-text token that separates documents where there is none; what an assistant learns
+ends with the family's stop token. Statements in a JSONL file are comments of the program, so the
+scorer pi_hat reads them as well. Letters as in empower.py.
 """
 
 import dataclasses
@@ -17,6 +18,7 @@ import json
 import math
 import os
 import re
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -26,12 +28,12 @@ import torch
 
 import data
 import simhuman
-from checkpoint import write_text
+from checkpoint import read_text, write_text
 from empower import (PRETRAINING, STOPPING, Experiment, Game, Settings, UserError, adamw,
-                     check_stopping, choices, choose_completions, completion_rule,
-                     completion_rules, conclude, describe, dpr_of, empower_length, fingerprint,
-                     load_checkpoint, load_stage, marked, numpy_generator, open_output,
-                     pick_device, play_row, pretrain, pretrained_here, python_generator, reading,
+                     check_stopping, choices, choose_completions, completion_rule, completion_rules,
+                     conclude, describe, dpr_of, empower_length, fingerprint, gpt_config,
+                     load_checkpoint, load_stage, marked, numpy_generator, open_output, pick_device,
+                     play_row, pretrain, pretrained_here, python_generator, reading,
                      rows_of_the_table, save_tuned, score, setting, settings, stage, table,
                      token_texts, train, train_assistants, with_verdict, write_transcripts)
 from model import KVCache, sample
@@ -74,12 +76,15 @@ def given_model(cfg, device):
     return handed_over(load_checkpoint, cfg.model, device, DTYPES[cfg.dtype])
 
 
-def check_context(cfg, model, round_tokens):
-    """A piece, the token before it and one round behind it have to fit into the model's context."""
-    limit = model.config.max_position_embeddings
-    if cfg.context + 1 + round_tokens > limit:
+def check_context(cfg, limit, round_tokens):
+    """A piece, the token before it and one round behind it have to fit into a model's context."""
+    room = limit - 1 - round_tokens
+    if room < 16:
+        raise UserError(f"--max-suggestion is {cfg.max_suggestion}, and the model reads {limit} "
+                        "tokens in all: give less")
+    if cfg.context > room:
         raise UserError(f"--context is {cfg.context}, and the model reads {limit} tokens: give at "
-                        f"most {limit - 1 - round_tokens}, since a suggestion has to follow")
+                        f"most {room}, since a suggestion has to follow")
 
 
 def cut(encoding, texts, size):
@@ -87,18 +92,25 @@ def cut(encoding, texts, size):
     return [piece for text in texts for piece in data.pieces(encoding, text, size)]
 
 
-def kept_costs(path, base, pieces):
-    """The costs in bits of each piece, scored or, where an earlier run has kept them, read."""
-    if not path.exists():
-        costs = score(base.model, pieces, base.encoding.start)
-        with open(f"{path}.tmp", "wb") as file:
-            np.save(file, np.concatenate(costs))
-        os.replace(f"{path}.tmp", path)
-    with reading(path):
-        nll, ends = np.load(path), np.cumsum([len(ids) for ids in pieces])
-        if len(nll) != ends[-1]:
-            raise ValueError(f"{len(nll)} costs of {ends[-1]} tokens")
-        return np.split(nll, ends[:-1])
+def kept_costs(folder, base, pieces, together=1024):
+    """The costs in bits of each piece, scored or, where an earlier run has kept them, read.
+
+    They are kept in `folder` for so many pieces together: what was scored is not scored again.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    costs = []
+    for k in range(0, len(pieces), together):
+        chunk, path = pieces[k:k + together], folder / f"nll-{k}.npy"
+        if not path.exists():
+            with open(f"{path}.tmp", "wb") as file:
+                np.save(file, np.concatenate(score(base.model, chunk, base.encoding.start)))
+            os.replace(f"{path}.tmp", path)
+        with reading(path):
+            nll, ends = np.load(path), np.cumsum([len(ids) for ids in chunk])
+            if len(nll) != ends[-1]:
+                raise ValueError(f"{len(nll)} costs of {ends[-1]} tokens")
+            costs += np.split(nll, ends[:-1])
+    return costs
 
 
 # ------------------------------------------------------------------- replay
@@ -113,17 +125,18 @@ class ReplayConfig(Experiment):
     field: str = setting("", FIELD)
     model: str = setting("", "a checkpoint folder (default: a small GPT is pre-trained)")
     dtype: str = setting("auto", DTYPE)
-    held_out: int = setting(100, "programs of the results, at most a fifth of the corpus")
-    context: int = setting(512, "tokens of a piece; longer programs are cut into pieces")
-    train_programs: int = setting(2500, "pieces to learn from, at most; one state of each")
+    held_out: int = setting(100, "programs of the results, at most a fifth of the corpus", 1)
+    context: int = setting(512, "tokens of a piece; longer programs are cut into pieces", 16)
+    train_programs: int = setting(2500, "pieces to learn from, at most; one state of each", 10)
 
-    vocab_size: int = setting(2048, "tokens of the vocabulary at most, all 256 bytes among them")
-    width: int = setting(192, "hidden size of the model")
-    layers: int = setting(4, "layers of the model")
-    pretrain_tokens: int = setting(2_400_000, "tokens of pre-training; the corpus is repeated")
+    vocab_size: int = setting(2048, "tokens of the vocabulary at most, all 256 bytes among them",
+                              257)
+    width: int = setting(192, "hidden size of the model", 32)
+    layers: int = setting(4, "layers of the model", 1)
+    pretrain_tokens: int = setting(2_400_000, "tokens of pre-training; the corpus is repeated", 1)
     sft_lr: float = setting(None, "learning rate of fine-tuning (default: Muon at 0.01 for the "
-                                  "small GPT, AdamW at 1e-5 for --model)")
-    temperature: float = setting(0.0, "sampling of assistants; 0 takes the likeliest token")
+                                  "small GPT, AdamW at 1e-5 for --model)", 0)
+    temperature: float = setting(0.0, "sampling of assistants; 0 takes the likeliest token", 0)
 
     def __post_init__(self):
         if self.sft_lr is None:
@@ -143,25 +156,24 @@ def replay(cfg):
         raise UserError(f"{cfg.corpus} has {len(train_texts) + len(held_out_texts)} programs: a "
                         "replay needs at least 10, a fifth of which are held out")
     base = given_model(cfg, device) if cfg.model else None
+    shape = base.model.config if base else gpt_config(cfg, cfg.vocab_size)
+    longest = max(cfg.max_suggestion, 20)  # that of Base-20
+    check_context(cfg, shape.max_position_embeddings, longest + cfg.turn_tokens)
     open_output(cfg.out)
     print(f"Fine-tune {len(completion_rules(cfg))} assistants and replay {len(held_out_texts)} "
           "programs with each" + (": the bars say how long it takes." if base else
                                   ", after pre-training a small GPT on the other programs:\n"
                                   "about 15 minutes on 2 CPU cores, less where stages are reused."))
     base = base or pretrain_on(cfg, train_texts, device)
-    check_context(cfg, base.model, cfg.max_suggestion + cfg.turn_tokens)
     describe(cfg, base.model, device)
 
     # Section 4.1: programs that people wrote; pi_hat says what each token costs.
     pieces = cut(base.encoding, train_texts, cfg.context)
     pieces = python_generator(cfg, "pieces").sample(pieces, min(len(pieces), cfg.train_programs))
-    costs = kept_costs(Path(cfg.out, "stages", f"nll-{fingerprint([base.name, pieces])}.npy"),
+    costs = kept_costs(Path(cfg.out, "stages", f"costs-{fingerprint([base.name, pieces])}"),
                        base, pieces)
-    goals = [data.pieces(base.encoding, text, cfg.context)[0] for text in held_out_texts]
-    unseen = np.concatenate(score(base.model, goals, base.encoding.start))
     print(f"  {np.concatenate(costs).mean():.2f} bits a token on {len(pieces)} pieces to learn "
-          f"from, {unseen.mean():.2f} on {len(goals)} programs held out, of "
-          f"{len(unseen) / len(goals):.0f} tokens each")
+          "from")
 
     # Section 4.2: the assistants.
     def tune(model, examples, rng, label):
@@ -171,15 +183,36 @@ def replay(cfg):
     assistants = train_assistants(cfg, base, list(zip(pieces, costs)),
                                   tune if cfg.model else pretrained_here(cfg))
 
-    # Section 3: the game, with an author who is replayed to the end of her program.
-    game = Game(simhuman.Author(cfg.turn_tokens), goals, cfg.context, all_right,
-                {"programs": fingerprint(goals)})
+    # Section 3: the game, with an author who is replayed from the beginning of a piece to its end.
+    goals, ends = drawn_goals(cfg, base, held_out_texts)
+    game = Game(simhuman.Author(cfg.turn_tokens, ends), goals, cfg.context, all_right,
+                {"programs": fingerprint(goals), "ends": ends})
     episodes = {name: play_row(cfg, name, row, base, game)
                 for name, row in rows_of_the_table(cfg, base, assistants).items()}
     write_transcripts(cfg, episodes, "", base.encoding.decode)
-    return conclude(cfg, begin, device, assistants, episodes,
-                    {"share saved": lambda episode: simhuman.share_saved([episode])[0],
-                     "dpr": dpr_of(cfg)})
+    # All rows write the same programs: over their mean length, the pooled share is a mean.
+    return conclude(cfg, begin, device, assistants, episodes, {
+        "share saved": lambda episode: episode.tokens_accepted / np.mean(ends),
+        "dpr": dpr_of(cfg)})
+
+
+def drawn_goals(cfg, base, texts):
+    """One piece of each program, drawn at random: (its tokens and what follows them, its lengths).
+
+    What follows is there so that a suggestion which is right beyond the end is not called wrong.
+    """
+    rng, goals, ends = numpy_generator(cfg, "goals"), [], []
+    for text in texts:
+        pieces = data.pieces(base.encoding, text, cfg.context)
+        k = int(rng.integers(len(pieces)))
+        following = [i for piece in pieces[k + 1:] for i in piece]
+        goals.append(pieces[k] + following[:cfg.max_suggestion])
+        ends.append(len(pieces[k]))
+    unseen = np.concatenate(score(base.model, [goal[:end] for goal, end in zip(goals, ends)],
+                                  base.encoding.start))
+    print(f"  {unseen.mean():.2f} bits a token on a piece of each of {len(goals)} programs held "
+          f"out, of {np.mean(ends):.0f} tokens")
+    return goals, ends
 
 
 def all_right(episodes):
@@ -221,18 +254,17 @@ class FinetuneConfig(Settings):
     corpus: str = setting("", CORPUS)
     field: str = setting("", FIELD)
     rule: str = setting("empower", "what the assistant learns: empower, sft-N or sft-rand")
-    eta: float = setting(0.32, ETA)
-    held_out: int = setting(20, "programs on which its stopping is checked, at most a fifth of all")
-    context: int = setting(1024, "tokens of a piece; longer programs are cut into pieces")
-    lr: float = setting(1e-5, "AdamW's learning rate")
-    batch: int = setting(16, "examples an update")
-    micro_batch: int = setting(4, "examples at a time; their gradients are added up")
-    clip: float = setting(1.0, "longest gradient of an update")
+    eta: float = setting(0.32, ETA, 0)
+    held_out: int = setting(20, "programs on which its stopping is checked, at most a fifth of all",
+                            1)
+    context: int = setting(1024, "tokens of a piece; longer programs are cut into pieces", 16)
+    lr: float = setting(1e-5, "AdamW's learning rate", 0)
+    batch: int = setting(16, "examples an update", 1)
+    micro_batch: int = setting(4, "examples at a time; their gradients are added up", 1)
+    clip: float = setting(1.0, "longest gradient of an update", 0)
     recompute: bool = setting(False, "activation checkpointing: less memory, a third more time")
-    save_minutes: float = setting(10, "minutes after which the state of training is kept again")
-    max_suggestion: int = setting(100, "cap on a suggestion, tokens")
-    temperature: float = setting(1.0, "sampling in the check of its stopping")
-    top_p: float = setting(1.0, "share of the probability that this sampling keeps")
+    save_minutes: float = setting(10, "minutes after which the state of training is kept again", 0)
+    max_suggestion: int = setting(100, "cap on a suggestion in the check of its stopping", 1)
 
 
 def finetune(cfg):
@@ -246,9 +278,9 @@ def finetune(cfg):
             raise UserError(f"--{name} is missing: give a folder")
     train_texts, held_out_texts = read_programs(cfg)
     base = given_model(cfg, device)
-    check_context(cfg, base.model, cfg.max_suggestion)
+    check_context(cfg, base.model.config.max_position_embeddings, cfg.max_suggestion)
     inputs = {"base": base.name, "texts": fingerprint([train_texts, held_out_texts]), **settings(
-        cfg, "seed", "dtype", "rule", "eta", "context", "lr", "batch", "micro_batch", "clip")}
+        cfg, "seed", "dtype", "rule", "eta", "context", "lr", "batch", "clip")}
     out, folder = Path(cfg.out), Path(f"{cfg.out.rstrip('/')}.partial")
     if begun_before(out, inputs):
         print(f"{out} is finished: nothing is left to do")
@@ -259,11 +291,25 @@ def finetune(cfg):
     describe(cfg, base.model, device)
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "inputs.json", json.dumps(inputs, indent=2) + "\n")
-
     pairs = pairs_of(cfg, base, train_texts, rule, "train", folder)
     held_out = pairs_of(cfg, base, held_out_texts, rule, "held-out", folder)
-    dtype, encoding = base.model.lm_head.weight.dtype, base.encoding
-    model = base.model.float()  # steps of 1e-5 would be lost in bfloat16
+    train_checkpoint(cfg, base, pairs, folder)
+    if held_out:
+        print("Did it learn to stop? On pieces held out:\n\n" + table(with_verdict([check_stopping(
+            cfg.rule, base.model, base.encoding, held_out[:200], cfg.max_suggestion)]),
+            STOPPING) + "\n")
+    os.replace(folder, out)
+    for path in (*out.glob("progress.pt*"), *out.glob("costs-*")):  # only now nothing needs them
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    print(f"The checkpoint is in {out}. Try: python empower.py suggest --model {out} FILE:LINE:COL")
+
+
+def train_checkpoint(cfg, base, pairs, folder):
+    """Trains the base model itself on (prefix, completion) pairs and saves it in the folder.
+
+    The weights are float32 while they learn, since steps of 1e-5 would be lost in bfloat16.
+    """
+    dtype, encoding, model = base.model.lm_head.weight.dtype, base.encoding, base.model.float()
     model.recompute = cfg.recompute
     examples = [([encoding.start, *prefix, *completion, encoding.stop], 1 + len(prefix))
                 for prefix, completion in pairs]
@@ -272,14 +318,7 @@ def finetune(cfg):
                    (folder / "progress.pt", 60 * cfg.save_minutes))
     print(f"  {len(losses)} updates; loss from {np.mean(losses[:10]):.3f} to "
           f"{np.mean(losses[-10:]):.3f} nats a token (means of ten)")
-    if held_out:
-        print("Did it learn to stop? On pieces held out:\n\n" + table(with_verdict(
-            [check_stopping(cfg, cfg.rule, model, encoding, held_out)]), STOPPING) + "\n")
     save_tuned(model, dtype, base, folder)
-    for path in (folder / "progress.pt", *folder.glob("nll-*.npy")):
-        path.unlink(missing_ok=True)
-    os.replace(folder, out)
-    print(f"The checkpoint is in {out}. Try: python empower.py suggest --model {out} FILE:LINE:COL")
 
 
 def begun_before(folder, inputs):
@@ -301,7 +340,7 @@ def pairs_of(cfg, base, texts, rule, purpose, folder):
     pieces = cut(base.encoding, texts, cfg.context)
     if not pieces:
         return []
-    costs = kept_costs(folder / f"nll-{purpose}.npy", base, pieces)
+    costs = kept_costs(folder / f"costs-{purpose}", base, pieces)
     states = data.draw_states(numpy_generator(cfg, f"states {purpose}"), list(map(len, pieces)))
     pairs = choose_completions(zip(pieces, costs), states, rule,
                                numpy_generator(cfg, f"lengths {purpose}"))
@@ -323,7 +362,7 @@ class ShowConfig(Settings):
     model: str = setting("", "a checkpoint folder (default: the small GPT pre-trained in --out)")
     dtype: str = setting("auto", DTYPE)
     at: str = setting("every", "the state: LINE:COL, counted from 1, or every")
-    eta: float = setting(0.32, ETA)
+    eta: float = setting(0.32, ETA, 0)
     svg: str = setting("", "a file to which the same picture is written")
 
 
@@ -333,36 +372,61 @@ def show(cfg):
     place = None if cfg.at == "every" else offset(text, cfg.at, cfg.file)
     base = model_at_hand(cfg, "base")
     ids, limit = base.encoding.encode_ordinary(text), base.model.config.max_position_embeddings
-    if not 0 < len(ids) < limit:
+    if not ids:
+        raise UserError(f"{cfg.file} is empty: show another file")
+    if len(ids) >= limit:
         raise UserError(f"{cfg.file} has {len(ids)} tokens, and the model reads from 1 to "
                         f"{limit - 1}: show a part of it")
     [nll] = score(base.model, [ids], base.encoding.start)
     texts = token_texts(base.encoding, ids)
-    if place is None:
-        bars = choices(nll, cfg.eta)
-        plain = marked(texts, bars)
-        said = (f"The assistant would have written {len(ids) - len(bars)} of {len(ids)} tokens, "
-                f"and the human {len(bars)}, one at each bar")
-    else:
-        n = int(np.searchsorted(np.cumsum([len(t) for t in texts]), place, side="right"))
-        i = empower_length(nll[n:], cfg.eta)
-        bars, completion = [n + i], "".join(texts[n:n + i])
-        plain = "".join([*texts[:n], "▸", completion, "┃", *texts[n + i:]])
-        said = f"At {cfg.at} the assistant would have written " + (
-            f"{completion!r}, {nll[n:n + i].sum():.2f} bits" if completion else "nothing") + (
-            f"; the next token costs {nll[n + i]:.2f}" if n + i < len(ids) else "")
+    plain, marks, said = (picture_of_all(texts, nll, cfg.eta) if place is None else
+                          picture_at(texts, nll, cfg.eta, place))
     said += f" (eta = {cfg.eta:g} bits)."
     coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-    print((shaded(texts, nll, bars) if coloured else plain).rstrip("\n") + f"\n\n{said}")
+    print((shaded(texts, nll, marks) if coloured else plain).rstrip("\n") + f"\n\n{said}")
     if cfg.svg:
-        handed_over(write_text, cfg.svg, svg(texts, nll, bars, said))
+        try:
+            write_text(cfg.svg, svg(texts, nll, marks, said))
+        except OSError as error:
+            raise UserError(f"cannot write {cfg.svg} ({error.strerror}): name another "
+                            "file") from None
+
+
+def picture_of_all(texts, nll, eta):
+    """(plain text, marks {index: mark}, what to say) of a program that both write by turns."""
+    human = choices(nll, eta)
+    return marked(texts, human), {k: "┃" for k in human}, (
+        f"The assistant would have written {len(texts) - len(human)} of {len(texts)} tokens, and "
+        f"the human {len(human)}, one where each suggestion stops")
+
+
+def picture_at(texts, nll, eta, place):
+    """The same of one state: the last whole token before `place`, a number of characters."""
+    n = int(np.searchsorted(np.cumsum([len(text) for text in texts]), place, side="right"))
+    while n and not texts[n - 1]:
+        n -= 1  # not within a character of several tokens
+    stop = n + empower_length(nll[n:], eta)
+    completion, before = "".join(texts[n:stop]), "".join(texts[:n])
+    line, column = before.count("\n") + 1, len(before) - before.rfind("\n")
+    said = f"At {line}:{column} the assistant would have written " + (
+        f"{completion!r}, {nll[n:stop].sum():.2f} bits" if completion else "nothing") + (
+        f"; the next token costs {nll[stop]:.2f}" if stop < len(texts) else "")
+    marks = {n: "▸", stop: "┃"} if stop > n else {n: "▸┃"}
+    return f"{before}▸{completion}┃{''.join(texts[stop:])}", marks, said
 
 
 def read_source(path):
+    """The text of a program that a person names, with \\n as its line ends."""
     try:
-        return Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeError) as error:
-        raise UserError(f"cannot read {path or 'FILE'} ({error}): give a text file") from None
+        text = read_text(Path(path)).replace("\r\n", "\n")
+    except OSError as error:
+        raise UserError(f"cannot read {path or 'FILE'} ({error.strerror}): give a text file") \
+            from None
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    if len(text) > data.LONGEST:
+        raise UserError(f"{path} has {len(text):,} characters: give at most {data.LONGEST:,}")
+    return text
 
 
 def offset(text, place, file):
@@ -381,18 +445,20 @@ def offset(text, place, file):
     return sum(len(before) + 1 for before in lines[:line - 1]) + column - 1
 
 
-def model_at_hand(cfg, kind):
-    """The checkpoint of --model, or the newest of its kind among the stages in --out."""
+def model_at_hand(cfg, *kinds):
+    """The checkpoint of --model, or the newest stage in --out of the first kind that is there."""
     device = pick_device(cfg.device)
     if cfg.model:
         return given_model(cfg, device)
-    found = [path for path in Path(cfg.out, "stages").glob(f"{kind}-*") if path.suffix != ".tmp"]
-    if not found:
-        raise UserError(f"there is no small GPT in {cfg.out}: run python empower.py first, which "
-                        "makes one, or name a checkpoint with --model")
-    newest = max(found, key=lambda path: path.stat().st_mtime)
-    print(f"empower.py: using {newest}", file=sys.stderr)
-    return load_stage(newest, device)
+    for kind in kinds:
+        found = [path for path in Path(cfg.out, "stages").glob(f"{kind}-*")
+                 if path.suffix != ".tmp"]
+        if found:
+            newest = max(found, key=lambda path: path.stat().st_mtime)
+            print(f"empower.py: using {newest}", file=sys.stderr)
+            return load_stage(newest, device)
+    raise UserError(f"there is no small GPT in {cfg.out}: run python empower.py first, which makes "
+                    "one, or name a checkpoint with --model")
 
 
 # From so many bits on a token is shaded so: xterm's colour, and the same colour in SVG.
@@ -405,33 +471,37 @@ def shade(bits):
     return next((colours for least, *colours in reversed(SHADES) if bits >= least), None)
 
 
-def shaded(texts, nll, bars):
+def shaded(texts, nll, marks):
     """The picture for a terminal; colours end before a newline and begin anew behind it."""
-    out, bar = [], "\033[1;31m┃\033[0m"
+    marks, out = {k: f"\033[1;31m{mark}\033[0m" for k, mark in marks.items()}, []
     for k, (text, bits) in enumerate(zip(texts, nll)):
         begin = f"\033[30;48;5;{shade(bits)[0]}m" if shade(bits) else ""
         end = "\033[0m" if begin else ""
-        text = text.replace("\n", f"{end}\n{begin}")
-        out.append(bar * (k in bars) + begin + text + end)
-    return "".join(out) + bar * (len(texts) in bars)
+        out += [marks.get(k, ""), begin, text.replace("\n", f"{end}\n{begin}"), end]
+    return "".join(out) + marks.get(len(texts), "")
 
 
-def svg(texts, nll, bars, caption):
+NOT_XML = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # as a form feed
+
+
+def svg(texts, nll, marks, caption):
     """The picture for a page: a grid of characters of 8 x 18 points, and what the shades mean."""
     shapes, behind, row, column, widest = [], [], 0, 0, len(caption)
 
     def draw(text, fill=None):
+        text = NOT_XML.sub("\ufffd", text)
         x, y, size = 8 * column, 18 * row, 8 * len(text)
-        if fill:
+        if fill and text:
             behind.append(f'<rect x="{x}" y="{y}" width="{size}" height="18" fill="{fill}"/>')
         if text.strip():
-            shapes.append(f'<text x="{x}" y="{y + 13}" textLength="{size}">'
-                          f'{html.escape(text, quote=False)}</text>')
+            text = html.escape(text, quote=False)
+            shapes.append(f'<text x="{x}" y="{y + 13}" textLength="{size}">{text}</text>')
 
     for k, (text, bits) in enumerate(zip([*texts, ""], [*nll, 0])):
-        if k in bars:
+        for mark in marks.get(k, ""):
+            colour = {"┃": "#cc0000", "▸": "#0000cc"}[mark]
             shapes.append(f'<rect x="{8 * column - 1}" y="{18 * row}" width="2" height="18" '
-                          'fill="#cc0000"/>')
+                          f'fill="{colour}"/>')
         for j, part in enumerate(text.expandtabs(4).split("\n")):
             row, column = (row + 1, 0) if j else (row, column)
             draw(part, shade(bits) and shade(bits)[1])
@@ -459,11 +529,11 @@ class SuggestConfig(Settings):
     """What `suggest` writes."""
 
     place: str = setting("", "FILE:LINE:COL, counted from 1", positional=True)
-    model: str = setting("", "a checkpoint folder (default: the newest Empower assistant in --out)")
+    model: str = setting("", "a checkpoint folder (default: the assistant Empower (0.32) in --out)")
     dtype: str = setting("auto", DTYPE)
     eta: float = setting(None, "for a model that has not learnt to stop: it stops before its text "
-                               "costs more than this, bits")
-    max_suggestion: int = setting(100, "cap on the suggestion, tokens")
+                               "costs more than this, bits", 0)
+    max_suggestion: int = setting(100, "cap on the suggestion, tokens", 1)
 
 
 def suggest(cfg):
@@ -473,7 +543,7 @@ def suggest(cfg):
         raise UserError(f"{cfg.place!r} is no place: give FILE:LINE:COL, as in program.py:3:1")
     text = read_source(file)
     text = text[:offset(text, ":".join(place), file)]
-    model, encoding, *_ = model_at_hand(cfg, "empower")
+    model, encoding, *_ = model_at_hand(cfg, "empower-0.32", "empower")
     room = model.config.max_position_embeddings - cfg.max_suggestion - 1
     if room < 1:
         raise UserError(f"--max-suggestion is {cfg.max_suggestion}, and the model reads "
@@ -490,7 +560,7 @@ def suggest(cfg):
     # writes it anew, and where it writes something else, goes on behind it all the same.
     blank = encoding.decode(ids[-1:])
     again = write(ids[:-1]) if blank.isspace() else ""
-    suggestion = again.removeprefix(blank) if again.startswith(blank) else write(ids)
+    suggestion = again.removeprefix(blank) if again and again.startswith(blank) else write(ids)
     print(suggestion, end="\n" if sys.stdout.isatty() else "")
 
 

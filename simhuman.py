@@ -169,34 +169,36 @@ class Human:
 class Author:
     """A human who wants exactly the program that was written: for code that has no tests.
 
-    programs: token ids, each the goal of one row. She accepts a suggestion when it is what comes
-    next, token for token, and otherwise types the next K_H tokens.
+    Her goals are programs (token ids). She accepts a suggestion when it is what comes next, token
+    for token, and then, as in every round, types the next K_H tokens.
     Example: of the program [1, 2, 3, 4] stands [1]: she accepts [2, 3], and rejects [2, 4].
+
+    ends: how many tokens of each goal she wants; what follows is there to judge suggestions by.
     """
 
-    def __init__(self, turn_tokens):
-        self.turn_tokens = turn_tokens
+    def __init__(self, turn_tokens, ends):
+        self.turn_tokens, self.ends = turn_tokens, ends
 
     def begin(self, goals):
-        self.programs = goals
+        self.rows = list(zip(goals, self.ends, strict=True))
 
     def keep(self, rows):
-        self.programs = [self.programs[row] for row in rows]
+        self.rows = [self.rows[row] for row in rows]
 
     def has_room(self, row, code, tokens):
         return True  # no model, no context that could fill up
 
     def judge(self, codes, suggestions):
         """([], accepted or not) of each row's suggestion: nothing costs her any bits."""
-        return [([], bool(new) and program[len(code):len(code) + len(new)] == new)
-                for program, code, new in zip(self.programs, codes, suggestions)]
+        return [([], bool(new) and goal[len(code):len(code) + len(new)] == new)
+                for (goal, _), code, new in zip(self.rows, codes, suggestions)]
 
     def write(self, codes, stop_tokens, generator):
         """The next tokens of each program, and whether it is complete with them."""
-        typed = [program[len(code):len(code) + self.turn_tokens]
-                 for program, code in zip(self.programs, codes)]
-        return typed, [len(code) + len(new) == len(program)
-                       for program, code, new in zip(self.programs, codes, typed)]
+        typed = [goal[len(code):min(len(code) + self.turn_tokens, end)]
+                 for (goal, end), code in zip(self.rows, codes)]
+        return typed, [len(code) + len(new) >= end
+                       for (_, end), code, new in zip(self.rows, codes, typed)]
 
 
 @dataclasses.dataclass(frozen=True)

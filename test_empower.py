@@ -24,6 +24,7 @@ import threading
 import time
 import unicodedata
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -250,6 +251,9 @@ def test_tokenizer_is_saved_and_loaded(tmp_path):
     vocab = saved["model"]["vocab"]  # each merge makes the next token, in order of rank
     made = [vocab["".join(pair)] for pair in saved["model"]["merges"]]
     assert made == list(range(256, tokenizer().n_vocab - 1))
+    # transformers chooses by this file: with another class it would cut text by another pattern.
+    more = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert more["tokenizer_class"] == "PreTrainedTokenizerFast"
 
 
 def test_a_damaged_tokenizer_is_an_error(tmp_path):
@@ -589,9 +593,9 @@ def test_states_are_uniform():
 # ------------------------------------------------------------------- the model
 
 
-def tiny_gpt(seed=0, vocab_size=23, layers=2):
+def tiny_gpt(seed=0, vocab_size=23, layers=2, **options):
     """A random GPT whose weights are scaled up, so that attention is not uniform."""
-    cfg = GPTConfig(vocab_size, 32, 64, layers, 4, 2, 8, max_position_embeddings=256)
+    cfg = GPTConfig(vocab_size, 32, 64, layers, 4, 2, 8, max_position_embeddings=256, **options)
     model = GPT(cfg)
     generator = torch.Generator().manual_seed(seed)
     for weight in model.parameters():
@@ -631,6 +635,20 @@ def test_cached_logits_equal_uncached_on_ragged_batches_and_after_rollbacks():
             rows = rng.sample(range(len(texts)), len(texts) - 1)
             cache.keep(rows)
             texts = [texts[row] for row in rows]
+
+
+def test_long_texts_enter_an_empty_cache_without_a_mask_and_are_the_same():
+    model = GPT(GPTConfig(23, 32, 64, 2, 2, 1, 16, 1024), torch.Generator().manual_seed(0))
+    for weight in model.parameters():
+        weight.data.mul_(8 if weight.dim() == 2 else 1)
+    texts, cache = random_texts([700, 640, 3]), KVCache(model, 3)
+    with torch.no_grad():
+        assert cache.place(torch.zeros(3, 600, dtype=torch.long))[1] is None
+        for more in ([[], [], []], [[4, 5], [6], [7, 8, 9]]):  # empty, then filled
+            logits = extend(model, cache, texts, more)
+            for text, tail, row in zip(texts, more, logits):
+                whole = model(torch.tensor([text + tail]))[0, len(text) - 1:]
+                assert torch.allclose(row[:len(tail) + 1], whole, atol=1e-3)
 
 
 def test_greedy_sampling_equals_the_argmax_of_full_passes():
@@ -886,7 +904,8 @@ def test_files_and_tensors_that_are_not_the_model_s_do_no_harm(tmp_path):
     (folder / "generation_config.json").write_text('{"eos_token_id": [2, 7], "top_p": 0.9}')
     loaded = change_weights(folder, lambda t: t.update(
         {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}))
-    assert torch.equal(loaded(ids), model(ids)) and loaded.config.eos_token_id == [2, 7]
+    assert torch.equal(loaded(ids), model(ids))
+    assert loaded.config.eos_token_id == model.config.eos_token_id  # the other is the tokenizer's
 
 
 def test_weights_are_mapped_and_the_file_is_never_written(tmp_path):
@@ -1243,7 +1262,7 @@ def test_an_author_is_replayed_problem_by_problem_and_in_lockstep():
         new, _ = sample(model, KVCache(model, 1), [[0, *program]], 30, 0, temperature=0)
         program += new[0]
     assistant = Assistant(model, 6, max_cost=20, temperature=0)
-    game = programs, Author(3), assistant, 100, 0
+    game = programs, Author(3, list(map(len, programs))), assistant, 100, 0
     fast, slow = play(*game, 0, None), play_slowly(*game)
     assert [moves(episode) for episode in fast] == [moves(episode) for episode in slow]
     assert sum(e.accepted for e in slow) and sum(e.offered - e.accepted for e in slow)
@@ -1251,7 +1270,7 @@ def test_an_author_is_replayed_problem_by_problem_and_in_lockstep():
 
 
 def test_an_author_accepts_what_comes_next_and_nothing_else():
-    author = Author(turn_tokens=2)
+    author = Author(2, [4] * 5)
     author.begin([[1, 2, 3, 4]] * 5)
     suggestions = [[2, 3], [2, 4], [], [2, 3, 4], [2, 3, 4, 5]]
     assert author.judge([[1]] * 5, suggestions) == [
@@ -1259,6 +1278,15 @@ def test_an_author_accepts_what_comes_next_and_nothing_else():
     codes = [[1], [1, 2], [1, 2, 3], [1, 2, 3, 4], []]
     assert author.write(codes, None, None) == (
         [[2, 3], [3, 4], [4], [], [1, 2]], [False, True, True, True, False])
+
+
+def test_an_author_of_a_piece_judges_by_what_follows_it_and_stops_at_its_end():
+    author = Author(2, [3, 3, 3])
+    author.begin([[1, 2, 3, 4, 5]] * 3)
+    assert author.judge([[1, 2]] * 3, [[3, 4], [3, 5], [3]]) == [([], True), ([], False),
+                                                                 ([], True)]
+    assert author.write([[1, 2, 3, 4], [1, 2], [1]], None, None) == ([[], [3], [2, 3]],
+                                                                     [True, True, True])
 
 
 def test_a_human_alone_writes_what_she_would_have_sampled():
@@ -1786,6 +1814,646 @@ def test_constants_follow_from_the_length_of_a_program():
     assert cfg.gamma == pytest.approx(0.999 ** (400 / length), abs=2e-4)
 
 
+# ------------------------------------------------------------------- real code and real models
+
+REPLAY = shlex.split("--width 32 --layers 1 --vocab-size 300 --pretrain-tokens 15000 --context 64 "
+                     "--pretrain-batch 4 --pretrain-lr 0.15 --sft-batch 4 --max-suggestion 8 "
+                     "--eta 1 --device cpu")
+FINETUNE = shlex.split("--context 64 --batch 4 --micro-batch 2 --held-out 2 --lr 0.01 --eta 60 "
+                       "--max-suggestion 8 --save-minutes 0 --device cpu")
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def in_process(*arguments, terminal=False):
+    """What `empower_py` returns, without a process of its own."""
+    stdout, stderr = Terminal() if terminal else io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+        try:
+            status = empower.main(list(map(str, arguments)))
+        except SystemExit as end:
+            status = end.code
+    return status, stdout.getvalue(), stderr.getvalue()
+
+
+def interrupt(monkeypatch, module, name, calls):
+    """The call of module.name after so many is Ctrl-C."""
+    work, count = getattr(module, name), itertools.count()
+
+    def interrupted(*arguments):
+        if next(count) == calls:
+            raise KeyboardInterrupt
+        return work(*arguments)
+
+    monkeypatch.setattr(module, name, interrupted)
+
+
+def contents(folder):
+    """{path: bytes} of everything below a folder."""
+    return {str(path.relative_to(folder)): path.is_file() and path.read_bytes()
+            for path in sorted(folder.rglob("*"))}
+
+
+def weights(folder):
+    return torch.cat([weight.flatten().float() for name, weight in sorted(
+        read_safetensors(folder / "model.safetensors").items())])
+
+
+def published(folder, family_name="qwen", dtype=torch.float32):
+    """A checkpoint of random weights as published ones are: rows without a token in its head,
+    which are the likeliest ones here, and the files of its family's tokenizer beside it."""
+    files = TOKENIZERS / family_name
+    size = family(family_name).size
+    model = tiny_gpt(vocab_size=size + 4, tie_word_embeddings=False, architecture={
+        "qwen": "Qwen2ForCausalLM", "llama3": "LlamaForCausalLM"}[family_name],
+        eos_token_id=json.loads((files / "config.json").read_text())["eos_token_id"])
+    model.lm_head.weight.data[size:] = 9 * torch.tensor([[1.0], [-1], [1], [-1]]) * (
+        model.lm_head.weight.data[[5, 5, 6, 6]])
+    model.to(dtype).save_pretrained(folder)
+    for path in files.iterdir():
+        if path.name != "config.json":
+            shutil.copy(path, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """A folder of 25 programs; one of them is there twice."""
+    folder, rng = tmp_path_factory.mktemp("corpus"), random.Random(0)
+    for k, problem in enumerate(contest().train[:25]):
+        (folder / f"{k}.py").write_text(write_program(problem.parts, draw_style(rng)))
+    shutil.copy(folder / "7.py", folder / "copy.py")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def replayed(corpus, tmp_path_factory):
+    """The folder of a finished replay of the corpus, and what the run printed."""
+    out = tmp_path_factory.mktemp("replay") / "out"
+    status, stdout, stderr = in_process("replay", "--corpus", corpus, "--out", out, *REPLAY)
+    assert status == 0, stderr
+    return out, stdout
+
+
+def rows_of(out):
+    return {row["name"]: row for row in json.loads((out / "results.json").read_text())["rows"]}
+
+
+def test_a_replay_makes_the_paper_s_rows_and_the_run_s_fields(replayed, finished):
+    out, stdout = replayed
+    assert "25 programs of 26 in" in stdout and ": 1 duplicate\n" in stdout
+    assert list(rows_of(out)) == [
+        "Human alone", "Base", "Base-10", "Base-20", "Base stopped at 1 bits", "SFT-10", "SFT-20",
+        "SFT-RAND", "Empower (1)", "Empower (4)"]
+    assert all(f"| {name} " in stdout for name in rows_of(out))
+    results, other = (json.loads((folder / "results.json").read_text())
+                      for folder in (out, finished[0]))
+    assert results.keys() == other.keys() and results["problems"] == 5
+    assert results["rows"][0].keys() == other["rows"][0].keys() - {"pass@1", "pass@1_se"}
+    assert "pass@1" not in json.dumps(results).lower() and "Pass@1" not in stdout
+    assert [(claim["baseline"], claim["metric"]) for claim in results["claims"]] == [
+        (baseline, metric) for baseline in ("SFT-10", "SFT-20", "SFT-RAND", "Base-10", "Base-20")
+        for metric in ("share saved", "dpr")]
+
+
+def test_every_replayed_episode_ends_with_the_program_that_was_written(replayed, corpus):
+    out, _ = replayed
+    cfg = realcode.ReplayConfig(corpus=str(corpus), context=64)
+    _, held_out = realcode.read_programs(cfg)
+    [base] = (out / "stages").glob("base-*")
+    goals, ends = realcode.drawn_goals(cfg, empower.load_checkpoint(base, "cpu"), held_out)
+    assert max(ends) <= 64 < max(map(len, goals))  # what follows a piece is there too
+    for name, row in rows_of(out).items():
+        [folder] = (out / "stages").glob(f"row-{empower.slug(name)}-??????????")
+        episodes = empower.load_episodes(folder)
+        codes = [episode.code for episode in episodes]
+        assert codes == [goal[:len(code)] for goal, code in zip(goals, codes)]
+        assert all(len(code) >= end for code, end in zip(codes, ends))
+        saved = sum(episode.tokens_accepted for episode in episodes)
+        assert row["share_saved"] == saved / sum(map(len, codes))
+        assert row["dpr"] == np.mean([0.999 ** (0.1 * e.tokens_read + 0.5 * e.tokens_written)
+                                      for e in episodes])  # every program is right in the end
+    rows = rows_of(out)
+    assert rows["Human alone"]["tokens_written"] == np.mean(ends)
+    assert rows["Human alone"]["share_saved"] == 0 < rows["Empower (4)"]["share_saved"]
+
+
+def test_an_interrupted_replay_goes_on_to_the_same_results(replayed, corpus, tmp_path, monkeypatch):
+    out = tmp_path / "again"
+    command = "replay", "--corpus", corpus, "--out", out, *REPLAY
+    interrupt(monkeypatch, empower, "check_stopping", 1)
+    status, _, stderr = in_process(*command)
+    assert status == 130 and "run again to go on" in stderr and not list(out.rglob("*.tmp"))
+    monkeypatch.undo()
+    status, stdout, _ = in_process(*command)
+    assert status == 0 and stable(out) == stable(replayed[0])
+    assert re.findall(r"  (.*): reused", stdout) == ["base", "SFT-10"]
+
+
+def test_a_finished_replay_is_reused(replayed, corpus):
+    out, _ = replayed
+    before = stable(out)
+    status, stdout, _ = in_process("replay", "--corpus", corpus, "--out", out, *REPLAY)
+    assert status == 0 and stable(out) == before
+    assert "kept in" not in stdout and stdout.count(": reused from") == 16
+
+
+def test_a_corpus_is_split_by_program_and_by_seed(corpus):
+    def split(seed, held_out):
+        return realcode.read_programs(realcode.ReplayConfig(
+            corpus=str(corpus), seed=seed, held_out=held_out))
+
+    train_texts, held_out = split(0, 100)
+    assert len(train_texts) == 20 and len(held_out) == 5  # a fifth at most
+    assert len({*train_texts, *held_out}) == 25
+    assert split(0, 100) == (train_texts, held_out) != split(1, 100)
+    assert len(split(0, 3)[1]) == 3
+
+
+def test_a_small_gpt_reads_a_stop_token_where_a_program_ends_and_nowhere_else(
+        tmp_path, monkeypatch):
+    def pretrain(cfg, encoding, documents, device, folder):
+        found.append(documents)
+        raise KeyboardInterrupt  # this was all
+
+    texts, found = [f"x = {n}\n" * (3 * n) for n in range(1, 6)], []
+    encoding, expected = data.train_tokenizer(texts, 257), []
+    for text in texts:
+        *parts, last = data.pieces(encoding, text, 16)
+        expected += [[encoding.start, *part] for part in parts]
+        expected.append([encoding.start, *last, encoding.stop])
+    monkeypatch.setattr(realcode, "pretrain", pretrain)
+    for passes in (1, 3):
+        cfg = realcode.ReplayConfig(out=str(tmp_path), context=16, vocab_size=257,
+                                    pretrain_tokens=passes * sum(map(len, expected)))
+        with pytest.raises(KeyboardInterrupt):
+            realcode.pretrain_on(cfg, texts, "cpu")
+        documents = found.pop()
+        assert len(documents) == passes * len(expected)
+        for k in range(passes):
+            part = documents[k * len(expected):][:len(expected)]
+            assert sorted(part) == sorted(expected) and part != expected
+
+
+@pytest.mark.parametrize("name", ["qwen", "llama3"])
+def test_a_replay_of_a_published_model_begins_with_bos_and_writes_no_id_without_a_token(
+        name, corpus, tmp_path, monkeypatch):
+    folder, encoding, fed, first = published(tmp_path / "model", name), family(name), [], set()
+    hidden = GPT.hidden
+
+    def seen_hidden(self, ids, cache=None, rows=None):
+        fed.append(int(ids.max()))
+        first.update([] if cache else ids[:, 0].tolist())
+        return hidden(self, ids, cache, rows)
+
+    def seen_extend(network, cache, texts, more=None):
+        first.update(text[0] for text in texts)
+        return extend(network, cache, texts, more)
+
+    monkeypatch.setattr(GPT, "hidden", seen_hidden)
+    monkeypatch.setattr("model.extend", seen_extend)
+    status, _, stderr = in_process(
+        "replay", "--corpus", corpus, "--model", folder, "--out", tmp_path / "out", "--context",
+        "64", "--train-programs", "10", "--held-out", "2", "--max-suggestion", "4", "--device",
+        "cpu")
+    assert status == 0, stderr
+    assert first == {encoding.start} and (name == "qwen") == (encoding.bos is None)
+    assert max(fed) < encoding.size
+    assert rows_of(tmp_path / "out")["Base"]["suggestion_length"] > 1
+    base, assistant = (tmp_path / "model"), next((tmp_path / "out" / "stages").glob("empower-4-*"))
+    assert contents(base).keys() < contents(assistant).keys()
+
+
+def test_a_model_in_another_dtype_is_another_model(tmp_path):
+    published(tmp_path)
+    names = [empower.load_checkpoint(tmp_path, "cpu", dtype).name
+             for dtype in (None, torch.bfloat16, torch.bfloat16)]
+    assert names[0] != names[1] == names[2]  # whose costs and games are its own
+
+
+@pytest.fixture(scope="module")
+def tuned(corpus, tmp_path_factory):
+    """(base, what finetune made of it, what that printed) in bfloat16."""
+    folder = tmp_path_factory.mktemp("finetune")
+    base, out = published(folder / "base", dtype=torch.bfloat16), folder / "tuned"
+    status, stdout, stderr = in_process("finetune", "--model", base, "--corpus", corpus, "--out",
+                                        out, *FINETUNE)
+    assert status == 0, stderr
+    return base, out, stdout
+
+
+def test_a_fine_tuned_checkpoint_is_as_complete_as_its_base(tuned, corpus, tmp_path):
+    base, out, stdout = tuned
+    before, after = contents(base), contents(out)
+    assert after.keys() - before.keys() == {"inputs.json"} and before.keys() < after.keys()
+    assert [name for name in before if before[name] != after[name]] == ["model.safetensors"]
+    assert read_safetensors(out / "model.safetensors")["lm_head.weight"].dtype == torch.bfloat16
+    assert not torch.equal(weights(out), weights(base))
+    assert not (out.parent / "tuned.partial").exists()
+    loaded = empower.load_checkpoint(out, "cpu")
+    assert loaded.encoding.encode_ordinary("é = 1\n") == family("qwen").encode_ordinary("é = 1\n")
+    assert f"--model {out} " in stdout
+    status, printed, stderr = in_process("finetune", "--model", out, "--corpus", corpus, "--out",
+                                         tmp_path / "twice", "--dtype", "float32", *FINETUNE)
+    assert status == 0, stderr
+    assert read_safetensors(tmp_path / "twice" / "model.safetensors")[
+        "lm_head.weight"].dtype == torch.float32
+
+
+def updates(stdout):
+    """(updates, first losses, last losses) that finetune printed."""
+    return tuple(map(float, re.search(r"(\d+) updates; loss from ([.\d]+) to ([.\d]+)",
+                                      stdout).groups()))
+
+
+def test_fine_tuning_lowers_the_loss(tuned):
+    n, first, last = updates(tuned[2])
+    assert n > 5 and last < first - 0.5
+
+
+def examples_of(monkeypatch, *arguments):
+    """The examples on which `finetune` trains, without training."""
+    def seen(model, examples, *rest):
+        found.extend(examples)
+        return [0.0]
+
+    found = []
+    monkeypatch.setattr(realcode, "train", seen)
+    status, _, stderr = in_process("finetune", *arguments)
+    assert status == 0, stderr
+    return found
+
+
+def test_a_checkpoint_is_trained_on_prefix_completion_and_stop(
+        corpus, tmp_path, monkeypatch):
+    folder = published(tmp_path / "base")
+    arguments = "--model", folder, "--corpus", corpus, *FINETUNE
+    base = empower.load_checkpoint(folder, "cpu")
+    learnt, _ = realcode.read_programs(realcode.FinetuneConfig(corpus=str(corpus), held_out=2))
+    pieces = [piece for text in learnt for piece in data.pieces(base.encoding, text, 64)]
+    costs = score(base.model, pieces, base.encoding.start)
+    examples = examples_of(monkeypatch, *arguments, "--out", tmp_path / "a")
+    assert len(examples) == len(pieces) > 2 * len(learnt)
+    lengths = set()
+    for (ids, start), piece, nll in zip(examples, pieces, costs):
+        n, completion = start - 1, ids[start:-1]
+        assert ids == [base.encoding.start, *piece[:n], *completion, base.encoding.stop]
+        assert completion == piece[n:n + algorithm_1(nll[n:], 60)]
+        lengths.add(len(completion))
+    assert len(lengths) > 2
+    ten = examples_of(monkeypatch, *arguments, "--out", tmp_path / "b", "--rule", "sft-10")
+    assert [(ids[:start], ids[start:-1]) for ids, start in ten] == [
+        (ids[:start], piece[start - 1:start + 9]) for (ids, start), piece in zip(examples, pieces)]
+    drawn = [len(ids) - start - 1 for ids, start in examples_of(
+        monkeypatch, *arguments, "--out", tmp_path / "c", "--rule", "sft-rand")]
+    assert max(drawn) <= 30 and len(set(drawn)) > 10
+
+
+def test_an_interrupted_fine_tuning_goes_on_to_the_same_weights(
+        tuned, corpus, tmp_path, monkeypatch):
+    base, whole, printed = tuned
+    out, partial = tmp_path / "tuned", tmp_path / "tuned.partial"
+    command = "finetune", "--model", base, "--corpus", corpus, "--out", out, *FINETUNE
+    interrupt(monkeypatch, empower, "backward", 3)
+    status, _, stderr = in_process(*command)
+    assert status == 130 and "run again to go on" in stderr
+    assert not out.exists() and (partial / "progress.pt").exists()
+    (partial / "progress.pt.tmp").write_bytes(b"half")  # as where a computer went off
+    (partial / "costs-train" / "nll-0.npy.tmp").write_bytes(b"half")
+    monkeypatch.undo()
+    monkeypatch.setattr(realcode, "score", None)  # the costs are kept too
+    updated, backward = [], empower.backward
+    monkeypatch.setattr(empower, "backward", lambda *arguments: (
+        updated.append(1) or backward(*arguments)))
+    status, stdout, stderr = in_process(*command, "--save-minutes", "9", "--recompute")
+    assert status == 0 and "going on in" in stdout, stderr
+    assert contents(out) == contents(whole) and not partial.exists()
+    assert updates(stdout) == updates(printed) and len(updated) == updates(printed)[0] - 3
+
+
+def test_a_finished_checkpoint_is_left_alone(tuned, corpus):
+    base, out, _ = tuned
+    before = contents(out.parent)
+    command = "finetune", "--model", base, "--corpus", corpus, "--out", out, *FINETUNE
+    status, stdout, _ = in_process(*command)
+    assert status == 0 and "is finished: nothing is left to do" in stdout
+    for command in ([*command, "--eta", "9"], [*command, "--rule", "sft-10"],
+                    [*command[:-1], "cpu", "--out", str(corpus)],
+                    [*command, "--out", base], [*command, "--out", base / "config.json"]):
+        status, _, stderr = in_process(*command)
+        assert status == 2 and stderr.count("\n") == 1
+        assert "holds something else, or was begun with other settings: choose another" in stderr
+    assert contents(out.parent) == before
+
+
+def test_bars_are_where_algorithm_1_stops_on_its_way_through_a_program():
+    assert empower.choices([3, 0, 0.2, 0.2, 2], 0.32) == [0, 3, 4]
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        nll, eta, bars, n = random_costs(rng), rng.integers(0, 12) / 4, [], 0
+        while n + algorithm_1(nll[n:], eta) < len(nll):
+            bars.append(n + algorithm_1(nll[n:], eta))
+            n = bars[-1] + 1
+        assert empower.choices(nll, eta) == bars
+
+
+@pytest.mark.parametrize("place, n", [
+    ("1:1", 0), ("1:3", 2), ("2:1", 3), ("2:2", 4), ("3:1", 6), ("0:1", "has 3 lines"),
+    ("4:1", "has 3 lines: give LINE:COL"), ("1:4", "line 1 of f.py has 2 characters.*give 1 to 3"),
+    ("1:0", "column is 0: give 1 to 3"), ("3:2", "give 1 to 1"), ("2", "'2' is no place in f.py"),
+    ("a:b", "'a:b' is no place"), ("-1:1", "'-1:1' is no place"), ("", "'' is no place")])
+def test_a_place_in_a_file_is_a_line_and_a_column_from_1(place, n):
+    if isinstance(n, int):
+        assert realcode.offset("é😀\ncd\n", place, "f.py") == n
+    else:
+        with pytest.raises(empower.UserError, match=n):
+            realcode.offset("é😀\ncd\n", place, "f.py")
+
+
+@pytest.mark.parametrize("text", ["é = '😀漢字'\n", "a\tb\x0c", "\U0001f469\u200d\U0001f4bb\n"])
+@pytest.mark.parametrize("name", ["tests", "qwen", "llama3"])
+def test_the_texts_of_tokens_make_up_the_program(name, text):
+    encoding = tokenizer() if name == "tests" else family(name)
+    ids = encoding.encode_ordinary(text)
+    assert "".join(empower.token_texts(encoding, ids)) == text and len(ids) > len(text.split())
+
+
+def show(monkeypatch, folder, text, costs, *arguments, merges=0, **options):
+    """What `show` prints where a token is a byte, but for some merges, and costs what is given."""
+    encoding = data.train_tokenizer([text], 257 + merges)
+    base = empower.Checkpoint(tiny_gpt(vocab_size=encoding.size), encoding, None, "")
+    monkeypatch.setattr(realcode, "model_at_hand", lambda cfg, kind: base)
+    monkeypatch.setattr(realcode, "score", lambda model, programs, start: [
+        np.array(costs, dtype=float)] if [len(costs)] == list(map(len, programs)) else None)
+    (folder / "program.py").write_text(text)
+    status, stdout, stderr = in_process("show", folder / "program.py", "--eta", "0.25", *arguments,
+                                        **options)
+    assert status == 0, stderr
+    return stdout
+
+
+def test_a_file_is_read_as_in_a_corpus(tmp_path):
+    (tmp_path / "a.py").write_bytes(b"\xef\xbb\xbfx = 1\r\ny\r\n")
+    assert realcode.read_source(tmp_path / "a.py") == "x = 1\ny\n"
+    assert data.read_corpus(tmp_path)[0] == ["x = 1\ny\n"]
+
+
+def test_a_pipe_that_lacks_a_letter_gets_another_one(shelf, monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    status, stdout, stderr = empower_py("show", "a.py", "--model", "model", cwd=shelf)
+    assert status == 0 and stdout.startswith("?x??"), stderr
+
+
+COSTS = [3, 0, 0.125, 0.25, 2, 0]  # of a, b, newline, c, d, newline
+SHOWN = [
+    ("every", "‹a›b\n‹c›‹d›\n\nThe assistant would have written 3 of 6 tokens, and the human 3, "
+              "one where each suggestion stops (eta = 0.25 bits).\n"),
+    ("1:1", "▸┃ab\ncd\n\nAt 1:1 the assistant would have written nothing; the next token costs "
+            "3.00 (eta = 0.25 bits).\n"),
+    ("1:2", "a▸b\n┃cd\n\nAt 1:2 the assistant would have written 'b\\n', 0.12 bits; the next token "
+            "costs 0.25 (eta = 0.25 bits).\n"),
+    ("2:3", "ab\ncd▸\n┃\n\nAt 2:3 the assistant would have written '\\n', 0.00 bits "
+            "(eta = 0.25 bits).\n"),
+    ("3:1", "ab\ncd\n▸┃\n\nAt 3:1 the assistant would have written nothing (eta = 0.25 bits).\n"),
+]
+
+
+@pytest.mark.parametrize("at, printed", SHOWN)
+def test_a_figure_worked_by_hand(at, printed, tmp_path, monkeypatch):
+    assert show(monkeypatch, tmp_path, "ab\ncd\n", COSTS, "--at", at) == printed
+
+
+@pytest.mark.parametrize("text, merges, at, n", [
+    ("abab", 1, "1:1", 0), ("abab", 1, "1:2", 0), ("abab", 1, "1:3", 1), ("abab", 1, "1:4", 1),
+    ("abab", 1, "1:5", 2), ("é=1", 0, "1:1", 0), ("é=1", 0, "1:2", 2), ("x😀y", 0, "1:2", 1),
+    ("x😀y", 0, "1:3", 5)])
+def test_a_state_is_before_the_token_at_the_cursor(text, merges, at, n, tmp_path, monkeypatch):
+    """Inside a token, or before a character of several tokens: before all of it."""
+    size = len(data.train_tokenizer([text], 257 + merges).encode_ordinary(text))
+    costs = [1 + k for k in range(size)]
+    printed = show(monkeypatch, tmp_path, text, costs, "--at", at, merges=merges)
+    assert f"nothing; the next token costs {n + 1}.00 (" in printed or n == size
+    assert ("; the next" in printed) == (n < size)
+
+
+def plain(picture):
+    """A picture without its colours and bars."""
+    return re.sub("\033\\[[0-9;]*m|[┃▸]", "", picture)
+
+
+@pytest.mark.parametrize("at", ["every", "1:2", "3:1"])
+def test_a_terminal_gets_colours_and_nothing_else_does(at, tmp_path, monkeypatch):
+    draw = functools.partial(show, monkeypatch, tmp_path, "ab\ncd\n", COSTS, "--at", at)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    coloured, piped = draw(terminal=True), draw()
+    assert "\033[1;31m" in coloured and "\033" not in piped
+    picture, said = coloured.rstrip("\n").rsplit("\n", 1)
+    assert plain(picture).rstrip("\n") == "ab\ncd" and piped.endswith(f"\n\n{said}\n")
+    assert picture.count("┃") == (3 if at == "every" else 1)
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert draw(terminal=True) == piped
+    monkeypatch.setenv("NO_COLOR", "")
+    assert draw(terminal=True) == coloured
+
+
+@pytest.mark.parametrize("bits, colour", [(0, None), (0.09, None), (0.1, 230), (0.49, 230),
+                                          (0.5, 229), (1.5, 222), (3, 215), (7.9, 209), (99, 203)])
+def test_a_token_is_shaded_by_its_cost(bits, colour):
+    assert (realcode.shade(bits) or [None])[0] == colour
+    picture = realcode.shaded(["a\n", "\nb"], [bits, 0], {})
+    begin, end = (f"\033[30;48;5;{colour}m", "\033[0m") if colour else ("", "")
+    assert picture == f"{begin}a{end}\n{begin}{end}\nb"  # no colour goes beyond a line
+
+
+@pytest.mark.parametrize("text", ["ab\ncd\n", "a<b> & 'c'\n\n\tif \"d\":\n", "é = '😀漢'\n",
+                                  "a\x0c\n\x0cb\x1b[2Jc\x00\n"])
+def test_an_svg_is_xml_with_every_character_and_a_bar_for_each_stop(text, tmp_path, monkeypatch):
+    costs = [(k % 7) / 4 for k in range(len(text.encode()))]
+    printed = show(monkeypatch, tmp_path, text, costs, "--svg", tmp_path / "a.svg")
+    root = ElementTree.parse(tmp_path / "a.svg").getroot()
+    shapes = [(shape.tag.rpartition("}")[2], shape.attrib, shape.text) for shape in root]
+    assert sum(tag == "rect" and of["fill"] == "#cc0000" for tag, of, _ in shapes) == len(
+        empower.choices(costs, 0.25)) == printed.count("‹")
+    written = sorted((int(of["y"]), int(of["x"]), content)
+                     for tag, of, content in shapes if tag == "text")
+    lines = [[content for _, _, content in row]
+             for _, row in itertools.groupby(written, key=lambda row: row[0])]
+    said = printed.splitlines()[-1]
+    assert lines.pop()[0].startswith("from 0.1 bits") and lines.pop() == [said]
+    expected = ["".join(c for c in line if c.isprintable() and c != " ")
+                for line in text.split("\n")]
+    assert ["".join(parts).replace("\ufffd", "") for parts in lines] == list(filter(None, expected))
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def greedy(model, text, most, stops):
+    """Greedy sampling without caches."""
+    new = []
+    while len(new) < most:
+        logits = model(torch.tensor([text + new]))[0, -1, :model.writable]
+        if int(logits.argmax()) in stops:
+            break
+        new.append(int(logits.argmax()))
+    return new
+
+
+@torch.no_grad()
+def test_a_suggestion_alone_is_printed(tmp_path):
+    folder, path = published(tmp_path / "model", "llama3"), tmp_path / r"C:\new\a b.py"
+    path.write_text("x = int(input())\nprint(é\n")
+    network, encoding, *_ = empower.load_checkpoint(folder, "cpu")
+    for place, text in [("2:8", "x = int(input())\nprint(é"), ("1:4", "x ="), ("1:1", "")]:
+        ids = [encoding.start, *encoding.encode_ordinary(text)]
+        expected = encoding.decode(greedy(network, ids, 9, encoding.stops))
+        command = "suggest", f"{path}:{place}", "--model", folder, "--max-suggestion", "9"
+        assert expected and in_process(*command) == (0, expected, "")
+        assert in_process(*command, terminal=True) == (0, expected + "\n", "")
+        assert in_process(*command, "--eta", "0") == (0, "", "")
+
+
+@pytest.mark.parametrize("again, behind, suggestion", [
+    ("\n    y = 1", None, "y = 1"),    # what stood there is written anew, and more
+    ("\n    ", None, ""),              # and no more
+    ("\n  z", "y = 1", "y = 1"),       # other white space: what stands there stays
+    ("", "y = 1", "y = 1")])
+def test_white_space_before_the_cursor_is_part_of_the_next_token(
+        again, behind, suggestion, tmp_path, monkeypatch):
+    def write(model, cache, texts, *rest, **options):
+        asked.append(tokenizer().decode(texts[0][1:]))
+        return [tokenizer().encode_ordinary([again, behind][len(asked) - 1])], [True]
+
+    asked, base = [], tiny_base(tmp_path / "model")
+    assert base.encoding.decode(base.encoding.encode_ordinary("if x:\n    ")[-1:]) == "\n    "
+    monkeypatch.setattr(realcode, "sample", write)
+    (tmp_path / "a.py").write_text("if x:\n    z\n")
+    status, stdout, _ = in_process("suggest", tmp_path / "a.py:2:5", "--model", base.folder)
+    assert (status, stdout) == (0, suggestion)
+    assert asked == ["if x:", "if x:\n    "][:1 + (behind is not None)]
+
+
+def test_without_a_model_the_small_gpt_of_a_run_is_at_hand(replayed, corpus):
+    out, _ = replayed
+    for command, kind in [(["show", corpus / "0.py"], "base"),
+                          (["suggest", f"{corpus / '0.py'}:1:1"], "empower")]:
+        status, stdout, stderr = in_process(*command, "--out", out, "--device", "cpu")
+        assert status == 0 and "using" not in stdout
+        assert re.fullmatch(rf"empower.py: using {out}/stages/{kind}-.*\n", stderr)
+
+
+def edited_json(path, **edits):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **edits}))
+
+
+@pytest.fixture(scope="module")
+def shelf(corpus, tmp_path_factory):
+    """A folder with a corpus and a model that are well, and with others that are not."""
+    shelf = tmp_path_factory.mktemp("shelf")
+    shutil.copytree(corpus, shelf / "corpus")
+    write_files(shelf, {
+        "empty/note.txt": "", "few/a.py": "a = 1\n", "few/b.py": "b = 1\n", "few/c.py": "c = 1\n",
+        "long.py": "x = 1\n" * 200, "nothing.py": "", "blank.py": " " * 10 ** 6,
+        "latin.py": b"s = '\xe9'\n", "a.py": "x = 1\n", "rows.jsonl": '{"body": "x"}\n',
+        "busy/note.txt": "mine"})
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+    for name in ("model", "gpt2", "truncated", "pointer", "config-pointer", "unigram", "bare"):
+        published(shelf / name)
+    weights = shelf / "truncated" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-99])
+    (shelf / "pointer" / "model.safetensors").write_bytes(pointer)
+    (shelf / "config-pointer" / "config.json").write_bytes(pointer)
+    edited_json(shelf / "gpt2" / "config.json", architectures=["GPT2LMHeadModel"])
+    edited_json(shelf / "unigram" / "tokenizer.json", model={"type": "Unigram", "vocab": []})
+    (shelf / "bare" / "tokenizer.json").unlink()
+    return shelf
+
+
+MODELS = [("absent", "absent/config.json is absent: give the folder"),
+          ("a.py", "a.py/config.json is absent: give the folder"),
+          ("gpt2", "unsupported architecture GPT2LMHeadModel; supported: Llama"),
+          ("truncated", "model.safetensors is truncated or damaged"),
+          ("pointer", "model.safetensors is a Git-LFS pointer: fetch"),
+          ("config-pointer", "config.json is only a Git LFS pointer: fetch"),
+          ("unigram", "tokenizer.json is a Unigram model, which is not supported: choose"),
+          ("bare", "bare has none of tokenizer.json, .*: copy"),
+          ("model --dtype int4", "--dtype is 'int4': choose auto, float32, bfloat16")]
+CORPORA = [("", "--corpus is missing: give a folder"),
+           ("--corpus absent", "there is no absent: name a folder"),
+           ("--corpus empty", r"no .py file under empty \(found 1 files: .txt\): name another"),
+           ("--corpus model/model.safetensors", "is no corpus: name a folder"),
+           ("--corpus rows.jsonl", "rows.jsonl has no field code.* has body: name"),
+           ("--corpus rows.jsonl --field text", "rows.jsonl has no field text"),
+           ("--corpus latin.py", "latin.py is not a text in UTF-8: convert")]
+USES = ["replay --corpus corpus --out new", "finetune --corpus corpus --out new", "show a.py",
+        "suggest a.py:1:2"]
+
+
+@pytest.mark.parametrize("command, message", [
+    *((f"{use} --model {model}", message) for use in USES for model, message in MODELS),
+    *((f"{use} {corpus}", message) for use in ("replay --out new", "finetune --model model "
+                                               "--out new") for corpus, message in CORPORA),
+    ("replay --corpus few --out new", "few has 3 programs: a replay needs at least 10"),
+    ("replay --corpus corpus --out a.py", "cannot write to --out a.py"),
+    ("replay --corpus corpus --out new --model model --context 250",
+     "--context is 250, and the model reads 256 tokens: give at most"),
+    ("replay --corpus corpus --out new --model model --context 232 --max-suggestion 8",
+     "give at most 231"),  # behind it Base-20 writes 20 tokens and the author 4
+    ("replay --corpus corpus --out new --context 5000", "the model reads 4096 tokens: give at"),
+    ("replay --corpus corpus --out new --context 8", "--context is 8: give"),
+    ("finetune --corpus corpus --out new", "--model is missing: give a folder"),
+    ("finetune --corpus corpus --model model", "--out is missing: give a folder"),
+    ("finetune --corpus corpus --model model --out new", "--context is 1024, and the model reads "
+                                                         "256 tokens: give at most 155"),
+    ("finetune --corpus corpus --model model --out busy --context 64", "busy holds something else"),
+    ("finetune --corpus corpus --model model --out model --context 64", "model holds something"),
+    ("finetune --corpus corpus --model model --out a.py/new --context 64", "a.py"),
+    *((f"finetune --corpus corpus --model model --out new --rule {rule}", f"--rule is '{rule}': "
+       "choose empower, sft-rand or sft-N") for rule in ("sft-0", "sft", "dpo", "SFT-10")),
+    ("show", "FILE; see --help"), ("show absent.py", "cannot read absent.py .*: give a text file"),
+    ("show empty", "cannot read empty .*: give"),
+    ("show latin.py", "latin.py is not a text in UTF-8: convert"),
+    ("show a.py", "there is no small GPT in out: run python empower.py first"),
+    ("show long.py --model model", "long.py has .* tokens, .* to 255: show a part of it"),
+    ("show nothing.py --model model", "nothing.py is empty: show another file"),
+    ("show blank.py --model model", "blank.py has 1,000,000 characters: give at most 400,000"),
+    ("suggest blank.py:1:9 --model model", "blank.py has 1,000,000 characters: give"),
+    ("show a.py --model model --at 9:1", "'9:1' is no place in a.py, which has 2 lines: give"),
+    ("show a.py --model model --at here", "'here' is no place in a.py"),
+    ("show a.py --model model --svg absent/a.svg", "cannot write absent/a.svg .*: name another"),
+    ("suggest", "PLACE; see --help"), ("suggest a.py --model model", "'a.py' is no place: give"),
+    ("suggest a.py:1 --model model", "'a.py:1' is no place: give FILE:LINE:COL"),
+    ("suggest absent.py:1:1 --model model", "cannot read absent.py .*: give"),
+    ("suggest a.py:1:99 --model model", "line 1 of a.py has 5 characters.* give 1 to 6"),
+    ("suggest a.py:1:1 --out absent", "there is no small GPT in absent: run python empower.py"),
+    ("suggest a.py:1:1 --model model --max-suggestion 300", "--max-suggestion is 300.*give less"),
+    ("suggest a.py:1:1 --eta -1", "--eta is -1.0: give"),
+    *((f"{use} --no-such-flag", "unrecognized arguments: --no-such-flag; see --help")
+      for use in USES),
+    ("retrain --corpus corpus", "unrecognized arguments: retrain .*; see --help"),
+])
+def test_what_cannot_be_used_is_one_sentence_and_nothing_is_written(
+        command, message, shelf, monkeypatch):
+    monkeypatch.chdir(shelf)
+    before = contents(shelf)
+    status, _, stderr = in_process(*shlex.split(command))
+    assert status == 2 and re.search(message, stderr), stderr
+    assert stderr.startswith("empower.py: ") and stderr.count("\n") == 1
+    assert contents(shelf) == before
+
+
+@pytest.mark.parametrize("name", realcode.COMMANDS)
+def test_help_of_a_command_explains_every_setting(name):
+    settings, _ = realcode.COMMANDS[name]
+    status, text, _ = in_process(name, "--help")
+    text = "".join(text.split())  # lines are broken at hyphens too
+    for field in dataclasses.fields(settings):
+        positional = field.metadata["positional"]
+        flag = field.name.upper() if positional else f"--{field.name.replace('_', '-')}"
+        assert status == 0 and flag in text and "".join(field.metadata["help"].split()) in text
+
+
 # ------------------------------------------------------------------- the README
 
 README = (HERE / "README.md").read_text()
@@ -1801,13 +2469,30 @@ def readme_commands():
 
 
 @pytest.mark.parametrize("command", readme_commands())
-def test_readme_commands_run(command, finished):
-    words = shlex.split(command.split("#")[0])[1:]
-    if words[0] == "empower.py" and "--help" not in words:
-        words += ["--out", str(finished[0]), *TINY]
-    if words[0] == "test_empower.py":
+def test_readme_commands_run(command, request, tmp_path):
+    """As they stand there, at a tiny size, with files of the tests in place of the reader's."""
+    script, *words = shlex.split(command.split("#")[0])[1:]
+    use = request.getfixturevalue
+    if script == "test_empower.py":
         words += ["--tiny"]
-    done = subprocess.run([sys.executable, *words], cwd=HERE, capture_output=True, text=True)
+    elif words[:1] == ["replay"]:
+        words += ["--out", tmp_path / "out", *REPLAY]
+    elif words[:1] == ["finetune"]:
+        words += FINETUNE
+    elif words[:1] in (["show"], ["suggest"]):
+        words += ["--out", use("finished")[0]]
+    elif script == "empower.py" and "--help" not in words:
+        words += ["--out", use("finished")[0], *TINY]
+    program = str(HERE / "figures" / "program.py")
+    stands_for = {"stdlib": lambda: use("corpus"), "PATH": lambda: use("corpus"),
+                  "DIR": lambda: published(tmp_path / "base"), "DIR2": lambda: tmp_path / "tuned",
+                  "FILE": lambda: program, "FILE:3:9": lambda: f"{program}:3:9",
+                  "figures/program.svg": lambda: tmp_path / "program.svg"}
+    if words[:1] == ["suggest"]:
+        stands_for["DIR2"] = stands_for["DIR"]
+    words = [stands_for[word]() if word in stands_for else word for word in words]
+    done = subprocess.run([sys.executable, HERE / script, *map(str, words)], cwd=HERE,
+                          capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
@@ -1902,9 +2587,26 @@ def benchmark_judge(n):
           f"{plain / fast:.1f} times")
 
 
+def benchmark_scoring(n):
+    """score against nothing but the forward pass over the same batches, in turns."""
+    model = GPT(GPTConfig(4096, 384, 1024, 6, 6, 2, 64, 1024), torch.Generator().manual_seed(0))
+    programs = random_texts([50 + 37 * k % 450 for k in range(n)], vocab_size=4096)
+
+    @torch.no_grad()
+    def forward():
+        for chosen in empower.batches_by_length([len(program) for program in programs], 8192):
+            model(collate([([0, *programs[i]], 0) for i in chosen], 1024)[0][:, :-1])
+
+    times = [(seconds(score, model, programs, 0), seconds(forward)) for _ in range(min(n, 7))]
+    ratio = np.median([scoring / bare for scoring, bare in times[1:]])
+    print(f"scoring: {sum(map(len, programs)) / np.median(times, 0)[0]:,.0f} tokens a second, "
+          f"{ratio:.2f} times the bare forward pass (median of {len(times) - 1} pairs)")
+
+
 if __name__ == "__main__":
     tiny = "--tiny" in sys.argv[1:]  # for the test of this very command
     benchmark_game(*((2, 2) if tiny else (32, Config().rounds)))
+    benchmark_scoring(4 if tiny else 64)
     benchmark_muon(1 if tiny else 10)
     benchmark_judge(4 if tiny else 500)
     benchmark_loading(*((1, 1000) if tiny else (16, 128_256)))
