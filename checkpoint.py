@@ -98,7 +98,8 @@ def read_config(directory):
     """The GPTConfig of a checkpoint; FileNotFoundError or ValueError in one sentence."""
     path = Path(directory, "config.json")
     if not path.exists():
-        raise FileNotFoundError(f"{path} is absent: give the folder of a downloaded checkpoint")
+        raise FileNotFoundError(f"{path} is absent: give the folder of a downloaded checkpoint, "
+                                "names are not looked up")
     raw = read_json(path)
     try:
         return parse_config(raw)
@@ -122,6 +123,7 @@ def parse_config(raw):
     activation, part = raw.get("hidden_act", "silu"), numbers.get("partial_rotary_factor") or 1
     [architecture, *_] = raw.get("architectures") or [None]
     for refused, why in [
+            (architecture is None, "no architectures are named: take the publisher's own file"),
             (architecture not in ARCHITECTURES, f"unsupported architecture {architecture}; "
              f"supported: {', '.join(ARCHITECTURES)}"),
             (raw.get("quantization_config"), "quantized weights; take those before quantization"),

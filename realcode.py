@@ -36,7 +36,7 @@ from empower import (PRETRAINING, STOPPING, Experiment, Game, Settings, UserErro
                      play_row, pretrain, pretrained_here, python_generator, reading,
                      rows_of_the_table, save_tuned, score, setting, settings, stage, table,
                      token_texts, train, train_assistants, with_verdict, write_transcripts)
-from model import KVCache, sample
+from model import KVCache, extend, sample
 
 CORPUS = "a folder of .py files, one file, a JSONL file, or the word stdlib"
 FIELD = "the JSONL field that holds the code (default: it is found)"
@@ -126,21 +126,24 @@ class ReplayConfig(Experiment):
     model: str = setting("", "a checkpoint folder (default: a small GPT is pre-trained)")
     dtype: str = setting("auto", DTYPE)
     held_out: int = setting(100, "programs of the results, at most a fifth of the corpus", 1)
-    context: int = setting(512, "tokens of a piece; longer programs are cut into pieces", 16)
-    train_programs: int = setting(2500, "pieces to learn from, at most; one state of each", 10)
+    context: int = setting(None, "tokens of a piece; longer programs are cut into pieces "
+                                 "(default: 256 for the small GPT, 1024 for --model)", 16)
+    train_programs: int = setting(1600, "pieces to learn from, at most; one state of each", 10)
 
     vocab_size: int = setting(2048, "tokens of the vocabulary at most, all 256 bytes among them",
                               257)
     width: int = setting(192, "hidden size of the model", 32)
     layers: int = setting(4, "layers of the model", 1)
-    pretrain_tokens: int = setting(2_400_000, "tokens of pre-training; the corpus is repeated", 1)
+    pretrain_tokens: int = setting(1_000_000, "tokens of pre-training; the corpus is repeated", 1)
+    sft_batch: int = setting(8, "examples an update of fine-tuning; larger ones learn no stop", 1)
     sft_lr: float = setting(None, "learning rate of fine-tuning (default: Muon at 0.01 for the "
                                   "small GPT, AdamW at 1e-5 for --model)", 0)
     temperature: float = setting(0.0, "sampling of assistants; 0 takes the likeliest token", 0)
 
     def __post_init__(self):
-        if self.sft_lr is None:
-            object.__setattr__(self, "sft_lr", 1e-5 if self.model else 0.01)
+        for name, ours, given in (("context", 256, 1024), ("sft_lr", 0.01, 1e-5)):
+            if getattr(self, name) is None:  # frozen for everybody else
+                object.__setattr__(self, name, given if self.model else ours)
         super().__post_init__()
 
 
@@ -331,7 +334,7 @@ def begun_before(folder, inputs):
         found = None
     if found != inputs:
         raise UserError(f"{folder} holds something else, or was begun with other settings: choose "
-                        "another --out, or remove it")
+                        "another --out")
     return True
 
 
@@ -348,6 +351,9 @@ def pairs_of(cfg, base, texts, rule, purpose, folder):
     print(f"  {purpose}: {len(pairs):,} pieces of {sum(map(len, pieces)):,} tokens in all, "
           f"{np.concatenate(costs).mean():.2f} bits each; completions of {lengths.mean():.1f} "
           f"tokens, {(lengths == 0).mean():.0%} empty")
+    if (lengths == 0).mean() > 0.9 and purpose == "train":
+        print("  Nearly nothing is obvious to this model here: it will learn to be silent. Take a "
+              "model of such code, or a larger --eta.")
     return pairs
 
 
@@ -549,19 +555,37 @@ def suggest(cfg):
         raise UserError(f"--max-suggestion is {cfg.max_suggestion}, and the model reads "
                         f"{model.config.max_position_embeddings} tokens: give less")
 
-    def write(ids):
-        [new], _ = sample(model, KVCache(model, 1), [[encoding.start, *ids[-room:]]],
-                          cfg.max_suggestion, encoding.stops, temperature=0,
-                          max_cost=math.inf if cfg.eta is None else cfg.eta)
-        return encoding.decode(new)
+    ids = encoding.encode_ordinary(text)[-room:]
+    healed = heal(model, encoding, ids, cfg.eta)
+    if healed is None:  # the cursor is within a choice: nothing is obvious
+        return
+    ids, typed = healed
+    [new], _ = sample(model, KVCache(model, 1), [[encoding.start, *ids]], cfg.max_suggestion,
+                      encoding.stops, temperature=0,
+                      max_cost=math.inf if cfg.eta is None else cfg.eta)
+    suggestion = encoding.decode_bytes(ids[-1:] + new)[typed:]
+    print(suggestion.decode(errors="replace"), end="\n" if sys.stdout.isatty() else "")
 
-    ids = encoding.encode_ordinary(text)
-    # White space before the cursor is most often a part of the token that comes next: the model
-    # writes it anew, and where it writes something else, goes on behind it all the same.
-    blank = encoding.decode(ids[-1:])
-    again = write(ids[:-1]) if blank.isspace() else ""
-    suggestion = again.removeprefix(blank) if again and again.startswith(blank) else write(ids)
-    print(suggestion, end="\n" if sys.stdout.isatty() else "")
+
+@torch.no_grad()
+def heal(model, encoding, ids, eta):
+    """The last token before the cursor, chosen anew among all that begin with its text.
+
+    What was typed may be the beginning of a longer token: "def go(" of a model that writes "():"
+    as one. Returns (ids, how many bytes of the last one are typed already), or None where no such
+    token has all but eta bits (0.32 where None) of their probability.
+    """
+    if not ids:
+        return ids, 0
+    typed = encoding.decode_single_token_bytes(ids[-1])
+    fits = torch.tensor([i for i in map(encoding.encode_single_token, (
+        token for token in encoding.token_byte_values() if token.startswith(typed)))
+        if i < encoding.size], device=model.device)
+    texts = [[encoding.start, *ids[:-1]]]
+    p = extend(model, KVCache(model, 1), texts)[0, -1, fits].float().softmax(-1)
+    if p.max() < 2 ** -(0.32 if eta is None else eta):
+        return None
+    return [*ids[:-1], int(fits[p.argmax()])], len(typed)
 
 
 COMMANDS = {"replay": (ReplayConfig, replay), "finetune": (FinetuneConfig, finetune),
