@@ -166,7 +166,7 @@ def replay(cfg):
     print(f"Fine-tune {len(completion_rules(cfg))} assistants and replay {len(held_out_texts)} "
           "programs with each" + (": the bars say how long it takes." if base else
                                   ", after pre-training a small GPT on the other programs:\n"
-                                  "about 15 minutes on 2 CPU cores, less where stages are reused."))
+                                  "15 to 20 minutes on 2 CPU cores, less where stages are reused."))
     base = base or pretrain_on(cfg, train_texts, device)
     describe(cfg, base.model, device)
 
