@@ -204,6 +204,7 @@ PAPER_ACCEPT_RATIOS = {"Base": 0.365, "Base-10": 0.587}  # means over its assist
 
 
 def settings(cfg, *names):
+    """The values of these settings as plain data, for the inputs of a stage."""
     return {name: getattr(cfg, name) for name in names}
 
 
@@ -219,14 +220,17 @@ def fingerprint(plain):
 
 
 def torch_generator(cfg, purpose, device):
+    """A torch.Generator on `device`, seeded for one purpose."""
     return torch.Generator(device).manual_seed(derived_seed(cfg, purpose))
 
 
 def numpy_generator(cfg, purpose):
+    """A numpy Generator, seeded for one purpose."""
     return np.random.default_rng(derived_seed(cfg, purpose))
 
 
 def python_generator(cfg, purpose):
+    """A random.Random, seeded for one purpose."""
     return random.Random(derived_seed(cfg, purpose))
 
 
@@ -640,6 +644,7 @@ def check_stopping(name, assistant, encoding, pairs, max_suggestion, temperature
 
 
 def load_stopping(folder):
+    """What `check_stopping` found of the assistant in a stage's folder."""
     with reading(folder):
         return json.loads(Path(folder, "stopping.json").read_text())
 
@@ -706,6 +711,7 @@ def play_and_judge(cfg, name, path, options, base, game, folder):
 
 
 def load_episodes(folder):
+    """The episodes that `play_and_judge` left in a stage's folder."""
     with reading(folder):
         return [simhuman.Episode(**{**row, "turns": [simhuman.Turn(**t) for t in row["turns"]]})
                 for row in json.loads(Path(folder, "episodes.json").read_text())]

@@ -764,6 +764,7 @@ def self_check(time_limit=1.0):
 
 
 def main():
+    """The command line of the judge: --self-check, exit status 1 after a wrong verdict."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--self-check", action="store_true",
                         help="try the judge on a dozen kinds of program; run it on a new machine")
