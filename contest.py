@@ -46,6 +46,7 @@ class Domain(NamedTuple):
     change: tuple   # what is done to each: element -> element
     reduce: tuple   # what is printed of them: list -> a value, or a list to print in one line
     draw: Callable  # one random element
+    text: bool = False  # an element is a word, else an integer
 
 
 def _draw_word(rng):
@@ -132,6 +133,7 @@ WORDS = Domain(
              lambda b: next((w for w in b if len(w) == max(map(len, b))), "none")),
     ),
     draw=_draw_word,
+    text=True,
 )
 
 DOMAINS = (INTEGERS, WORDS)
@@ -191,7 +193,7 @@ def _bank(d):
     rng, lists = random.Random(d), []
     while len(lists) < 60:
         elements = [DOMAINS[d].draw(rng) for _ in range(rng.randint(4, 6))]
-        if DOMAINS[d] is WORDS or min(elements) < 0:
+        if DOMAINS[d].text or min(elements) < 0:
             lists.append(elements + rng.choices(elements, k=rng.randint(1, 3)))
     return lists
 
@@ -319,7 +321,7 @@ def write_program(parts, style):
     domain, shape = DOMAINS[d], list(SHAPES)[shape]
     a, x, b = style.a, style.x, style.b
     line = "sys.stdin.readline()" if style.use_sys else "input()"
-    if domain is WORDS:
+    if domain.text:
         row, element = f"{line}.split()", line + ".strip()" * style.use_sys
         stop = repr(domain.stop)
     else:

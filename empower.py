@@ -36,13 +36,14 @@ from typing import Callable, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import nn
 from tqdm import tqdm
 
 import data
 import simhuman
 from checkpoint import GPTConfig, tokenizer_files, write_text
-from contest import draw_style, make_contest, write_program
-from model import GPT, KVCache, Muon, sample
+from contest import Contest, draw_style, make_contest, write_program
+from model import GPT, KVCache, Muon, extend, sample
 from simhuman import Assistant, Human
 
 # ------------------------------------------------------------------- the paper (Section 4.2)
@@ -55,6 +56,15 @@ def token_nll(logits, ids):
     """
     nll = F.cross_entropy(logits.flatten(0, -2).float(), ids.flatten(), reduction="none")
     return nll.view(ids.shape) / math.log(2)
+
+
+def token_entropy(logits, ids=None):
+    """H(l_{n+1} | l_{1:n}) in bits, which the cost of one token estimates (Section 4.3).
+
+    The mean of `token_nll` over all ids that could stand there, so it does not depend on `ids`:
+    logits (..., T, V) -> (..., T). Example: logits [0, 0, 0, 0] of a next token have 2 bits.
+    """
+    return torch.special.entr(logits.float().softmax(-1)).sum(-1) / math.log(2)
 
 
 def empower_length(nll, eta):
@@ -96,6 +106,50 @@ def completion_rules(cfg):
             "SFT-RAND": completion_rule("sft-rand", None),
             **{f"Empower ({eta:g})": completion_rule("empower", eta)
                for eta in (cfg.eta, cfg.eta_wide)}}
+
+
+@torch.no_grad()
+def future_information(model, prefix, stop, steps, samples, generator, least=1e-3):
+    """Section 4.3: I(next token; the k tokens behind it | prefix) in bits for k = 1..steps: (steps,).
+
+    The effective empowerment of a state for a future of k tokens, without the next token itself:
+    with it, the information is its whole entropy. A Monte-Carlo estimate: `samples` futures are
+    drawn from the model; Bayes' rule gives the exact posterior of the next token, given each, and
+    the estimate is the mean divergence of posterior from prior. It has no bias for the candidates,
+    which are the tokens with a probability of at least `least`, renormalised. A text that ended
+    with the token `stop` stays ended.
+
+    Example: next is a or b, each in half of the cases; c follows a, and b is followed by c or d,
+    each in half of the cases. I = H(3/4, 1/4) - 1/2 = 0.311 bits of 1, for every k.
+    """
+    cache = KVCache(model, 1)
+    p = extend(model, cache, [prefix])[0, -1, :model.writable].float().softmax(-1)
+    candidates = (p >= least).nonzero()[:, 0]                                    # (X,)
+    p = p[candidates] / p[candidates].sum()
+    drawn = torch.multinomial(p, samples, replacement=True, generator=generator)  # (M,)
+    beginnings = [[*prefix, int(x)] for x in candidates]
+    cache.keep([0] * samples)
+    futures, stopped = sample(model, cache, [beginnings[i] for i in drawn], steps, stop,
+                              generator=generator)
+    futures = [future + [stop] * ended for future, ended in zip(futures, stopped)]
+
+    # The cost of each future behind each candidate, whichever it was drawn behind.
+    cache.keep([0] * (samples * len(candidates)))
+    cache.lengths[:] = len(prefix)
+    logits = extend(model, cache, beginnings * samples,
+                    [future for future in futures for _ in candidates])[:, :steps]
+    ids = nn.utils.rnn.pad_sequence([torch.tensor(future, device=p.device) for future in futures
+                                     for _ in candidates], batch_first=True, padding_value=-100)
+    nll = torch.zeros(len(ids), steps, device=p.device)                          # (M * X, steps)
+    nll[:, :ids.shape[1]] = token_nll(logits[:, :ids.shape[1]], ids.to(p.device))
+    nll = nll.cumsum(1).view(samples, len(candidates), steps)                    # (M, X, steps)
+    ended = candidates == stop  # behind the stop token nothing is written, and nowhere else
+    nll[ended[drawn][:, None] != ended] = math.inf
+    nll[ended[drawn][:, None] & ended] = 0
+    joint = p.log2()[:, None] - nll                                              # (M, X, steps)
+    posterior = (joint * math.log(2)).softmax(1)
+    divergence = torch.xlogy(posterior, posterior / p[:, None]).sum(1) / math.log(2)
+    return divergence.mean(0).cpu().numpy()                                      # (steps,)
 
 
 # ------------------------------------------------------------------- settings
@@ -200,7 +254,7 @@ UNLIMITED_TOKENS = 400  # a human without a round limit types this much: six pro
 # tau in bits that --calibrate tries, by the rule: mean, sum and maximum of a suggestion's costs
 TAUS = {"skim": [0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.8, 2.0],
         "careful": [8, 12, 16, 20, 24, 32, 48, 64], "strict": [8, 10, 11, 12, 13, 14, 16]}
-PAPER_ACCEPT_RATIOS = {"Base": 0.365, "Base-10": 0.587}  # means over its assistants, human Gemma
+PAPER_ACCEPT_RATIOS = {"Base": 0.365, "Base-10": 0.587}  # `paper_means`, human Gemma
 
 
 def settings(cfg, *names):
@@ -357,24 +411,24 @@ def load_progress(path, *parts):
     return state["losses"]
 
 
-def document_nll(model, ids):
+def document_nll(model, ids, cost=token_nll):
     """Cost in bits of ids[:, 1:], each behind what stands before it: (B, T) -> (B, T-1).
 
     The head goes over slices of positions: all logits at once would not fit for a large vocabulary.
     """
     hidden, targets = model.hidden(ids[:, :-1]), ids[:, 1:]                      # (B, T-1, C)
     size = max(1, 2**26 // (len(ids) * model.config.vocab_size))
-    return torch.cat([token_nll(model.lm_head(h), t) for h, t in
+    return torch.cat([cost(model.lm_head(h), t) for h, t in
                       zip(hidden.split(size, 1), targets.split(size, 1))], 1)
 
 
 @torch.no_grad()
-def score(model, programs, start, batch_tokens=8192):
+def score(model, programs, start, batch_tokens=8192, cost=token_nll):
     """Cost in bits of every token of every program (Section 4.1): a list of arrays (N,).
 
     One forward pass gives the costs for all states, since a token's cost does not depend on which
-    state was drawn. The model sees the code alone, behind the token `start` of a document. A
-    program that is longer than its context is a ValueError.
+    state was drawn. The model sees the code alone, behind the token `start` of a document. `cost`
+    is `token_nll` or `token_entropy`. A program longer than the model's context is a ValueError.
     """
     limit = model.config.max_position_embeddings
     longest = max(map(len, programs), default=0)
@@ -385,7 +439,7 @@ def score(model, programs, start, batch_tokens=8192):
               leave=False, disable=None) as bar:
         for chosen in batches_by_length([len(program) for program in programs], batch_tokens):
             ids, _ = collate([([start, *programs[i]], 0) for i in chosen], limit + 1)
-            nll = document_nll(model, ids.to(model.device)).cpu().numpy()        # (B, T-1)
+            nll = document_nll(model, ids.to(model.device), cost).cpu().numpy()  # (B, T-1)
             for i, row in zip(chosen, nll):
                 costs[i] = row[:len(programs[i])]
             bar.update(sum(len(programs[i]) for i in chosen))
@@ -524,11 +578,12 @@ def gpt_config(cfg, vocab_size):
                      max_position_embeddings=4096, bos_token_id=end, eos_token_id=end)
 
 
-def base_model(cfg, contest, device):
+def base_model(cfg, contest, device, tokenizer_of=None):
     """The language model of all roles, pre-trained or reused.
 
     Half of the documents stand behind their statement: with it in its context the model is the
-    human; without it, the scorer and Base.
+    human; without it, the scorer and Base. tokenizer_of: a checkpoint beside which it is to play, so
+    that both write the same tokens; None for a tokenizer of its own.
     """
     rng = python_generator(cfg, "documents")
     drawn = [rng.choice(contest.train) for _ in range(cfg.pretrain_steps * cfg.pretrain_batch)]
@@ -536,12 +591,15 @@ def base_model(cfg, contest, device):
               write_program(problem.parts, draw_style(rng))) for problem in drawn]
 
     def make(folder):
-        encoding = data.train_tokenizer([text for pair in texts[:4000] for text in pair],
-                                        cfg.vocab_size)
+        encoding = tokenizer_of.encoding if tokenizer_of else data.train_tokenizer(
+            [text for pair in texts[:4000] for text in pair], cfg.vocab_size)
         pretrain(cfg, encoding, [data.document(encoding, *pair) for pair in texts], device, folder)
 
     inputs = {"texts": fingerprint(texts), **settings(cfg, "pretrain_steps", *PRETRAINING)}
-    return load_stage(stage(cfg, "base", inputs, make), device)
+    if tokenizer_of:
+        inputs["tokenizer_of"] = tokenizer_of.name
+    name = "human" if tokenizer_of else "base"
+    return load_stage(stage(cfg, name, inputs, make), device)
 
 
 def pretrain(cfg, encoding, documents, device, folder):
@@ -557,31 +615,34 @@ def pretrain(cfg, encoding, documents, device, folder):
     data.save_tokenizer(encoding, folder)
 
 
-def human_programs(cfg, base, contest):
+def human_programs(cfg, base, contest, human=None):
     """Section 5.1: the human attempts each training problem once; nothing is filtered.
 
+    human: a checkpoint of her own; None for the base model, which then reads the statements.
     Returns (token ids, costs in bits under pi_hat) of each program.
     """
-    path = stage(cfg, "programs", {"base": base.name, **settings(cfg, *SAMPLING)},
-                 lambda folder: write_programs(cfg, base, contest, folder))
+    human = human or base
+    path = stage(cfg, "programs", {"base": base.name, "human": human.name,
+                                   **settings(cfg, *SAMPLING)},
+                 lambda folder: write_programs(cfg, base, human.model, contest, folder))
     with reading(path), Path(path, "programs.jsonl").open() as file:
         rows = [json.loads(line) for line in file]
         return [(base.encoding.encode_ordinary(row["program"]), np.array(row["nll"]))
                 for row in rows]
 
 
-def write_programs(cfg, base, contest, folder):
+def write_programs(cfg, base, human, contest, folder):
     """programs.jsonl: {"statement", "program", "nll": the bits of each token under pi_hat}."""
-    model, encoding = base.model, base.encoding
-    generator, written = torch_generator(cfg, "programs", model.device), []
+    encoding = base.encoding
+    generator, written = torch_generator(cfg, "programs", human.device), []
     for k in tqdm(range(0, len(contest.train), 512), "human writes", unit="batch", leave=False,
                   disable=None):
         texts = [[encoding.start, *encoding.encode_ordinary(problem.statement)]
                  for problem in contest.train[k:k + 512]]
-        new, _ = sample(model, KVCache(model, len(texts)), texts, UNLIMITED_TOKENS,
+        new, _ = sample(human, KVCache(human, len(texts)), texts, UNLIMITED_TOKENS,
                         encoding.stops, cfg.temperature, cfg.top_p, generator=generator)
         written += [encoding.decode(ids) for ids in new]
-    costs = score(model, [encoding.encode_ordinary(program) for program in written],
+    costs = score(base.model, [encoding.encode_ordinary(program) for program in written],
                   encoding.start)
     rows = [{"statement": problem.statement, "program": program, "nll": nll.tolist()}
             for problem, program, nll in zip(contest.train, written, costs) if program]
@@ -593,15 +654,15 @@ def choose_completions(programs, states, rule, rng):
     return [(ids[:n], ids[n:n + rule(nll[n:], rng)]) for (ids, nll), n in zip(programs, states)]
 
 
-def train_assistants(cfg, base, programs, tune):
+def train_assistants(cfg, base, programs, tune, rules):
     """Section 4.2: an assistant fine-tuned on the completions of each rule: {name: its folder}.
 
     Section 4.1: one state of each program, the same for every rule. `tune(model, examples, rng,
-    label)` is how a model is trained.
+    label)` is how a model is trained; rules: {name: rule}, as of `completion_rules`.
     """
     states = data.draw_states(numpy_generator(cfg, "states"), [len(ids) for ids, _ in programs])
     assistants = {}
-    for name, rule in completion_rules(cfg).items():
+    for name, rule in rules.items():
         pairs = choose_completions(programs, states, rule, numpy_generator(cfg, "lengths"))
         inputs = {"base": base.name, "pairs": fingerprint(pairs),
                   **settings(cfg, *SAMPLING, "max_suggestion", "sft_batch", "sft_lr")}
@@ -659,17 +720,53 @@ class Game(NamedTuple):
     inputs: dict       # what tells this game from others, plain data
 
 
-def contest_game(cfg, base, problems):
-    """The game on generated problems: the human reads the statement, tests judge her program."""
-    encoding = base.encoding
-    human = Human(base.model, token_nll,
-                  functools.partial(simhuman.JUDGING[cfg.judging], tau=cfg.tau),
-                  cfg.turn_tokens, cfg.temperature, cfg.top_p)
-    return Game(human, [[encoding.start, *encoding.encode_ordinary(problem.statement)]
+def contest_game(cfg, human, problems):
+    """The game on generated problems: the human, a checkpoint, reads the statement; tests judge."""
+    encoding = human.encoding
+    reader = Human(human.model, token_nll,
+                   functools.partial(simhuman.JUDGING[cfg.judging], tau=cfg.tau),
+                   cfg.turn_tokens, cfg.temperature, cfg.top_p)
+    return Game(reader, [[encoding.start, *encoding.encode_ordinary(problem.statement)]
                         for problem in problems], cfg.rounds,
                 lambda episodes: simhuman.judge_episodes(episodes, problems, encoding.decode),
                 {"problems": fingerprint([dataclasses.astuple(problem) for problem in problems]),
-                 **settings(cfg, "rounds", "judging", "tau")})
+                 "human": human.name, **settings(cfg, "rounds", "judging", "tau")})
+
+
+class Lab(NamedTuple):
+    """What the rows of one table are made with: a model, a human, her programs, and the game."""
+
+    cfg: Config
+    contest: Contest
+    base: Checkpoint    # pi_hat, and what assistants are copies of
+    human: Checkpoint   # pi_H: the same model, unless she has one of her own
+    programs: list      # (token ids, bits of each token) of each that she wrote to learn from
+    game: Game          # on the held-out problems
+
+    def train(self, rules, programs=None):
+        """{name: folder} of an assistant for each {name: rule}, trained or reused."""
+        return train_assistants(self.cfg, self.base, programs or self.programs,
+                                pretrained_here(self.cfg), rules)
+
+    def play(self, rows):
+        """{name: episodes} of rows {name: (folder, options)}, played or reused."""
+        return {name: play_row(self.cfg, name, row, self.base, self.game)
+                for name, row in rows.items()}
+
+
+def laboratory(cfg, device, **her_model):
+    """The Lab of a Config, made or reused (Section 5.1).
+
+    her_model: settings of a model of the human's own, as width=192, which is pre-trained apart on
+    other documents; without them she is the base model, which then reads the statements.
+    """
+    contest = draw_contest(cfg)
+    base = human = base_model(cfg, contest, device)
+    if her_model:
+        hers = dataclasses.replace(cfg, seed=derived_seed(cfg, "second human"), **her_model)
+        human = base_model(hers, contest, device, tokenizer_of=base)
+    return Lab(cfg, contest, base, human, human_programs(cfg, base, contest, human),
+               contest_game(cfg, human, contest.held_out))
 
 
 def rows_of_the_table(cfg, base, assistants):
@@ -682,6 +779,18 @@ def rows_of_the_table(cfg, base, assistants):
         f"Base stopped at {cfg.eta:g} bits": (base.folder, {"max_cost": cfg.eta}),
         **{name: (path, {}) for name, path in assistants.items()},
     }
+
+
+def unlimited_rounds(cfg):
+    """The rounds of a game that no program of this contest needs."""
+    return UNLIMITED_TOKENS // cfg.turn_tokens + 1
+
+
+def all_rows(cfg, base, assistants):
+    """The rows of the generated contest: the human without a limit and the ceiling frame them."""
+    return {"Human alone, no round limit": (None, {"rounds": unlimited_rounds(cfg)}),
+            **rows_of_the_table(cfg, base, assistants),
+            "Base, knows the goal": (base.folder, {"knows_goal": True})}
 
 
 def play_row(cfg, name, row, base, game):
@@ -752,12 +861,22 @@ def marked(texts, human):
 
 # ------------------------------------------------------------------- the table and the claims
 
-# The paper's means over its three assistants, of Pass@1 and DPR. Human Gemma-3-27B-it; for SFT-RAND
-# Llama-3.3-70B-Instruct, the one human with which the paper has that row. No Base-20 in simulation.
-PAPER = {"SFT-10": {"Empower": (0.175, 0.151), "baseline": (0.088, 0.076)},
-         "SFT-20": {"Empower": (0.175, 0.151), "baseline": (0.081, 0.069)},
-         "SFT-RAND": {"Empower": (0.250, 0.195), "baseline": (0.138, 0.097)},
-         "Base-10": {"Empower": (0.175, 0.151), "baseline": (0.072, 0.064)}}
+# The paper's (Pass@1, accept ratio, DPR) with the human Gemma-3-27B-it and, for the one row that it
+# has with Llama-3.3-70B-Instruct alone, with her: of the assistants Llama-3.1-8B-Instruct, Qwen3-8B
+# and Qwen3-14B (with the second human Qwen3-8B comes first). No Base-20 in simulation.
+PAPER = {
+    "Gemma": {"Empower": [(.176, .670, .150), (.178, .630, .156), (.170, .659, .148)],
+              "SFT-20": [(.070, .231, .057), (.086, .299, .072), (.088, .381, .077)],
+              "SFT-10": [(.062, .268, .053), (.101, .367, .086), (.101, .461, .088)],
+              "Base-10": [(.064, .649, .057), (.090, .582, .080), (.062, .530, .055)],
+              "Base": [(.064, .383, .055), (.092, .400, .083), (.086, .312, .077)]},
+    "Llama": {"Empower": [(.218, .488, .176), (.282, .317, .208), (.249, .459, .201)],
+              "SFT-RAND": [(.156, .201, .109), (.112, .184, .075), (.145, .226, .106)]}}
+
+
+def paper_means(human, row):
+    """The paper's (Pass@1, accept ratio, DPR) of a row, means over its three assistants: (3,)."""
+    return np.mean(PAPER[human][row], axis=0)
 
 
 def summarize(name, episodes, cfg):
@@ -801,10 +920,11 @@ def claims(cfg, episodes, values):
 
 def paper_gain(baseline, metric):
     """How much better Empower is than a baseline in the paper's table, relative; None: no such."""
-    if baseline not in PAPER or metric not in ("pass@1", "dpr"):
+    human = next((human for human, rows in PAPER.items() if baseline in rows), None)
+    if human is None or metric not in ("pass@1", "dpr"):
         return None
-    k = ("pass@1", "dpr").index(metric)
-    return PAPER[baseline]["Empower"][k] / PAPER[baseline]["baseline"][k] - 1
+    ours, theirs = (paper_means(human, row) for row in ("Empower", baseline))
+    return float((ours / theirs)[0 if metric == "pass@1" else 2] - 1)
 
 
 def table(rows, columns):
@@ -882,30 +1002,23 @@ def run(cfg):
     human's programs and the episodes.
     """
     begin, device = time.time(), announce(cfg)
-
-    # Section 5.1: problems; and one language model, which is pi_H, pi_hat and Base.
-    contest = draw_contest(cfg)
-    base = base_model(cfg, contest, device)
     if cfg.calibrate:
-        return calibrate(cfg, base, contest)
+        return calibrate(cfg, device)
 
-    # Section 5.1: the human writes the training programs. Section 4: the assistants learn.
-    programs = human_programs(cfg, base, contest)
-    ids, nll = programs[0]
+    # Section 5.1: problems; one language model, which is pi_H, pi_hat and Base; her programs.
+    lab = laboratory(cfg, device)
+    (ids, nll), encoding = lab.programs[0], lab.base.encoding
     print("\nThe human's first program; in ‹angles› what is not obvious without the problem's "
-          f"statement:\n\n{marked(token_texts(base.encoding, ids), choices(nll, cfg.eta))}")
-    assistants = train_assistants(cfg, base, programs, pretrained_here(cfg))
+          f"statement:\n\n{marked(token_texts(encoding, ids), choices(nll, cfg.eta))}")
+
+    # Section 4: the assistants learn.
+    assistants = lab.train(completion_rules(cfg))
 
     # Section 3: the game, on problems of compositions that nobody has seen.
-    game = contest_game(cfg, base, contest.held_out)
-    rows = {"Human alone, no round limit":
-            (None, {"rounds": UNLIMITED_TOKENS // cfg.turn_tokens + 1}),
-            **rows_of_the_table(cfg, base, assistants),
-            "Base, knows the goal": (base.folder, {"knows_goal": True})}
-    episodes = {name: play_row(cfg, name, row, base, game) for name, row in rows.items()}
+    episodes = lab.play(all_rows(cfg, lab.base, assistants))
 
     # Section 5.2: the tables, and whether the claims hold.
-    write_transcripts(cfg, episodes, contest.held_out[0].statement, base.encoding.decode)
+    write_transcripts(cfg, episodes, lab.contest.held_out[0].statement, encoding.decode)
     return conclude(cfg, begin, device, assistants, episodes,
                     {"pass@1": lambda episode: float(episode.passed), "dpr": dpr_of(cfg)})
 
@@ -934,12 +1047,14 @@ def conclude(cfg, begin, device, assistants, episodes, values):
     return results
 
 
-def calibrate(cfg, base, contest):
+def calibrate(cfg, device):
     """Chooses tau on development problems, by the two untrained rows alone; returns it.
 
     The accept ratios of Base and Base-10 shall come as near as they can (least squares) to the
     paper's, since the paper does not say how strict its human is.
     """
+    contest = draw_contest(cfg)
+    base = base_model(cfg, contest, device)
     rows, tried = rows_of_the_table(cfg, base, {}), []
     for tau in TAUS[cfg.judging]:
         at = dataclasses.replace(cfg, tau=tau)
@@ -1033,27 +1148,37 @@ def parse(argv):
 
 
 def main(argv=None):
-    """Runs one command; returns the exit status: 0, 2 after a user's error, 130 after Ctrl-C."""
-    try:
+    """Runs one command of the command line; returns the exit status."""
+    def work():
         command, cfg = parse(argv)
         command(cfg)
+
+    return carry_out(work, "empower.py")
+
+
+def carry_out(work, program):
+    """The exit status of work(): 0, 2 after a user's error, 130 after Ctrl-C; no traceback."""
+    def say(sentence):
+        print(f"{program}: {sentence}", file=sys.stderr)
+
+    try:
+        work()
     except UserError as error:
-        print(f"empower.py: {error}", file=sys.stderr)
+        say(error)
         return 2
     except torch.OutOfMemoryError as error:
-        print(f"empower.py: out of memory ({str(error).splitlines()[0]}): give a smaller --context "
-              "or, to finetune, --micro-batch 1 and --recompute", file=sys.stderr)
+        say(f"out of memory ({str(error).splitlines()[0]}): give a smaller --context or, to "
+            "finetune, --micro-batch 1 and --recompute")
         return 2
     except BrokenPipeError:  # whoever read the output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        print(f"empower.py: {error}; what was finished is kept, run again when that is mended",
-              file=sys.stderr)
+        say(f"{error}; what was finished is kept, run again when that is mended")
         return 2
     except KeyboardInterrupt:
-        print("\nempower.py: interrupted; what was finished is kept, run again to go on",
-              file=sys.stderr)
+        print(file=sys.stderr)
+        say("interrupted; what was finished is kept, run again to go on")
         return 130
     return 0
 

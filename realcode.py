@@ -184,7 +184,8 @@ def replay(cfg):
               micro_batch=4, clip=1.0)
 
     assistants = train_assistants(cfg, base, list(zip(pieces, costs)),
-                                  tune if cfg.model else pretrained_here(cfg))
+                                  tune if cfg.model else pretrained_here(cfg),
+                                  completion_rules(cfg))
 
     # Section 3: the game, with an author who is replayed from the beginning of a piece to its end.
     goals, ends = drawn_goals(cfg, base, held_out_texts)

@@ -339,6 +339,32 @@ def paired_difference(a, b, rng, samples=10_000):
     return difference.mean(), *np.quantile(means, [0.025, 0.975])
 
 
+def seeds_interval(differences):
+    """(mean, and the ends of its 95% interval) of one paired difference for each of 2..10 seeds.
+
+    Each seed has a model and problems of its own, so the spread of the seeds' differences holds
+    the chance in both: Student's interval with a degree of freedom less than there are seeds. (To
+    draw from so few seeds again, as a bootstrap does, finds intervals that are too short.)
+    Example: 0.1, 0.2, 0.3: the mean 0.2 and 4.303 * 0.1 / sqrt(3) = 0.248 to either side.
+    """
+    mean, error = _mean(differences)
+    return mean, mean - STUDENT[len(differences)] * error, mean + STUDENT[len(differences)] * error
+
+
+STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306,
+           10: 2.262}  # the 0.975 quantile of Student's t for so many values
+
+
+def cut_off(episode, rounds):
+    """What an episode would have been with at most so many rounds: one game shows every budget.
+
+    `passed` is False: it has to be judged anew. Example: 3 rounds, then finished; cut off at 2, it
+    has 2 and is not finished.
+    """
+    return Episode(episode.problem, episode.turns[:rounds],
+                   episode.finished and len(episode.turns) <= rounds)
+
+
 def transcript(episode, statement, decode):
     """An episode as a person reads it: who wrote what, and what it cost the human's model."""
     lines = [statement]

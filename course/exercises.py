@@ -1,0 +1,199 @@
+"""Variations on the paper: for each exercise from the fourth on, a function and its experiment.
+
+    python course/exercises.py 4      the experiment of exercise 4, a table
+
+README.md beside this file says what to write and what to hand in. What stands here is the teacher's
+answer; `python course/stubs.py OUT_DIR` writes the files that a student starts from. Experiments
+reuse what `python empower.py` has left in out/, so run that first.
+"""
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import contest
+import empower
+import simhuman
+from contest import Domain, Part
+
+# ------------------------------------------------------------------- 4: a length penalty
+
+
+def priced_length(nll, price):
+    """The length that saves most in expectation, if reading a token costs `price` of typing one.
+
+    nll (N - n,): the cost in bits of each token that follows the prefix. A suggestion of i tokens
+    is right with the probability 2 ** -(sum of the first i costs), and then saves i tokens of
+    typing; right or wrong, i tokens have to be read. The shortest of the best; 0 where none saves.
+    Example: costs [0, 1, 0] and price 0.2 give 0.8, 0.6 and 0.9 tokens: 3. Price 0.4: 1.
+    """
+    tokens = np.arange(len(nll) + 1)
+    right = 2 ** -np.concatenate([[0.0], np.cumsum(nll, dtype=float)])
+    return int(np.argmax(tokens * right - price * tokens))
+
+
+def experiment_4(lab):
+    """Assistants that learn `priced_length`; DPR's own price is alpha / beta = 0.2."""
+    return lab.play(learnt(lab, {f"Price {price:g}": lambda nll, rng, price=price:
+                                 priced_length(nll, price) for price in (0.05, 0.2, 0.8)}))
+
+
+# ------------------------------------------------------------------- 5: a scorer without context
+
+
+def unigram_nll(programs):
+    """Cost in bits of every token under a scorer that reads no context: a list of arrays (N,).
+
+    programs: lists of token ids. A token's probability is its share of all tokens of all programs.
+    Example: [[1, 1], [1, 2]]: three quarters are token 1, so the costs are [0.415, 0.415] and
+    [0.415, 2].
+    """
+    ids, counts = np.unique(np.concatenate(programs), return_counts=True)
+    bits = dict(zip(ids.tolist(), np.log2(counts.sum() / counts)))
+    return [np.array([bits[i] for i in program]) for program in programs]
+
+
+def experiment_5(lab):
+    """Empower with completions that the unigram scorer has chosen, at two thresholds."""
+    texts = [ids for ids, _ in lab.programs]
+    return lab.play(learnt(lab, {f"Unigram ({eta:g})": empower.completion_rule("empower", eta)
+                                 for eta in (4, 16)}, list(zip(texts, unigram_nll(texts)))))
+
+
+# ------------------------------------------------------------------- 6: a judge with lapses
+
+
+def with_lapses(accepts, rate, rng):
+    """A judge who sometimes does not look: with probability `rate` any suggestion is accepted.
+
+    accepts(nll) is her verdict when she looks, nll the bits of each suggested token for her. rng: a
+    numpy Generator, asked once for each suggestion. Example: rate 0 is `accepts`, rate 1 accepts
+    everything.
+    """
+    return lambda nll: bool(rng.random() < rate) or accepts(nll)
+
+
+def experiment_6(lab):
+    """Base-10, SFT-10 and Empower beside a human who looks away more and more often."""
+    rows = empower.rows_of_the_table(lab.cfg, lab.base, lab.train(
+        empower.completion_rules(lab.cfg)))
+    looks, episodes = lab.game.human.accepts, {}
+    for rate in (0.1, 0.3, 1):
+        lab.game.human.accepts = with_lapses(looks, rate, empower.numpy_generator(
+            lab.cfg, f"lapses {rate}"))
+        other = lab._replace(game=lab.game._replace(inputs={**lab.game.inputs, "lapses": rate}))
+        episodes |= other.play({f"{name}, lapses {rate:g}": rows[name] for name in (
+            "Base-10", "SFT-10", f"Empower ({lab.cfg.eta:g})")})
+    return episodes
+
+
+# ------------------------------------------------------------------- 7: DPR as a filter
+
+
+def keep_best(episodes, share, gamma, alpha, beta):
+    """Indices, in order, of the `share` of the episodes with the highest discounted pass rate.
+
+    At least one is kept; of equals the earlier. Example: of the values 0, 0.9, 0.5, 0.9 the half
+    that is best is [1, 3].
+    """
+    values = np.array([simhuman.discounted(episode, gamma, alpha, beta) for episode in episodes])
+    best = np.argsort(-values, kind="stable")[:max(1, round(share * len(values)))]
+    return sorted(best.tolist())
+
+
+def experiment_7(lab):
+    """Empower trained on the better half of what she wrote beside an assistant, and on any half."""
+    cfg, episodes = lab.cfg, []
+    for k in range(0, len(lab.contest.train), 1000):
+        some = lab._replace(game=empower.contest_game(cfg, lab.human, lab.contest.train[k:k + 1000]))
+        episodes += some.play({f"training problems from {k} on": (
+            lab.base.folder, {"max_cost": cfg.eta})}).popitem()[1]
+    half = len(episodes) // 2
+    best = keep_best(episodes, 0.5, cfg.gamma, cfg.alpha, cfg.beta)
+    rows = {}
+    for name, kept in (("Best half", best), ("First half", range(half))):
+        programs = [episodes[k].code for k in kept if episodes[k].code]
+        costs = empower.score(lab.base.model, programs, lab.base.encoding.start)
+        rows |= learnt(lab, {name: empower.completion_rule("empower", cfg.eta)},
+                       list(zip(programs, costs)))
+    return lab.play(rows)
+
+
+# ------------------------------------------------------------------- 8: another domain
+
+
+def another_domain():
+    """A `contest.Domain` of your own, beside integers and words: at least 3 parts of each kind.
+
+    Each part says three times the same: as a phrase of the statement, as code, and as a meaning
+    that does not share the code. Together they make new problems, with tests of their own.
+    Example: of times as HH:MM keep the ones before noon, take each hour, print all in order.
+    """
+    return Domain(
+        "times", "end", text=True,
+        select=(Part("ones before noon", "{x} < '12:00'", lambda x: int(x[:2]) < 12),
+                Part("ones on the hour", "{x}[3:] == '00'", lambda x: x.endswith(":00")),
+                Part("ones in an even hour", "int({x}[:2]) % 2 == 0", lambda x: x[1] in "02468"),
+                Part("ones past the half hour", "{x}[3:] > '30'", lambda x: int(x[-2:]) > 30)),
+        change=(Part("leave each as it is", "{x}", lambda x: x),
+                Part("take each hour", "{x}[:2]", lambda x: x.split(":")[0]),
+                Part("take the minutes of each", "{x}[3:]", lambda x: x.split(":")[1]),
+                Part("write each with a dot", "{x}.replace(':', '.')",
+                     lambda x: ".".join(x.split(":")))),
+        reduce=(Part("all in order", "*{b}", lambda b: b),
+                Part("all in reverse", "*{b}[::-1]", lambda b: list(reversed(b))),
+                Part("the earliest or none", "min({b}, default='none')",
+                     lambda b: sorted(b)[0] if b else "none"),
+                Part("the last or none", "{b}[-1] if {b} else 'none'",
+                     lambda b: (["none"] + b)[-1])),
+        draw=lambda rng: f"{rng.randint(0, 23):02}:{rng.choice((0, 15, 30, rng.randint(31, 59))):02}")
+
+
+def experiment_8(lab):
+    """The whole experiment on a contest with the new domain in it, in a folder of its own."""
+    contest.DOMAINS += another_domain(),
+    empower.run(dataclasses.replace(lab.cfg, out=f"{lab.cfg.out}/another-domain"))
+    return {}
+
+
+# ------------------------------------------------------------------- the experiments
+
+
+def learnt(lab, rules, programs=None):
+    """Rows of assistants that learn these rules, of the human's programs or of others."""
+    return {name: (folder, {}) for name, folder in lab.train(rules, programs).items()}
+
+
+def experiment(number, cfg):
+    """Plays the experiment of an exercise; prints and returns its rows, beside the default's."""
+    lab = empower.laboratory(cfg, empower.pick_device(cfg.device))
+    rows = empower.rows_of_the_table(cfg, lab.base, lab.train(empower.completion_rules(cfg)))
+    default = {name: rows[name] for name in ("Base-10", "SFT-10", f"Empower ({cfg.eta:g})")}
+    episodes = lab.play(default) | EXPERIMENTS[number](lab)
+    table = [empower.summarize(name, row, cfg) for name, row in episodes.items()]
+    print("\n" + empower.table(table, empower.RESULTS))
+    return table
+
+
+EXPERIMENTS = {4: experiment_4, 5: experiment_5, 6: experiment_6, 7: experiment_7, 8: experiment_8}
+
+
+def main(argv=None):
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="course/exercises.py", allow_abbrev=False,
+                                     description=__doc__.split("\n\n")[0])
+    parser.error = lambda message: parser.exit(2, f"course/exercises.py: {message}; see --help\n")
+    parser.add_argument("number", type=int, choices=EXPERIMENTS, help="of the exercise")
+    parser.add_argument("--out", default="out", help="folder of python empower.py (default: out)")
+    args = parser.parse_args(argv)
+    return empower.carry_out(lambda: experiment(args.number, empower.Config(out=args.out)),
+                             "course/exercises.py")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

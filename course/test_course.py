@@ -1,0 +1,174 @@
+"""Tests of the exercises from the fourth on (1 to 3 are in test_empower.py), and of the stubs.
+
+`pytest -k exercise` runs those of every exercise, `pytest -k exercise_4` those of one.
+"""
+
+import ast
+import random
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import exercises  # first: it knows where the other files are
+import contest
+import stubs
+from contest import compositions, draw_style, make_problem, swaps, write_program
+from simhuman import Episode, Turn, skim
+from test_empower import solves
+
+# ------------------------------------------------------------------- the exercises
+
+
+def test_exercise_4_by_hand():
+    assert exercises.priced_length([0, 1, 0], 0.2) == 3  # saves 0.8, 0.6, 0.9 tokens
+    assert exercises.priced_length([0, 1, 0], 0.4) == 1  # 0.6, 0.2, 0.3
+    assert exercises.priced_length([], 0.2) == 0
+    assert exercises.priced_length([0, 0, 0], 0) == 3    # free to read, and certain
+    assert exercises.priced_length([0, 0, 0], 1) == 0    # of equals the shortest
+    assert exercises.priced_length([3, 0], 0.2) == 0     # more likely read in vain
+
+
+def test_exercise_4_saves_most_in_expectation():
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        nll, price = rng.exponential(0.5, rng.integers(1, 30)), rng.uniform(0, 1)
+        saved = [i * 2 ** -nll[:i].sum() - price * i for i in range(len(nll) + 1)]
+        length = exercises.priced_length(nll, price)
+        assert saved[length] == pytest.approx(max(saved)) and max(saved) >= 0
+
+
+def test_exercise_5_by_hand():
+    costs = exercises.unigram_nll([[1, 1], [1, 2]])
+    assert [row.tolist() for row in costs] == [pytest.approx([np.log2(4 / 3)] * 2),
+                                               pytest.approx([np.log2(4 / 3), 2])]
+
+
+def test_exercise_5_mean_cost_is_the_entropy_of_the_tokens():
+    rng = random.Random(0)
+    programs = [[rng.randrange(5) ** 2 for _ in range(rng.randint(1, 9))] for _ in range(50)]
+    ids = sum(programs, [])
+    shares = [ids.count(i) / len(ids) for i in set(ids)]
+    mean = np.concatenate(exercises.unigram_nll(programs)).mean()
+    assert mean == pytest.approx(-sum(p * np.log2(p) for p in shares))
+
+
+def test_exercise_6_accepts_everything_in_its_lapses_and_nothing_else_more():
+    rng, verdicts = np.random.default_rng(0), {}
+    for rate in (0, 0.25, 1):
+        judge = exercises.with_lapses(lambda nll: skim(nll, 1.0), rate, rng)
+        assert all(judge([0.5, 1.0]) is True for _ in range(50))  # she would have accepted this
+        verdicts[rate] = np.mean([judge([9.0]) for _ in range(2000)])
+    assert verdicts[0] == 0 and verdicts[1] == 1
+    assert verdicts[0.25] == pytest.approx(0.25, abs=0.05)
+
+
+def test_exercise_7_keeps_what_is_right_and_short():
+    def written(passed, tokens):
+        return Episode(0, [Turn([], [], False, [1] * tokens)], passed=passed)
+
+    episodes = [written(False, 1), written(True, 1), written(True, 9), written(True, 1)]
+    assert exercises.keep_best(episodes, 0.5, 0.9, 0.1, 0.5) == [1, 3]
+    assert exercises.keep_best(episodes, 0.25, 0.9, 0.1, 0.5) == [1]  # of equals the earlier
+    assert exercises.keep_best(episodes, 0.75, 0.9, 0.1, 0.5) == [1, 2, 3]
+    assert exercises.keep_best(episodes, 0.01, 0.9, 0.1, 0.5) == [1]  # at least one
+    assert exercises.keep_best(episodes, 1, 0.9, 0.1, 0.5) == [0, 1, 2, 3]
+    read = Episode(0, [Turn([1] * 99, [], False, [1])], passed=True)
+    assert exercises.keep_best([read, written(True, 2)], 0.5, 0.9, 0.1, 0.5) == [1]
+
+
+@pytest.fixture
+def domain(monkeypatch):
+    """The new domain, as the third of the contest."""
+    found = exercises.another_domain()
+    monkeypatch.setattr(contest, "DOMAINS", (*contest.DOMAINS, found))
+    caches = contest._bank, contest._bank_answers, contest._wrong_answers
+    for cache in caches:
+        cache.cache_clear()
+    yield found
+    for cache in caches:
+        cache.cache_clear()
+
+
+def new_problems(n):
+    """n problems of the new domain."""
+    found = [parts for parts in compositions() if parts[0] == 2 and not contest.ambiguous(parts)]
+    assert len(found) >= 100, "parts that mean the same leave too few problems"
+    return [make_problem(parts) for parts in random.Random(0).sample(found, n)]
+
+
+def test_exercise_8_has_parts_of_each_kind_that_are_told_apart(domain):
+    for parts in (domain.select, domain.change, domain.reduce):
+        assert len(parts) >= 3
+        assert len({part.phrase for part in parts}) == len({part.code for part in parts}) \
+            == len(parts)
+    assert domain.noun not in {other.noun for other in contest.DOMAINS[:2]}
+
+
+def test_exercise_8_programs_solve_their_problems_and_swapped_ones_do_not(domain):
+    rng, solved, tried = random.Random(1), 0, 0
+    for problem in new_problems(40):
+        program = write_program(problem.parts, draw_style(rng))
+        assert solves(program, problem), (problem, program)
+        for parts in swaps(problem.parts):
+            tried += 1
+            solved += solves(write_program(parts, draw_style(rng)), problem)
+    assert solved <= 0.01 * tried, (solved, tried)
+
+
+# ------------------------------------------------------------------- what a student is given
+
+
+def test_a_stub_is_the_docstring_and_an_error():
+    source = 'x = 1\n\ndef f(x):\n    """Doubles."""\n    y = 2\n    return y * x\n\ndef g(x):\n' \
+             '    """Halves.\n\n    Or so.\n    """\n    return x / 2\n'
+    assert stubs.stubbed(source, ["f"]) == source.replace(
+        "    y = 2\n    return y * x\n", "    raise NotImplementedError\n")
+    assert stubs.stubbed(source, ["f", "g"]).count("raise NotImplementedError") == 2
+
+
+def test_stubs_fail_and_differ_from_the_project_in_nothing_else(tmp_path, capsys):
+    out = tmp_path / "student"
+    assert stubs.main([str(out)]) == 0
+    assert f"{len(stubs.EXERCISES)} exercises in {out}" in capsys.readouterr().out
+    for file, names in stubs.EXERCISES.values():
+        ours, theirs = ({getattr(node, "name", k): ast.unparse(node) for k, node in enumerate(
+            ast.parse((root / file).read_text()).body)} for root in (stubs.ROOT, out))
+        assert list(ours) == list(theirs)
+        for name in names:
+            assert theirs[name].endswith("raise NotImplementedError")
+            assert ast.get_docstring(ast.parse(ours[name]).body[0]) \
+                == ast.get_docstring(ast.parse(theirs[name]).body[0])
+        left = {name for _, (other, some) in stubs.EXERCISES.items() if other == file
+                for name in some}
+        assert {name for name in ours if ours[name] != theirs[name]} == left
+    ran = subprocess.run([sys.executable, "-m", "pytest", "-q", "-k", "exercise", "--no-header",
+                          "-p", "no:cacheprovider"], cwd=out, capture_output=True, text=True)
+    last = ran.stdout.splitlines()[-1]
+    assert " failed" in last and "passed" not in last, ran.stdout
+    for number in stubs.EXERCISES:
+        assert re.search(rf"(FAILED|ERROR) \S+test_exercise_{number}_.*NotImplementedError",
+                         ran.stdout), number
+
+
+@pytest.mark.parametrize("make, message", [
+    (lambda path: path.write_text("mine"), "not an empty folder"),
+    (lambda path: (path.mkdir(), (path / "mine").write_text("mine")), "not an empty folder")])
+def test_stubs_overwrite_nothing(make, message, tmp_path, capsys):
+    make(tmp_path / "out")
+    assert stubs.main([str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_the_text_describes_each_exercise_and_each_experiment():
+    text = (stubs.ROOT / "course" / "README.md").read_text()
+    for number, (file, names) in stubs.EXERCISES.items():
+        section = re.search(rf"## {number}\. .*?(?=\n## |\Z)", text, re.DOTALL)[0]
+        assert file.split("/")[-1].removesuffix(".py") in section
+        assert all(f"{name}`" in section for name in names)
+        assert f"pytest -k exercise_{number}" in section and "Hand in" in section
+        assert (f"python course/exercises.py {number}" in section) == (
+            number in exercises.EXPERIMENTS)

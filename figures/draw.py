@@ -1,0 +1,174 @@
+"""What a sweep found, drawn with matplotlib: one function for each picture."""
+
+import matplotlib
+
+matplotlib.use("agg")
+import matplotlib.pyplot as plt
+import numpy as np
+
+import empower
+import report
+
+# Okabe and Ito's colours, which the colour-blind tell apart; in grey they differ in lightness, and
+# every curve has a marker and a dash of its own.
+BLUE, SKY, ORANGE, GREEN, GREY, BLACK = ("#0072B2", "#56B4E9", "#E69F00", "#009E73", "#999999",
+                                         "#000000")
+CURVES = {"Empower": (BLUE, "o", "-"), "Base stopped": (SKY, "s", "--"),
+          "SFT-N": (ORANGE, "^", "-"), "Base-N": (GREY, "x", ":"),
+          "SFT-10": (ORANGE, "^", "-"), "Base-10": (GREY, "x", ":"),
+          "Human alone": (BLACK, "d", "-.")}
+STYLE = {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False,
+         "axes.axisbelow": True, "axes.grid": True, "grid.color": "#dddddd",
+         "svg.fonttype": "none", "svg.hashsalt": "empower", "figure.dpi": 110,
+         "legend.frameon": False, "legend.fontsize": 10, "savefig.bbox": "tight"}
+PAPER_ERRORS = (0.02, 0.02, 0.015)  # of Pass@1, accept ratio and DPR, as the paper has them
+
+
+def all_figures(results, folder):
+    """Draws every picture into the folder; yields the paths."""
+    for draw in (rows_as_bars, lengths, budget, bound, stdlib):
+        with plt.rc_context(STYLE):
+            figure = draw(results)
+            for kind in ("png", "svg"):
+                path = folder / f"{draw.__name__.replace('_', '-')}.{kind}"
+                # No date: the same results make the same file.
+                figure.savefig(path, metadata={"Date": None} if kind == "svg" else None)
+                yield path
+            plt.close(figure)
+
+
+def panels(n, height=3.4):
+    """A figure as wide as a README with n panels side by side."""
+    return plt.subplots(1, n, figsize=(10.5, height), layout="constrained")
+
+
+def rows_as_bars(results):
+    """The layout of the paper's Figure 2: Pass@1, accept ratio and DPR, ours beside the paper's."""
+    figure, axes = panels(3)
+    names = [report.empowered(results), "SFT-20", "SFT-10", "Base-10", "Base"]
+    at = np.arange(len(names))
+    for k, (ax, (key, metric)) in enumerate(zip(axes, report.METRICS.items())):
+        ours = [report.over_seeds(results, name, key) for name in names]
+        theirs = [empower.paper_means("Gemma", name.split(" ")[0])[k] for name in names]
+        errors = [values.std(ddof=1) / len(values) ** 0.5 for values in ours]
+        ax.bar(at - 0.2, [values.mean() for values in ours], 0.38, yerr=errors, capsize=3,
+               color=[BLUE, ORANGE, ORANGE, GREY, GREY], edgecolor=BLACK, linewidth=0.6,
+               label=f"ours, mean of {len(ours[0])} seeds")
+        ax.bar(at + 0.2, theirs, 0.38, yerr=PAPER_ERRORS[k], capsize=3, color="white",
+               edgecolor=BLACK, linewidth=0.6, hatch="////", label="the paper's, mean of 3 models")
+        if key != "accept_ratio":
+            alone = report.over_seeds(results, "Human alone", key).mean()
+            ax.axhline(alone, color=BLACK, linestyle="-.", linewidth=1)
+            ax.text(4.5, alone + 0.02, "human alone (ours)", ha="right", fontsize=9)
+        ax.set_xticks(at, [name.split(" ")[0] for name in names], rotation=30)
+        ax.set_ylim(0, 1.08)
+        ax.set_title({"pass@1": "Pass@1, share of problems", "dpr": "Discounted pass rate",
+                      "accept_ratio": "Accept ratio, share of suggestions"}[key], fontsize=11)
+        ax.grid(axis="x", visible=False)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2)
+    return figure
+
+
+def curve(ax, name, x, y, **options):
+    """One curve in its colour, marker and dash."""
+    colour, marker, dash = CURVES[name.split(" (")[0]]
+    ax.plot(x, y, color=colour, marker=marker, linestyle=dash, markersize=5, linewidth=1.6,
+            label=options.pop("label", name), **options)
+
+
+def lengths(results):
+    """Pass@1, accept ratio and share saved by the mean length of a suggestion."""
+    figure, axes = panels(3)
+    for ax, (key, title) in zip(axes, (("pass@1", "Pass@1, share of problems"),
+                                       ("accept_ratio", "Accept ratio"),
+                                       ("share_saved", "Share of the program's tokens saved"))):
+        for way, rows in results["lengths"].items():
+            rows = sorted((row for row in rows if row["suggestion_length"] is not None),
+                          key=lambda row: row["suggestion_length"])
+            curve(ax, way, [row["suggestion_length"] for row in rows], [row[key] for row in rows])
+        first = next(iter(results["seeds"].values()))["rows"]
+        if key == "pass@1":
+            ax.axhline(report.row_of(first, "Human alone")[key], color=BLACK, linestyle="-.",
+                       linewidth=1, label="Human alone")
+            handles, labels = ax.get_legend_handles_labels()
+        ax.set_xscale("log")
+        ax.set_xticks([1, 2, 5, 10, 20], ["1", "2", "5", "10", "20"])
+        ax.minorticks_off()
+        ax.set_ylim(0, 1.04)
+        ax.set_title(title, fontsize=11)
+    figure.supxlabel("mean length of a suggestion, tokens (log scale)", fontsize=11)
+    figure.legend(handles, labels, loc="outside lower center", ncols=5)
+    return figure
+
+
+def budget(results):
+    """Pass@1 by the rounds that a problem may take."""
+    figure, ax = plt.subplots(figsize=(7.5, 3.6), layout="constrained")
+    rounds = results["rounds"]
+    for name, shares in results["budget"].items():
+        curve(ax, name, range(len(rounds)), shares)
+    default = results["config"]["rounds"]
+    if default in rounds:
+        ax.axvline(rounds.index(default), color=GREY, linewidth=1)
+        ax.text(rounds.index(default) + 0.08, 0.02, "default", fontsize=9)
+    ax.set_xticks(range(len(rounds)), [*map(str, rounds[:-1]), "no limit"])
+    ax.set_xlabel(f"most rounds a problem (in each she types up to "
+                  f"{results['config']['turn_tokens']} tokens)")
+    ax.set_ylabel("Pass@1, share of problems")
+    ax.set_ylim(0, 1.04)
+    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def bound(results):
+    """Section 4.3: how near the information comes to its bound, and one sample to the entropy."""
+    figure, (left, right) = panels(2, 3.8)
+    states = results["bound"]
+    horizons, entropy = report.bound_by_horizon(results)
+    left.plot([row["k"] for row in horizons], [row["information"] for row in horizons],
+              color=BLUE, marker="o", label="I(next token; the k tokens behind it)")
+    left.axhline(entropy, color=BLACK, linestyle="--", label="H(next token), the bound")
+    left.axhline(np.mean([state["nll"] for state in states]), color=ORANGE, linestyle=":",
+                 linewidth=2, label="its estimate by one sample")
+    left.set_xscale("log", base=2)
+    left.set_xticks(results["horizons"], [str(k) for k in results["horizons"]])
+    left.set_ylim(bottom=0)
+    left.set_xlabel("k, tokens behind the next one")
+    left.set_ylabel(f"bits, mean over {len(states)} states")
+    left.legend(loc="lower right")
+    small = 2e-3  # where a logarithmic axis begins; smaller values are drawn on its edge
+    right.scatter([max(state["entropy"], small) for state in states],
+                  [max(state["nll"], small) for state in states], s=14, color=BLUE, alpha=0.5,
+                  linewidths=0)
+    right.plot([small, 12], [small, 12], color=BLACK, linestyle="--", linewidth=1)
+    right.axhline(results["config"]["eta"], color=ORANGE, linewidth=1)
+    right.axvline(results["config"]["eta"], color=ORANGE, linewidth=1)
+    right.text(small, results["config"]["eta"] * 1.1, "eta", color=BLACK, fontsize=9)
+    right.set_xscale("log")
+    right.set_yscale("log")
+    right.set_xlabel("exact entropy of the next token, bits")
+    right.set_ylabel("cost of the token written, bits")
+    return figure
+
+
+def stdlib(results):
+    """The same three panels on Python's own library: an author replayed, so all programs right."""
+    figure, axes = panels(3)
+    rows = [row for row in results["stdlib"]["rows"] if row["name"] != "Human alone"]
+    colours = [BLUE if row["name"].startswith("Empower") else SKY if "stopped" in row["name"] else
+               ORANGE if row["name"].startswith("SFT") else GREY for row in rows]
+    for ax, (key, title) in zip(axes, (("share_saved", "Share of the program's tokens saved"),
+                                       ("accept_ratio", "Accept ratio, share of suggestions"),
+                                       ("dpr", "DPR (every program is right)"))):
+        ax.barh(range(len(rows)), [row[key] or 0 for row in rows], color=colours, edgecolor=BLACK,
+                xerr=[row[f"{key}_se"] or 0 for row in rows], capsize=3, linewidth=0.6)
+        ax.set_yticks(range(len(rows)), [row["name"].replace(" bits", "") for row in rows]
+                      if ax is axes[0] else [""] * len(rows))
+        ax.invert_yaxis()
+        ax.set_xlim(left=0)
+        ax.set_title(title, fontsize=11)
+        ax.grid(axis="y", visible=False)
+    alone = report.row_of(results["stdlib"]["rows"], "Human alone")["dpr"]
+    axes[2].axvline(alone, color=BLACK, linestyle="-.", linewidth=1)
+    return figure

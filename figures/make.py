@@ -1,0 +1,328 @@
+"""The evidence: does what the default run shows hold across seeds, lengths, judges and humans?
+
+    python figures/make.py sweep     every experiment, into results.json beside this file
+    python figures/make.py plot      results.json drawn, as PNG and SVG (needs matplotlib)
+    python figures/make.py report    results.json as the tables and sentences that README.md quotes
+
+A sweep reuses the stages in --out, those of `python empower.py` among them, and goes on where it
+was interrupted. What it plays: five seeds of the default experiment, each with a language model of
+its own, and on seed 0 other lengths, budgets of rounds, judges, a second human, the bound of
+Section 4.3, and Python's own library replayed. report.py has the tables, draw.py the pictures.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import sys
+import time
+from pathlib import Path
+
+from tqdm import tqdm
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+import data
+import empower
+import realcode
+import simhuman
+from checkpoint import write_text
+from empower import Config, UserError, completion_rule, summarize
+
+SEEDS = 5
+ETAS = (0.05, 0.1, 0.2, 0.32, 0.5, 1, 2, 4, 8)       # bits
+NS = (1, 2, 3, 5, 7, 10, 15, 20)                     # tokens
+ROUNDS = (5, 8, 11, 13, 15, 17, 19, 25, 35, 101)     # the last is no limit
+AT_TAU = (0.5, 1, 2)                                 # times what --calibrate chose
+HORIZONS = (1, 2, 4, 8, 16)                          # tokens behind the next one
+FUTURES = 64                                         # drawn for each state
+SECOND_HUMAN = {"width": 192}                        # 1.4 M parameters, the assistants have 0.7 M
+
+# Seconds on 2 cores, by which the bar moves.
+EXPECTED = {"base model": 140, "second human": 270, "programs": 30, "assistant": 15, "row": 7,
+            "budget": 60, "bound": 60, "stdlib": 750}
+
+
+# ------------------------------------------------------------------- what is played
+
+
+class Bar:
+    """One bar over the whole sweep, in expected seconds."""
+
+    def __init__(self, total):
+        self.bar = tqdm(total=total, desc="sweep", disable=None,
+                        bar_format="{desc}: {percentage:3.0f}% |{bar}| {elapsed} passed, "
+                                   "{remaining} to go{postfix}")
+
+    @contextlib.contextmanager
+    def step(self, label, seconds):
+        self.bar.set_postfix_str(label)
+        yield
+        self.bar.update(seconds)
+
+
+def expected_seconds(seeds):
+    """What a sweep from nothing takes, by section."""
+    model, human, programs, assistant, row, *_ = EXPECTED.values()
+    return {"seeds": seeds * (model + programs + 6 * assistant + 13 * row),
+            "lengths": (len(ETAS) + len(NS)) * (assistant + 2 * row),
+            "budget": 4 * row + EXPECTED["budget"],
+            "judges": len(simhuman.JUDGING) * len(AT_TAU) * 5 * row,
+            "second human": human + programs + 4 * assistant + 8 * row,
+            **{name: EXPECTED[name] for name in ("bound", "stdlib")}}
+
+
+def laboratory(cfg, bar, **her_model):
+    """`empower.laboratory`, as a step of the sweep."""
+    with bar.step(f"seed {cfg.seed}: models and programs", EXPECTED["programs"] + EXPECTED[
+            "second human" if her_model else "base model"]):
+        return empower.laboratory(cfg, empower.pick_device(cfg.device), **her_model)
+
+
+def train_each(lab, rules, bar, programs=None):
+    """{name: folder} of an assistant for each {name: rule}; the bar moves on with each."""
+    assistants = {}
+    for name, rule in rules.items():
+        with bar.step(f"{name} learns", EXPECTED["assistant"]):
+            assistants |= lab.train({name: rule}, programs)
+    return assistants
+
+
+def play_each(lab, rows, bar):
+    """{name: episodes} of {name: (folder, options)}; the bar moves on with each."""
+    episodes = {}
+    for name, row in rows.items():
+        with bar.step(f"{name} plays", EXPECTED["row"]):
+            episodes |= lab.play({name: row})
+    return episodes
+
+
+def summaries(lab, episodes):
+    """One row of a table for each {name: episodes}."""
+    return [summarize(name, row, lab.cfg) for name, row in episodes.items()]
+
+
+# ------------------------------------------------------------------- the sections of the sweep
+
+
+def one_seed(lab, bar):
+    """The default experiment, and one row more: cut points by the exact entropy (Section 4.3)."""
+    cfg, base = lab.cfg, lab.base
+    assistants = train_each(lab, empower.completion_rules(cfg), bar)
+    texts = [ids for ids, _ in lab.programs]
+    entropies = empower.score(base.model, texts, base.encoding.start, cost=empower.token_entropy)
+    exact = {f"Empower ({cfg.eta:g}), entropy": completion_rule("empower", cfg.eta)}
+    assistants |= train_each(lab, exact, bar, list(zip(texts, entropies)))
+    rows = empower.all_rows(cfg, base, assistants)
+    return {"rows": summaries(lab, play_each(lab, rows, bar)),
+            "stopping": [empower.load_stopping(folder) for folder in assistants.values()]}
+
+
+def lengths(lab, bar):
+    """Each way to choose a length, from short to long: {way: a row for each setting}."""
+    trained = {"Empower": {f"Empower ({eta:g})": completion_rule("empower", eta) for eta in ETAS},
+               "SFT-N": {f"SFT-{n}": completion_rule(f"sft-{n}", None) for n in NS}}
+    untrained = {"Base stopped": {f"Base stopped at {eta:g} bits": {"max_cost": eta}
+                                  for eta in ETAS},
+                 "Base-N": {f"Base-{n}": {"max_tokens": n} for n in NS}}
+    rows = {way: {name: (folder, {}) for name, folder in train_each(lab, rules, bar).items()}
+            for way, rules in trained.items()}
+    rows |= {way: {name: (lab.base.folder, options) for name, options in changes.items()}
+             for way, changes in untrained.items()}
+    return {way: [{"setting": setting, **row} for setting, row in zip(
+                ETAS if way in ("Empower", "Base stopped") else NS,
+                summaries(lab, play_each(lab, some, bar)))] for way, some in rows.items()}
+
+
+def budget(lab, bar):
+    """Pass@1 by the rounds that a problem may take: {name: [one for each of ROUNDS]}.
+
+    One game without a limit holds them all: with fewer rounds it would have been its beginning.
+    """
+    no_limit = {"rounds": empower.unlimited_rounds(lab.cfg)}
+    assistants = lab.train(some_rules(lab.cfg, "SFT-10", f"Empower ({lab.cfg.eta:g})"))
+    rows = {"Human alone": (None, no_limit), "Base-10": (lab.base.folder, {"max_tokens": 10, **no_limit}),
+            **{name: (folder, no_limit) for name, folder in assistants.items()}}
+    episodes = play_each(lab, {f"{name}, no round limit": row for name, row in rows.items()}, bar)
+    with bar.step("judge the budgets", EXPECTED["budget"]):
+        return dict(zip(rows, (judged(lab, row) for row in episodes.values())))
+
+
+def judged(lab, episodes):
+    """Pass@1 of the same episodes within each of ROUNDS, judged or reused."""
+    def make(folder):
+        cut = [[simhuman.cut_off(episode, rounds) for episode in episodes] for rounds in ROUNDS]
+        lab.game.judge([episode for row in cut for episode in row])
+        shares = [simhuman.pass_at_1(row)[0] for row in cut]
+        write_text(folder / "passed.json", json.dumps(shares) + "\n")
+
+    inputs = {"episodes": empower.fingerprint([dataclasses.asdict(e) for e in episodes]),
+              "rounds": ROUNDS}
+    return json.loads((empower.stage(lab.cfg, "budget", inputs, make) / "passed.json").read_text())
+
+
+def some_rules(cfg, *names):
+    """These rules of the default experiment."""
+    return {name: rule for name, rule in empower.completion_rules(cfg).items() if name in names}
+
+
+def judges(lab, bar):
+    """Five rows under each way to judge a suggestion, stricter and milder than calibrated."""
+    found, empowered = [], f"Empower ({lab.cfg.eta:g})"
+    assistants = lab.train(some_rules(lab.cfg, "SFT-10", "SFT-20", empowered))
+    rows = empower.rows_of_the_table(lab.cfg, lab.base, assistants)
+    rows = {name: rows[name] for name in ("Base-10", f"Base stopped at {lab.cfg.eta:g} bits",
+                                          *assistants)}
+    for judging, tau in empower.TAU.items():
+        for times in AT_TAU:
+            cfg = dataclasses.replace(lab.cfg, judging=judging, tau=tau * times)
+            game = empower.contest_game(cfg, lab.human, lab.contest.held_out)
+            other = lab._replace(cfg=cfg, game=game)
+            found.append({"judging": judging, "tau": cfg.tau, "times": times,
+                          "rows": summaries(other, play_each(other, rows, bar))})
+    return found
+
+
+def second_human(lab, bar):
+    """The paper's Table 2: another human, larger than the assistants, whose programs they learn."""
+    empowered = f"Empower ({lab.cfg.eta:g})"
+    assistants = train_each(lab, some_rules(lab.cfg, "SFT-10", "SFT-20", "SFT-RAND", empowered), bar)
+    rows = empower.rows_of_the_table(lab.cfg, lab.base, assistants)
+    del rows["Base-20"]
+    parameters = [sum(p.numel() for p in checkpoint.model.parameters())
+                  for checkpoint in (lab.base, lab.human)]
+    return {"parameters": dict(zip(("assistants", "human"), parameters)),
+            "rows": summaries(lab, play_each(lab, rows, bar))}
+
+
+def bound(lab, bar):
+    """Section 4.3 in a state of each program that the human writes for a held-out problem.
+
+    For each: the cost of the token she wrote, which is the one-sample estimate; the exact entropy
+    of the next token; and the information that it carries about the HORIZONS that follow, in bits.
+    """
+    cfg, (model, encoding, *_) = lab.cfg, lab.base
+
+    def make(folder):
+        row = {"Human alone, no round limit": (None, {"rounds": empower.unlimited_rounds(cfg)})}
+        [episodes] = lab.play(row).values()
+        programs = [episode.code for episode in episodes if episode.code]
+        drawn = data.draw_states(empower.numpy_generator(cfg, "bound"), list(map(len, programs)))
+        nll, entropy = (empower.score(model, programs, encoding.start, cost=cost)
+                        for cost in (empower.token_nll, empower.token_entropy))
+        generator = empower.torch_generator(cfg, "futures", model.device)
+        states = []
+        for k, n in enumerate(tqdm(drawn, "bound", unit="state", leave=False, disable=None)):
+            information = empower.future_information(
+                model, [encoding.start, *programs[k][:n]], encoding.stop, max(HORIZONS), FUTURES,
+                generator)
+            states.append({"token": encoding.decode([programs[k][n]]), "nll": float(nll[k][n]),
+                           "entropy": float(entropy[k][n]),
+                           "information": [float(information[h - 1]) for h in HORIZONS]})
+        write_text(folder / "states.json", json.dumps(states) + "\n")
+
+    inputs = {"base": lab.base.name, "human": lab.human.name, "horizons": HORIZONS,
+              "futures": FUTURES, **empower.settings(cfg, *empower.SAMPLING)}
+    with bar.step("how tight is the bound", EXPECTED["bound"]):
+        folder = empower.stage(cfg, "bound", inputs, make)
+        return rounded(json.loads((folder / "states.json").read_text()))
+
+
+def stdlib(cfg, bar):
+    """`python empower.py replay --corpus stdlib`, whole."""
+    with bar.step("an author is replayed", EXPECTED["stdlib"]):
+        results = realcode.replay(cfg)
+    return {name: results[name] for name in ("rows", "stopping", "claims", "problems")}
+
+
+def rounded(plain, digits=4):
+    """Plain data with its floats rounded: what is committed shall be read, and differ visibly."""
+    if isinstance(plain, float):
+        return round(plain, digits)
+    if isinstance(plain, dict):
+        return {key: rounded(value, digits) for key, value in plain.items()}
+    return [rounded(value, digits) for value in plain] if isinstance(plain, list) else plain
+
+
+# ------------------------------------------------------------------- the sweep
+
+
+def sweep(cfg, replay_cfg, seeds, results):
+    """Runs every section, or reads it from finished stages; writes and returns what was found."""
+    begin, device, expected = time.time(), empower.pick_device(cfg.device), expected_seconds(seeds)
+    empower.open_output(cfg.out)
+    print(f"{seeds} seeds of the default experiment, then on seed {cfg.seed}: other lengths, "
+          f"budgets, judges, a second human,\nthe bound, and Python's own library. About "
+          f"{sum(expected.values()) / 60:.0f} minutes on 2 CPU cores, less where stages are "
+          f"reused.\nDevice {device}, stages in {cfg.out}, log in {cfg.out}/sweep.log, results "
+          f"in {results}")
+    bar, found, seconds = Bar(sum(expected.values())), {}, {}
+    with open(Path(cfg.out, "sweep.log"), "a", buffering=1) as log, contextlib.redirect_stdout(log):
+
+        def section(name, play, *arguments):
+            start = time.time()
+            found[name] = play(*arguments, bar)
+            seconds[name] = round(time.time() - start)
+
+        try:
+            first = laboratory(cfg, bar)
+            section("seeds", lambda bar: {str(seed): one_seed(
+                laboratory(dataclasses.replace(cfg, seed=seed), bar) if seed != cfg.seed else first,
+                bar) for seed in range(cfg.seed, cfg.seed + seeds)})
+            for name, play in (("lengths", lengths), ("budget", budget), ("judges", judges)):
+                section(name, play, first)
+            section("second human", lambda bar: second_human(
+                laboratory(cfg, bar, **SECOND_HUMAN), bar))
+            section("bound", bound, first)
+            section("stdlib", stdlib, replay_cfg)
+        finally:
+            bar.bar.close()
+    found = {"config": dataclasses.asdict(cfg), "environment": empower.environment(device),
+             "rounds": ROUNDS, "horizons": HORIZONS, "futures": FUTURES, "seconds": seconds,
+             **rounded(found)}
+    del found["config"]["out"]
+    write_text(results, json.dumps(found, indent=1, allow_nan=False) + "\n")
+    print(f"{(time.time() - begin) / 60:.0f} minutes; next: python figures/make.py plot")
+    return found
+
+
+def main(argv=None):
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="figures/make.py", description=__doc__.split("\n\n")[0],
+                                     allow_abbrev=False)
+    parser.error = lambda message: parser.exit(2, f"figures/make.py: {message}; see --help\n")
+    commands = parser.add_subparsers(dest="command", required=True)
+    sweeping = commands.add_parser("sweep", help="every experiment, into results.json")
+    sweeping.add_argument("--out", default="out", help="folder of the stages (default: out)")
+    sweeping.add_argument("--seeds", type=int, default=SEEDS, help="2 to 10 (default: 5)")
+    plotting = commands.add_parser("plot", help="results.json drawn, as PNG and SVG")
+    reporting = commands.add_parser("report", help="the tables and sentences of README.md")
+    for command in (sweeping, plotting, reporting):
+        command.add_argument("--results", type=Path, default=HERE / "results.json",
+                             help="the file of what was found (default: results.json beside this)")
+    args = parser.parse_args(argv)
+    return empower.carry_out(lambda: carry_out(args), "figures/make.py")
+
+
+def carry_out(args):
+    """Does what was asked for on the command line."""
+    if args.command == "sweep":
+        if not 2 <= args.seeds <= max(simhuman.STUDENT):
+            raise UserError(f"--seeds is {args.seeds}: give 2 to {max(simhuman.STUDENT)}")
+        replay_cfg = realcode.ReplayConfig(out=f"{args.out}/replay", corpus="stdlib")
+        return sweep(Config(out=args.out), replay_cfg, args.seeds, args.results)
+    import report
+    results = report.read(args.results)
+    if args.command == "report":
+        return print(report.text(results))
+    try:
+        import draw
+    except ModuleNotFoundError:
+        raise UserError("matplotlib is missing: pip install -r figures/requirements.txt") from None
+    for path in draw.all_figures(results, HERE):
+        print(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
