@@ -117,7 +117,8 @@ def _merge(pieces, left, right):
 def save_tokenizer(encoding, directory):
     """Writes tokenizer.json, and tokenizer_config.json, as the libraries of Hugging Face read them.
 
-    For the result of `train_tokenizer`; that of `load_tokenizer` has files, which are copied.
+    For what `train_tokenizer` made, loaded again or not; of published families the files are
+    copied.
     """
     letters = byte_letters()
     tokens = {i: encoding.decode_single_token_bytes(i) for i in range(encoding.n_vocab - 1)}

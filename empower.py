@@ -110,14 +110,15 @@ def completion_rules(cfg):
 
 @torch.no_grad()
 def future_information(model, prefix, stop, steps, samples, generator, least=1e-3):
-    """Section 4.3: I(next token; the k tokens behind it | prefix) in bits for k = 1..steps: (steps,).
+    """Section 4.3: I(next token; the k tokens behind it | prefix) in bits, k = 1..steps, and H.
 
     The effective empowerment of a state for a future of k tokens, without the next token itself:
     with it, the information is its whole entropy. A Monte-Carlo estimate: `samples` futures are
     drawn from the model; Bayes' rule gives the exact posterior of the next token, given each, and
-    the estimate is the mean divergence of posterior from prior. It has no bias for the candidates,
-    which are the tokens with a probability of at least `least`, renormalised. A text that ended
-    with the token `stop` stays ended.
+    the estimate is the mean divergence of posterior from prior. It has no bias for what it counts:
+    the next tokens with a probability of at least `least`, renormalised. To leave out the others
+    makes it too low by no more than they add to the entropy. A text that ended with the token
+    `stop` stays ended. Returns (information (steps,), entropy of the tokens counted), in bits.
 
     Example: next is a or b, each in half of the cases; c follows a, and b is followed by c or d,
     each in half of the cases. I = H(3/4, 1/4) - 1/2 = 0.311 bits of 1, for every k.
@@ -149,7 +150,7 @@ def future_information(model, prefix, stop, steps, samples, generator, least=1e-
     joint = p.log2()[:, None] - nll                                              # (M, X, steps)
     posterior = (joint * math.log(2)).softmax(1)
     divergence = torch.xlogy(posterior, posterior / p[:, None]).sum(1) / math.log(2)
-    return divergence.mean(0).cpu().numpy()                                      # (steps,)
+    return divergence.mean(0).cpu().numpy(), float(token_entropy(p.log()))
 
 
 # ------------------------------------------------------------------- settings
@@ -250,11 +251,11 @@ class Config(Experiment):
 SAMPLING = ("seed", "temperature", "top_p")
 PRETRAINING = ("seed", "vocab_size", "width", "layers", "pretrain_batch", "pretrain_lr")
 TAU = {"skim": 1.1, "careful": 16.0, "strict": 14.0}  # the choices of --calibrate
+MINUTES = 6  # that the default run takes on 2 CPU cores
 UNLIMITED_TOKENS = 400  # a human without a round limit types this much: six programs
 # tau in bits that --calibrate tries, by the rule: mean, sum and maximum of a suggestion's costs
 TAUS = {"skim": [0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.8, 2.0],
         "careful": [8, 12, 16, 20, 24, 32, 48, 64], "strict": [8, 10, 11, 12, 13, 14, 16]}
-PAPER_ACCEPT_RATIOS = {"Base": 0.365, "Base-10": 0.587}  # `paper_means`, human Gemma
 
 
 def settings(cfg, *names):
@@ -582,8 +583,8 @@ def base_model(cfg, contest, device, tokenizer_of=None):
     """The language model of all roles, pre-trained or reused.
 
     Half of the documents stand behind their statement: with it in its context the model is the
-    human; without it, the scorer and Base. tokenizer_of: a checkpoint beside which it is to play, so
-    that both write the same tokens; None for a tokenizer of its own.
+    human; without it, the scorer and Base. tokenizer_of: a checkpoint beside which it is to play,
+    so that both write the same tokens; None for a tokenizer of its own.
     """
     rng = python_generator(cfg, "documents")
     drawn = [rng.choice(contest.train) for _ in range(cfg.pretrain_steps * cfg.pretrain_batch)]
@@ -861,9 +862,8 @@ def marked(texts, human):
 
 # ------------------------------------------------------------------- the table and the claims
 
-# The paper's (Pass@1, accept ratio, DPR) with the human Gemma-3-27B-it and, for the one row that it
-# has with Llama-3.3-70B-Instruct alone, with her: of the assistants Llama-3.1-8B-Instruct, Qwen3-8B
-# and Qwen3-14B (with the second human Qwen3-8B comes first). No Base-20 in simulation.
+# The paper's (Pass@1, accept ratio, DPR) of three assistants with each of its two humans,
+# Gemma-3-27B-it and Llama-3.3-70B-Instruct. It has no Base-20 in simulation.
 PAPER = {
     "Gemma": {"Empower": [(.176, .670, .150), (.178, .630, .156), (.170, .659, .148)],
               "SFT-20": [(.070, .231, .057), (.086, .299, .072), (.088, .381, .077)],
@@ -871,7 +871,12 @@ PAPER = {
               "Base-10": [(.064, .649, .057), (.090, .582, .080), (.062, .530, .055)],
               "Base": [(.064, .383, .055), (.092, .400, .083), (.086, .312, .077)]},
     "Llama": {"Empower": [(.218, .488, .176), (.282, .317, .208), (.249, .459, .201)],
-              "SFT-RAND": [(.156, .201, .109), (.112, .184, .075), (.145, .226, .106)]}}
+              "SFT-20": [(.167, .192, .116), (.097, .165, .066), (.145, .188, .102)],
+              "SFT-10": [(.152, .299, .114), (.104, .257, .074), (.165, .292, .126)],
+              "SFT-RAND": [(.156, .201, .109), (.112, .184, .075), (.145, .226, .106)],
+              "Base-10": [(.198, .592, .162), (.156, .537, .127), (.174, .597, .143)],
+              "Base": [(.183, .351, .143), (.170, .297, .134), (.161, .299, .127)]}}
+PAPER_METRICS = ("pass@1", "accept_ratio", "dpr")
 
 
 def paper_means(human, row):
@@ -919,12 +924,15 @@ def claims(cfg, episodes, values):
 
 
 def paper_gain(baseline, metric):
-    """How much better Empower is than a baseline in the paper's table, relative; None: no such."""
+    """How much better Empower is than a baseline in the paper's table, relative; None: no such.
+
+    With its first human, or with the second where it has the row for her alone (SFT-RAND).
+    """
     human = next((human for human, rows in PAPER.items() if baseline in rows), None)
-    if human is None or metric not in ("pass@1", "dpr"):
+    if human is None or metric not in PAPER_METRICS:
         return None
     ours, theirs = (paper_means(human, row) for row in ("Empower", baseline))
-    return float((ours / theirs)[0 if metric == "pass@1" else 2] - 1)
+    return float((ours / theirs)[PAPER_METRICS.index(metric)] - 1)
 
 
 def table(rows, columns):
@@ -1019,7 +1027,7 @@ def run(cfg):
 
     # Section 5.2: the tables, and whether the claims hold.
     write_transcripts(cfg, episodes, lab.contest.held_out[0].statement, encoding.decode)
-    return conclude(cfg, begin, device, assistants, episodes,
+    return conclude(cfg, begin, device, {"base": lab.base.folder, **assistants}, episodes,
                     {"pass@1": lambda episode: float(episode.passed), "dpr": dpr_of(cfg)})
 
 
@@ -1033,14 +1041,19 @@ def dpr_of(cfg):
     return functools.partial(simhuman.discounted, gamma=cfg.gamma, alpha=cfg.alpha, beta=cfg.beta)
 
 
-def conclude(cfg, begin, device, assistants, episodes, values):
-    """What a run has found, also written to results.json; `values` as in `claims`."""
+def conclude(cfg, begin, device, models, episodes, values):
+    """What a run has found, also written to results.json; `values` as in `claims`.
+
+    models: {name: folder} of the base model, which comes first, and of the assistants.
+    """
     rows = [summarize(name, row, cfg) for name, row in episodes.items()]
     if "pass@1" not in values:
         rows = [{key: value for key, value in row.items() if "pass@1" not in key} for row in rows]
     results = {"config": dataclasses.asdict(cfg), "environment": environment(device),
                "problems": len(episodes["Base"]), "rows": rows,
-               "stopping": [load_stopping(path) for path in assistants.values()],
+               "stopping": [load_stopping(path) for path in list(models.values())[1:]],
+               "models": {name: path.name for name, path in models.items()
+                          if path.parent == Path(cfg.out, "stages")},
                "claims": claims(cfg, episodes, values), "seconds": round(time.time() - begin)}
     write_text(Path(cfg.out, "results.json"), json.dumps(results, indent=2, allow_nan=False) + "\n")
     print(f"\n{report(results)}\n\nresults.json, transcripts/ and every stage are in {cfg.out}")
@@ -1056,18 +1069,19 @@ def calibrate(cfg, device):
     contest = draw_contest(cfg)
     base = base_model(cfg, contest, device)
     rows, tried = rows_of_the_table(cfg, base, {}), []
+    paper = {name: paper_means("Gemma", name)[1] for name in ("Base", "Base-10")}
     for tau in TAUS[cfg.judging]:
         at = dataclasses.replace(cfg, tau=tau)
         game = contest_game(at, base, contest.dev)
         ratios = {name: simhuman.accept_ratio(play_row(at, name, rows[name], base, game))[0]
-                  for name in PAPER_ACCEPT_RATIOS}
+                  for name in paper}
         tried.append({"tau": tau, **ratios, "distance": math.dist(
-            ratios.values(), PAPER_ACCEPT_RATIOS.values())})
+            ratios.values(), paper.values())})
     best = min(tried, key=lambda row: row["distance"])["tau"]
-    print(table(tried, {"tau": "{tau:g}", **{name: f"{{{name}:.3f}}" for name in
-                                             PAPER_ACCEPT_RATIOS}, "distance": "{distance:.3f}"}))
+    print(table(tried, {"tau": "{tau:g}", **{name: f"{{{name}:.3f}}" for name in paper},
+                        "distance": "{distance:.3f}"}))
     print(f"--judging {cfg.judging} --tau {best:g} is nearest to the paper's "
-          f"{' and '.join(map(str, PAPER_ACCEPT_RATIOS.values()))}")
+          f"{' and '.join(f'{ratio:.3f}' for ratio in paper.values())}")
     return best
 
 
@@ -1106,21 +1120,38 @@ def describe(cfg, model, device):
           f"output in {cfg.out}")
 
 
-def announce(cfg):
-    """Opens the output folder, says what will be done and on what; returns the device."""
+def prepare(cfg):
+    """Opens the output folder and tries the judge, before any work is done; returns the device."""
     device = pick_device(cfg.device)
     open_output(cfg.out)
     try:
         simhuman.check_judge()
     except RuntimeError as error:
         raise UserError(str(error)) from None
+    return device
+
+
+def announce(cfg):
+    """What `prepare` does, and says what will be done and on what; returns the device."""
+    device = prepare(cfg)
     with torch.device("meta"):
         model = GPT(gpt_config(cfg, cfg.vocab_size))
     print(f"Pre-train a GPT, let the human write {cfg.train_problems} programs, fine-tune "
           f"{len(completion_rules(cfg))} assistants\nand play {cfg.held_out_problems} unseen "
-          "problems with each: about 8 minutes on 2 CPU cores, less where stages are reused.")
+          f"problems with each: about {MINUTES} minutes on 2 CPU cores, less where stages "
+          "are reused.")
     describe(cfg, model, device)
     return device
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser of a command line whose errors are one sentence, with exit status 2."""
+
+    def __init__(self, **options):
+        super().__init__(allow_abbrev=False, **options)
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: {message}; see --help\n")
 
 
 def parse(argv):
@@ -1128,12 +1159,11 @@ def parse(argv):
     argv, known = list(sys.argv[1:] if argv is None else argv), commands()
     name = argv.pop(0) if argv and argv[0] in known else ""
     config, command = known[name]
-    parser = argparse.ArgumentParser(
-        prog=f"empower.py {name}".strip(), allow_abbrev=False,
+    parser = Parser(
+        prog=f"empower.py {name}".strip(),
         description=command.__doc__ if name else __doc__.split("\n\n")[0],
         epilog=None if name else "Other commands, each with its own --help: "
                                  f"{', '.join(filter(None, known))}.")
-    parser.error = lambda message: parser.exit(2, f"empower.py: {message}; see --help\n")
     for field in dataclasses.fields(config):
         text = field.metadata["help"]
         if field.default not in (None, "", False):
@@ -1161,14 +1191,17 @@ def carry_out(work, program):
     def say(sentence):
         print(f"{program}: {sentence}", file=sys.stderr)
 
+    if hasattr(sys.stdout, "reconfigure"):
+        # A terminal without ┃ shows ? in its place, and a log grows line by line.
+        sys.stdout.reconfigure(errors="replace", line_buffering=True)
     try:
         work()
     except UserError as error:
         say(error)
         return 2
     except torch.OutOfMemoryError as error:
-        say(f"out of memory ({str(error).splitlines()[0]}): give a smaller --context or, to "
-            "finetune, --micro-batch 1 and --recompute")
+        say(f"out of memory ({str(error).splitlines()[0]}): choose smaller sizes, where there are "
+            "such flags --context, --micro-batch and --recompute")
         return 2
     except BrokenPipeError:  # whoever read the output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -1185,6 +1218,4 @@ def carry_out(work, program):
 
 if __name__ == "__main__":
     import empower  # this file once more, under the name by which realcode.py knows it
-    # A terminal without ┃ shows ? in its place, and a log grows line by line.
-    sys.stdout.reconfigure(errors="replace", line_buffering=True)
     sys.exit(empower.main())

@@ -34,7 +34,7 @@ from empower import (PRETRAINING, STOPPING, Experiment, Game, Settings, UserErro
                      conclude, describe, dpr_of, empower_length, fingerprint, gpt_config,
                      load_checkpoint, load_stage, marked, numpy_generator, open_output, pick_device,
                      play_row, pretrain, pretrained_here, python_generator, reading,
-                     rows_of_the_table, save_tuned, score, setting, settings, stage, table,
+                     rows_of_the_table, save_tuned, score, setting, settings, slug, stage, table,
                      token_texts, train, train_assistants, with_verdict, write_transcripts)
 from model import KVCache, extend, sample
 
@@ -195,7 +195,8 @@ def replay(cfg):
                 for name, row in rows_of_the_table(cfg, base, assistants).items()}
     write_transcripts(cfg, episodes, "", base.encoding.decode)
     # All rows write the same programs: over their mean length, the pooled share is a mean.
-    return conclude(cfg, begin, device, assistants, episodes, {
+    models = {"base": base.folder, **assistants}
+    return conclude(cfg, begin, device, models, episodes, {
         "share saved": lambda episode: episode.tokens_accepted / np.mean(ends),
         "dpr": dpr_of(cfg)})
 
@@ -453,17 +454,27 @@ def offset(text, place, file):
 
 
 def model_at_hand(cfg, *kinds):
-    """The checkpoint of --model, or the newest stage in --out of the first kind that is there."""
+    """The checkpoint of --model, or one that a run has left in --out, of the first kind there is.
+
+    That of the last finished run, as its results.json says, else the newest: another seed or a
+    sweep may have left others beside it.
+    """
     device = pick_device(cfg.device)
     if cfg.model:
         return given_model(cfg, device)
+    stages, results = Path(cfg.out, "stages"), Path(cfg.out, "results.json")
+    of_run = {}
+    if results.exists():
+        with reading(results):
+            of_run = json.loads(results.read_text()).get("models", {})
     for kind in kinds:
-        found = [path for path in Path(cfg.out, "stages").glob(f"{kind}-*")
-                 if path.suffix != ".tmp"]
+        found = [stages / folder for name, folder in of_run.items()
+                 if slug(name).startswith(kind) and (stages / folder).exists()]
+        found = found[:1] or sorted((path for path in stages.glob(f"{kind}-*") if path.suffix
+                                     != ".tmp"), key=lambda path: path.stat().st_mtime)
         if found:
-            newest = max(found, key=lambda path: path.stat().st_mtime)
-            print(f"empower.py: using {newest}", file=sys.stderr)
-            return load_stage(newest, device)
+            print(f"empower.py: using {found[-1]}", file=sys.stderr)
+            return load_stage(found[-1], device)
     raise UserError(f"there is no small GPT in {cfg.out}: run python empower.py first, which makes "
                     "one, or name a checkpoint with --model")
 

@@ -7,7 +7,6 @@ answer; `python course/stubs.py OUT_DIR` writes the files that a student starts 
 reuse what `python empower.py` has left in out/, so run that first.
 """
 
-import argparse
 import dataclasses
 import sys
 from pathlib import Path
@@ -80,15 +79,15 @@ def with_lapses(accepts, rate, rng):
 
 def experiment_6(lab):
     """Base-10, SFT-10 and Empower beside a human who looks away more and more often."""
-    rows = empower.rows_of_the_table(lab.cfg, lab.base, lab.train(
-        empower.completion_rules(lab.cfg)))
-    looks, episodes = lab.game.human.accepts, {}
+    assistants = lab.train(empower.completion_rules(lab.cfg))
+    rows, episodes = empower.rows_of_the_table(lab.cfg, lab.base, assistants), {}
     for rate in (0.1, 0.3, 1):
-        lab.game.human.accepts = with_lapses(looks, rate, empower.numpy_generator(
-            lab.cfg, f"lapses {rate}"))
-        other = lab._replace(game=lab.game._replace(inputs={**lab.game.inputs, "lapses": rate}))
-        episodes |= other.play({f"{name}, lapses {rate:g}": rows[name] for name in (
-            "Base-10", "SFT-10", f"Empower ({lab.cfg.eta:g})")})
+        for name in ("Base-10", "SFT-10", f"Empower ({lab.cfg.eta:g})"):
+            row, rng = f"{name}, lapses {rate:g}", empower.numpy_generator
+            game = empower.contest_game(lab.cfg, lab.human, lab.contest.held_out)
+            game.human.accepts = with_lapses(game.human.accepts, rate, rng(lab.cfg, row))
+            other = lab._replace(game=game._replace(inputs={**game.inputs, "lapses": rate}))
+            episodes |= other.play({row: rows[name]})
     return episodes
 
 
@@ -110,13 +109,14 @@ def experiment_7(lab):
     """Empower trained on the better half of what she wrote beside an assistant, and on any half."""
     cfg, episodes = lab.cfg, []
     for k in range(0, len(lab.contest.train), 1000):
-        some = lab._replace(game=empower.contest_game(cfg, lab.human, lab.contest.train[k:k + 1000]))
-        episodes += some.play({f"training problems from {k} on": (
-            lab.base.folder, {"max_cost": cfg.eta})}).popitem()[1]
-    half = len(episodes) // 2
-    best = keep_best(episodes, 0.5, cfg.gamma, cfg.alpha, cfg.beta)
+        game = empower.contest_game(cfg, lab.human, lab.contest.train[k:k + 1000])
+        row = {f"training problems from {k} on": (lab.base.folder, {"max_cost": cfg.eta})}
+        [more] = lab._replace(game=game).play(row).values()
+        episodes += more
+    halves = {"Best half": keep_best(episodes, 0.5, cfg.gamma, cfg.alpha, cfg.beta),
+              "First half": range(len(episodes) // 2)}
     rows = {}
-    for name, kept in (("Best half", best), ("First half", range(half))):
+    for name, kept in halves.items():
         programs = [episodes[k].code for k in kept if episodes[k].code]
         costs = empower.score(lab.base.model, programs, lab.base.encoding.start)
         rows |= learnt(lab, {name: empower.completion_rule("empower", cfg.eta)},
@@ -131,7 +131,10 @@ def another_domain():
     """A `contest.Domain` of your own, beside integers and words: at least 3 parts of each kind.
 
     Each part says three times the same: as a phrase of the statement, as code, and as a meaning
-    that does not share the code. Together they make new problems, with tests of their own.
+    that does not share the code. Together they make new problems, with tests of their own; at
+    least 100 of them have to mean something of their own. `draw` gives a word without spaces that
+    is not `stop` (then text=True) or an integer that can be negative, and each part of `select`
+    keeps some of what is drawn.
     Example: of times as HH:MM keep the ones before noon, take each hour, print all in order.
     """
     return Domain(
@@ -151,7 +154,7 @@ def another_domain():
                      lambda b: sorted(b)[0] if b else "none"),
                 Part("the last or none", "{b}[-1] if {b} else 'none'",
                      lambda b: (["none"] + b)[-1])),
-        draw=lambda rng: f"{rng.randint(0, 23):02}:{rng.choice((0, 15, 30, rng.randint(31, 59))):02}")
+        draw=lambda rng: f"{rng.randint(0, 23):02}:{rng.choice((0, 15, 30, 45, 50)):02}")
 
 
 def experiment_8(lab):
@@ -171,13 +174,23 @@ def learnt(lab, rules, programs=None):
 
 def experiment(number, cfg):
     """Plays the experiment of an exercise; prints and returns its rows, beside the default's."""
-    lab = empower.laboratory(cfg, empower.pick_device(cfg.device))
+    lab = empower.laboratory(cfg, empower.prepare(cfg))
+    print(f"{EXPERIMENTS[number].__doc__} Some minutes on 2 CPU cores.")
+    found = EXPERIMENTS[number](lab)
+    if not found:  # it has printed a table of its own
+        return []
     rows = empower.rows_of_the_table(cfg, lab.base, lab.train(empower.completion_rules(cfg)))
-    default = {name: rows[name] for name in ("Base-10", "SFT-10", f"Empower ({cfg.eta:g})")}
-    episodes = lab.play(default) | EXPERIMENTS[number](lab)
-    table = [empower.summarize(name, row, cfg) for name, row in episodes.items()]
-    print("\n" + empower.table(table, empower.RESULTS))
-    return table
+    default = lab.play({name: rows[name] for name in ("Base-10", "SFT-10",
+                                                      f"Empower ({cfg.eta:g})")})
+    summaries = [empower.summarize(name, row, cfg) for name, row in {**default, **found}.items()]
+    print("\n" + empower.table(summaries, empower.RESULTS))
+    first, *others = found.items()
+    for name, row in others:  # paired by problem, as the README's
+        mean, low, high = simhuman.paired_difference(
+            [e.passed for e in first[1]], [e.passed for e in row],
+            empower.numpy_generator(cfg, "bootstrap"))
+        print(f"Pass@1 of {first[0]} minus {name}: {mean:+.3f} ({low:+.3f} to {high:+.3f})")
+    return summaries
 
 
 EXPERIMENTS = {4: experiment_4, 5: experiment_5, 6: experiment_6, 7: experiment_7, 8: experiment_8}
@@ -185,9 +198,7 @@ EXPERIMENTS = {4: experiment_4, 5: experiment_5, 6: experiment_6, 7: experiment_
 
 def main(argv=None):
     """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="course/exercises.py", allow_abbrev=False,
-                                     description=__doc__.split("\n\n")[0])
-    parser.error = lambda message: parser.exit(2, f"course/exercises.py: {message}; see --help\n")
+    parser = empower.Parser(prog="course/exercises.py", description=__doc__.split("\n\n")[0])
     parser.add_argument("number", type=int, choices=EXPERIMENTS, help="of the exercise")
     parser.add_argument("--out", default="out", help="folder of python empower.py (default: out)")
     args = parser.parse_args(argv)

@@ -52,7 +52,8 @@ def write_stubs(out):
         else:
             shutil.copyfile(path, out / path.name)
     for file, names in EXERCISES.values():
-        (out / file).write_text(stubbed((out / file).read_text(), names))
+        source = (out / file).read_text(encoding="utf-8")
+        (out / file).write_text(stubbed(source, names), encoding="utf-8")
 
 
 def main(argv=None):
@@ -65,6 +66,8 @@ def main(argv=None):
     try:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise OSError("it is not an empty folder")
+        if ROOT in out.resolve().parents:
+            raise OSError("it is within the project")
         write_stubs(out)
     except OSError as error:
         print(f"course/stubs.py: cannot write to {out} ({error}): name a new folder",

@@ -4,6 +4,7 @@
 """
 
 import ast
+import os
 import random
 import re
 import subprocess
@@ -23,12 +24,13 @@ from test_empower import solves
 
 
 def test_exercise_4_by_hand():
-    assert exercises.priced_length([0, 1, 0], 0.2) == 3  # saves 0.8, 0.6, 0.9 tokens
-    assert exercises.priced_length([0, 1, 0], 0.4) == 1  # 0.6, 0.2, 0.3
-    assert exercises.priced_length([], 0.2) == 0
-    assert exercises.priced_length([0, 0, 0], 0) == 3    # free to read, and certain
-    assert exercises.priced_length([0, 0, 0], 1) == 0    # of equals the shortest
-    assert exercises.priced_length([3, 0], 0.2) == 0     # more likely read in vain
+    for nll, price, length in (([0, 1, 0], 0.2, 3),  # saves 0.8, 0.6, 0.9 tokens
+                               ([0, 1, 0], 0.4, 1),  # 0.6, 0.2, 0.3
+                               ([], 0.2, 0),
+                               ([0, 0, 0], 0, 3),    # free to read, and certain
+                               ([0, 0, 0], 1, 0),    # of equals the shortest
+                               ([3, 0], 0.2, 0)):    # more likely read in vain
+        assert exercises.priced_length(np.array(nll, dtype=float), price) == length
 
 
 def test_exercise_4_saves_most_in_expectation():
@@ -82,11 +84,11 @@ def test_exercise_7_keeps_what_is_right_and_short():
 @pytest.fixture
 def domain(monkeypatch):
     """The new domain, as the third of the contest."""
-    found = exercises.another_domain()
-    monkeypatch.setattr(contest, "DOMAINS", (*contest.DOMAINS, found))
     caches = contest._bank, contest._bank_answers, contest._wrong_answers
     for cache in caches:
         cache.cache_clear()
+    found = exercises.another_domain()
+    monkeypatch.setattr(contest, "DOMAINS", (*contest.DOMAINS, found))
     yield found
     for cache in caches:
         cache.cache_clear()
@@ -105,6 +107,13 @@ def test_exercise_8_has_parts_of_each_kind_that_are_told_apart(domain):
         assert len({part.phrase for part in parts}) == len({part.code for part in parts}) \
             == len(parts)
     assert domain.noun not in {other.noun for other in contest.DOMAINS[:2]}
+    rng = random.Random(0)
+    drawn = [domain.draw(rng) for _ in range(300)]
+    if domain.text:
+        assert all(len(x.split()) == 1 and x != domain.stop for x in drawn)
+    else:
+        assert all(type(x) is int for x in drawn) and min(drawn) < 0
+    assert all(any(map(part.meaning, drawn)) for part in domain.select)
 
 
 def test_exercise_8_programs_solve_their_problems_and_swapped_ones_do_not(domain):
@@ -145,7 +154,8 @@ def test_stubs_fail_and_differ_from_the_project_in_nothing_else(tmp_path, capsys
                 for name in some}
         assert {name for name in ours if ours[name] != theirs[name]} == left
     ran = subprocess.run([sys.executable, "-m", "pytest", "-q", "-k", "exercise", "--no-header",
-                          "-p", "no:cacheprovider"], cwd=out, capture_output=True, text=True)
+                          "-p", "no:cacheprovider"], cwd=out, capture_output=True, text=True,
+                         env={**os.environ, "COLUMNS": "300"})
     last = ran.stdout.splitlines()[-1]
     assert " failed" in last and "passed" not in last, ran.stdout
     for number in stubs.EXERCISES:
@@ -155,7 +165,8 @@ def test_stubs_fail_and_differ_from_the_project_in_nothing_else(tmp_path, capsys
 
 @pytest.mark.parametrize("make, message", [
     (lambda path: path.write_text("mine"), "not an empty folder"),
-    (lambda path: (path.mkdir(), (path / "mine").write_text("mine")), "not an empty folder")])
+    (lambda path: (path.mkdir(), (path / "mine").write_text("mine")), "not an empty folder"),
+    (lambda path: path.symlink_to(stubs.ROOT / "course" / "new"), "within the project")])
 def test_stubs_overwrite_nothing(make, message, tmp_path, capsys):
     make(tmp_path / "out")
     assert stubs.main([str(tmp_path / "out")]) == 2
@@ -163,7 +174,7 @@ def test_stubs_overwrite_nothing(make, message, tmp_path, capsys):
     assert message in error and error.count("\n") == 1
 
 
-def test_the_text_describes_each_exercise_and_each_experiment():
+def test_the_text_describes_all():
     text = (stubs.ROOT / "course" / "README.md").read_text()
     for number, (file, names) in stubs.EXERCISES.items():
         section = re.search(rf"## {number}\. .*?(?=\n## |\Z)", text, re.DOTALL)[0]

@@ -73,21 +73,21 @@ def rows_as_bars(results):
 def curve(ax, name, x, y, **options):
     """One curve in its colour, marker and dash."""
     colour, marker, dash = CURVES[name.split(" (")[0]]
-    ax.plot(x, y, color=colour, marker=marker, linestyle=dash, markersize=5, linewidth=1.6,
-            label=options.pop("label", name), **options)
+    ax.errorbar(x, y, color=colour, marker=marker, linestyle=dash, markersize=5, linewidth=1.6,
+                elinewidth=0.8, label=name, **options)
 
 
 def lengths(results):
     """Pass@1, accept ratio and share saved by the mean length of a suggestion."""
     figure, axes = panels(3)
+    first = next(iter(results["seeds"].values()))["rows"]
     for ax, (key, title) in zip(axes, (("pass@1", "Pass@1, share of problems"),
                                        ("accept_ratio", "Accept ratio"),
                                        ("share_saved", "Share of the program's tokens saved"))):
         for way, rows in results["lengths"].items():
-            rows = sorted((row for row in rows if row["suggestion_length"] is not None),
-                          key=lambda row: row["suggestion_length"])
-            curve(ax, way, [row["suggestion_length"] for row in rows], [row[key] for row in rows])
-        first = next(iter(results["seeds"].values()))["rows"]
+            rows = [row for row in rows if row[key] is not None]  # in the order of the settings
+            curve(ax, way, list(map(report.per_turn, rows)), [row[key] for row in rows],
+                  yerr=[row[f"{key}_se"] for row in rows])
         if key == "pass@1":
             ax.axhline(report.row_of(first, "Human alone")[key], color=BLACK, linestyle="-.",
                        linewidth=1, label="Human alone")
@@ -97,7 +97,8 @@ def lengths(results):
         ax.minorticks_off()
         ax.set_ylim(0, 1.04)
         ax.set_title(title, fontsize=11)
-    figure.supxlabel("mean length of a suggestion, tokens (log scale)", fontsize=11)
+    figure.supxlabel("mean length of a suggestion, tokens, silent turns as 0 (log scale)",
+                     fontsize=11)
     figure.legend(handles, labels, loc="outside lower center", ncols=5)
     return figure
 
@@ -107,7 +108,9 @@ def budget(results):
     figure, ax = plt.subplots(figsize=(7.5, 3.6), layout="constrained")
     rounds = results["rounds"]
     for name, shares in results["budget"].items():
-        curve(ax, name, range(len(rounds)), shares)
+        errors = [(share * (1 - share) / results["config"]["held_out_problems"]) ** 0.5
+                  for share in shares]
+        curve(ax, name, range(len(rounds)), shares, yerr=errors)
     default = results["config"]["rounds"]
     if default in rounds:
         ax.axvline(rounds.index(default), color=GREY, linewidth=1)
@@ -125,12 +128,14 @@ def bound(results):
     """Section 4.3: how near the information comes to its bound, and one sample to the entropy."""
     figure, (left, right) = panels(2, 3.8)
     states = results["bound"]
-    horizons, entropy = report.bound_by_horizon(results)
+    horizons = report.bound_by_horizon(results)
+    counted, exact, cost = (np.mean([state[key] for state in states])
+                            for key in ("entropy_counted", "entropy", "nll"))
     left.plot([row["k"] for row in horizons], [row["information"] for row in horizons],
               color=BLUE, marker="o", label="I(next token; the k tokens behind it)")
-    left.axhline(entropy, color=BLACK, linestyle="--", label="H(next token), the bound")
-    left.axhline(np.mean([state["nll"] for state in states]), color=ORANGE, linestyle=":",
-                 linewidth=2, label="its estimate by one sample")
+    left.axhline(counted, color=BLACK, linestyle="--", label="H of the same tokens, the bound")
+    left.axhline(exact, color=BLACK, linestyle=":", label="H of all tokens")
+    left.axhline(cost, color=ORANGE, linestyle="-.", linewidth=2, label="its one-sample estimate")
     left.set_xscale("log", base=2)
     left.set_xticks(results["horizons"], [str(k) for k in results["horizons"]])
     left.set_ylim(bottom=0)

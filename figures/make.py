@@ -10,10 +10,10 @@ its own, and on seed 0 other lengths, budgets of rounds, judges, a second human,
 Section 4.3, and Python's own library replayed. report.py has the tables, draw.py the pictures.
 """
 
-import argparse
 import contextlib
 import dataclasses
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -31,8 +31,8 @@ from checkpoint import write_text
 from empower import Config, UserError, completion_rule, summarize
 
 SEEDS = 5
-ETAS = (0.05, 0.1, 0.2, 0.32, 0.5, 1, 2, 4, 8)       # bits
-NS = (1, 2, 3, 5, 7, 10, 15, 20)                     # tokens
+ETAS = (0.05, 0.1, 0.32, 1, 2, 4, 8)                 # bits
+NS = (1, 2, 3, 5, 7, 10, 20)                         # tokens
 ROUNDS = (5, 8, 11, 13, 15, 17, 19, 25, 35, 101)     # the last is no limit
 AT_TAU = (0.5, 1, 2)                                 # times what --calibrate chose
 HORIZONS = (1, 2, 4, 8, 16)                          # tokens behind the next one
@@ -40,8 +40,8 @@ FUTURES = 64                                         # drawn for each state
 SECOND_HUMAN = {"width": 192}                        # 1.4 M parameters, the assistants have 0.7 M
 
 # Seconds on 2 cores, by which the bar moves.
-EXPECTED = {"base model": 140, "second human": 270, "programs": 30, "assistant": 15, "row": 7,
-            "budget": 60, "bound": 60, "stdlib": 750}
+EXPECTED = {"base model": 124, "second human": 330, "programs": 27, "assistant": 14, "row": 7,
+            "budget": 55, "bound": 50, "stdlib": 700}
 
 
 # ------------------------------------------------------------------- what is played
@@ -51,26 +51,29 @@ class Bar:
     """One bar over the whole sweep, in expected seconds."""
 
     def __init__(self, total):
+        self.done = 0
         self.bar = tqdm(total=total, desc="sweep", disable=None,
                         bar_format="{desc}: {percentage:3.0f}% |{bar}| {elapsed} passed, "
                                    "{remaining} to go{postfix}")
 
     @contextlib.contextmanager
     def step(self, label, seconds):
+        """A part of the sweep; the bar moves on by the seconds that it was expected to take."""
         self.bar.set_postfix_str(label)
         yield
+        self.done += seconds
         self.bar.update(seconds)
 
 
 def expected_seconds(seeds):
-    """What a sweep from nothing takes, by section."""
-    model, human, programs, assistant, row, *_ = EXPECTED.values()
-    return {"seeds": seeds * (model + programs + 6 * assistant + 13 * row),
-            "lengths": (len(ETAS) + len(NS)) * (assistant + 2 * row),
-            "budget": 4 * row + EXPECTED["budget"],
-            "judges": len(simhuman.JUDGING) * len(AT_TAU) * 5 * row,
-            "second human": human + programs + 4 * assistant + 8 * row,
-            **{name: EXPECTED[name] for name in ("bound", "stdlib")}}
+    """What a sweep from nothing takes on 2 cores."""
+    assistant, row = EXPECTED["assistant"], EXPECTED["row"]
+    one_seed = EXPECTED["base model"] + EXPECTED["programs"] + 6 * assistant + 13 * row
+    lengths = (len(ETAS) + len(NS)) * (assistant + 2 * row)
+    judges = len(simhuman.JUDGING) * len(AT_TAU) * 4 * row
+    second_human = EXPECTED["second human"] + EXPECTED["programs"] + 4 * assistant + 9 * row
+    return (seeds * one_seed + lengths + 4 * row + EXPECTED["budget"] + judges + second_human
+            + EXPECTED["bound"] + EXPECTED["stdlib"])
 
 
 def laboratory(cfg, bar, **her_model):
@@ -111,7 +114,9 @@ def one_seed(lab, bar):
     cfg, base = lab.cfg, lab.base
     assistants = train_each(lab, empower.completion_rules(cfg), bar)
     texts = [ids for ids, _ in lab.programs]
-    entropies = empower.score(base.model, texts, base.encoding.start, cost=empower.token_entropy)
+    with bar.step("entropies", 0):
+        entropies = empower.score(base.model, texts, base.encoding.start,
+                                  cost=empower.token_entropy)
     exact = {f"Empower ({cfg.eta:g}), entropy": completion_rule("empower", cfg.eta)}
     assistants |= train_each(lab, exact, bar, list(zip(texts, entropies)))
     rows = empower.all_rows(cfg, base, assistants)
@@ -142,7 +147,8 @@ def budget(lab, bar):
     """
     no_limit = {"rounds": empower.unlimited_rounds(lab.cfg)}
     assistants = lab.train(some_rules(lab.cfg, "SFT-10", f"Empower ({lab.cfg.eta:g})"))
-    rows = {"Human alone": (None, no_limit), "Base-10": (lab.base.folder, {"max_tokens": 10, **no_limit}),
+    rows = {"Human alone": (None, no_limit),
+            "Base-10": (lab.base.folder, {"max_tokens": 10, **no_limit}),
             **{name: (folder, no_limit) for name, folder in assistants.items()}}
     episodes = play_each(lab, {f"{name}, no round limit": row for name, row in rows.items()}, bar)
     with bar.step("judge the budgets", EXPECTED["budget"]):
@@ -158,7 +164,7 @@ def judged(lab, episodes):
         write_text(folder / "passed.json", json.dumps(shares) + "\n")
 
     inputs = {"episodes": empower.fingerprint([dataclasses.asdict(e) for e in episodes]),
-              "rounds": ROUNDS}
+              "rounds": ROUNDS, **lab.game.inputs}
     return json.loads((empower.stage(lab.cfg, "budget", inputs, make) / "passed.json").read_text())
 
 
@@ -168,9 +174,9 @@ def some_rules(cfg, *names):
 
 
 def judges(lab, bar):
-    """Five rows under each way to judge a suggestion, stricter and milder than calibrated."""
+    """Four rows under each way to judge a suggestion, stricter and milder than calibrated."""
     found, empowered = [], f"Empower ({lab.cfg.eta:g})"
-    assistants = lab.train(some_rules(lab.cfg, "SFT-10", "SFT-20", empowered))
+    assistants = lab.train(some_rules(lab.cfg, "SFT-10", empowered))
     rows = empower.rows_of_the_table(lab.cfg, lab.base, assistants)
     rows = {name: rows[name] for name in ("Base-10", f"Base stopped at {lab.cfg.eta:g} bits",
                                           *assistants)}
@@ -187,13 +193,16 @@ def judges(lab, bar):
 def second_human(lab, bar):
     """The paper's Table 2: another human, larger than the assistants, whose programs they learn."""
     empowered = f"Empower ({lab.cfg.eta:g})"
-    assistants = train_each(lab, some_rules(lab.cfg, "SFT-10", "SFT-20", "SFT-RAND", empowered), bar)
-    rows = empower.rows_of_the_table(lab.cfg, lab.base, assistants)
-    del rows["Base-20"]
+    rules = some_rules(lab.cfg, "SFT-10", "SFT-20", "SFT-RAND", empowered)
+    assistants = train_each(lab, rules, bar)
+    episodes = play_each(lab, empower.rows_of_the_table(lab.cfg, lab.base, assistants), bar)
     parameters = [sum(p.numel() for p in checkpoint.model.parameters())
                   for checkpoint in (lab.base, lab.human)]
     return {"parameters": dict(zip(("assistants", "human"), parameters)),
-            "rows": summaries(lab, play_each(lab, rows, bar))}
+            "rows": summaries(lab, episodes),
+            "claims": empower.claims(lab.cfg, episodes, {
+                "pass@1": lambda episode: float(episode.passed),
+                "dpr": empower.dpr_of(lab.cfg)})}
 
 
 def bound(lab, bar):
@@ -203,30 +212,31 @@ def bound(lab, bar):
     of the next token; and the information that it carries about the HORIZONS that follow, in bits.
     """
     cfg, (model, encoding, *_) = lab.cfg, lab.base
+    alone = {"Human alone, no round limit": (None, {"rounds": empower.unlimited_rounds(cfg)})}
+    [episodes] = lab.play(alone).values()
+    # The end is a choice too: a program that she ended has a state more, before its stop token.
+    programs = [episode.code + [encoding.stop] * episode.finished for episode in episodes]
+    programs = [program for program in programs if program]
 
     def make(folder):
-        row = {"Human alone, no round limit": (None, {"rounds": empower.unlimited_rounds(cfg)})}
-        [episodes] = lab.play(row).values()
-        programs = [episode.code for episode in episodes if episode.code]
         drawn = data.draw_states(empower.numpy_generator(cfg, "bound"), list(map(len, programs)))
         nll, entropy = (empower.score(model, programs, encoding.start, cost=cost)
                         for cost in (empower.token_nll, empower.token_entropy))
-        generator = empower.torch_generator(cfg, "futures", model.device)
-        states = []
+        generator, states = empower.torch_generator(cfg, "futures", model.device), []
         for k, n in enumerate(tqdm(drawn, "bound", unit="state", leave=False, disable=None)):
-            information = empower.future_information(
+            information, counted = empower.future_information(
                 model, [encoding.start, *programs[k][:n]], encoding.stop, max(HORIZONS), FUTURES,
                 generator)
             states.append({"token": encoding.decode([programs[k][n]]), "nll": float(nll[k][n]),
-                           "entropy": float(entropy[k][n]),
+                           "entropy": float(entropy[k][n]), "entropy_counted": counted,
                            "information": [float(information[h - 1]) for h in HORIZONS]})
         write_text(folder / "states.json", json.dumps(states) + "\n")
 
-    inputs = {"base": lab.base.name, "human": lab.human.name, "horizons": HORIZONS,
-              "futures": FUTURES, **empower.settings(cfg, *empower.SAMPLING)}
+    inputs = {"base": lab.base.name, "programs": empower.fingerprint(programs),
+              "horizons": HORIZONS, "futures": FUTURES, "seed": cfg.seed}
     with bar.step("how tight is the bound", EXPECTED["bound"]):
         folder = empower.stage(cfg, "bound", inputs, make)
-        return rounded(json.loads((folder / "states.json").read_text()))
+        return json.loads((folder / "states.json").read_text())
 
 
 def stdlib(cfg, bar):
@@ -250,36 +260,33 @@ def rounded(plain, digits=4):
 
 def sweep(cfg, replay_cfg, seeds, results):
     """Runs every section, or reads it from finished stages; writes and returns what was found."""
-    begin, device, expected = time.time(), empower.pick_device(cfg.device), expected_seconds(seeds)
-    empower.open_output(cfg.out)
+    begin, device, expected = time.time(), empower.prepare(cfg), expected_seconds(seeds)
+    if not os.access(Path(results).parent, os.W_OK):
+        raise UserError(f"cannot write --results {results}: name a file in a folder that is there")
     print(f"{seeds} seeds of the default experiment, then on seed {cfg.seed}: other lengths, "
           f"budgets, judges, a second human,\nthe bound, and Python's own library. About "
-          f"{sum(expected.values()) / 60:.0f} minutes on 2 CPU cores, less where stages are "
+          f"{expected / 60:.0f} minutes on 2 CPU cores, less where stages are "
           f"reused.\nDevice {device}, stages in {cfg.out}, log in {cfg.out}/sweep.log, results "
           f"in {results}")
-    bar, found, seconds = Bar(sum(expected.values())), {}, {}
-    with open(Path(cfg.out, "sweep.log"), "a", buffering=1) as log, contextlib.redirect_stdout(log):
-
-        def section(name, play, *arguments):
-            start = time.time()
-            found[name] = play(*arguments, bar)
-            seconds[name] = round(time.time() - start)
+    bar, found = Bar(expected), {}
+    with open(Path(cfg.out, "sweep.log"), "a", buffering=1, encoding="utf-8") as log, \
+            contextlib.redirect_stdout(log):
 
         try:
-            first = laboratory(cfg, bar)
-            section("seeds", lambda bar: {str(seed): one_seed(
-                laboratory(dataclasses.replace(cfg, seed=seed), bar) if seed != cfg.seed else first,
-                bar) for seed in range(cfg.seed, cfg.seed + seeds)})
-            for name, play in (("lengths", lengths), ("budget", budget), ("judges", judges)):
-                section(name, play, first)
-            section("second human", lambda bar: second_human(
-                laboratory(cfg, bar, **SECOND_HUMAN), bar))
-            section("bound", bound, first)
-            section("stdlib", stdlib, replay_cfg)
+            found["seeds"] = {str(seed): one_seed(
+                laboratory(dataclasses.replace(cfg, seed=seed), bar), bar)
+                for seed in range(cfg.seed, cfg.seed + seeds)}
+            first = empower.laboratory(cfg, device)
+            found["lengths"] = lengths(first, bar)
+            found["budget"] = budget(first, bar)
+            found["judges"] = judges(first, bar)
+            found["second human"] = second_human(laboratory(cfg, bar, **SECOND_HUMAN), bar)
+            found["bound"] = bound(first, bar)
+            found["stdlib"] = stdlib(replay_cfg, bar)
         finally:
             bar.bar.close()
     found = {"config": dataclasses.asdict(cfg), "environment": empower.environment(device),
-             "rounds": ROUNDS, "horizons": HORIZONS, "futures": FUTURES, "seconds": seconds,
+             "rounds": list(ROUNDS), "horizons": list(HORIZONS), "futures": FUTURES,
              **rounded(found)}
     del found["config"]["out"]
     write_text(results, json.dumps(found, indent=1, allow_nan=False) + "\n")
@@ -289,9 +296,7 @@ def sweep(cfg, replay_cfg, seeds, results):
 
 def main(argv=None):
     """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="figures/make.py", description=__doc__.split("\n\n")[0],
-                                     allow_abbrev=False)
-    parser.error = lambda message: parser.exit(2, f"figures/make.py: {message}; see --help\n")
+    parser = empower.Parser(prog="figures/make.py", description=__doc__.split("\n\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
     sweeping = commands.add_parser("sweep", help="every experiment, into results.json")
     sweeping.add_argument("--out", default="out", help="folder of the stages (default: out)")
@@ -302,10 +307,10 @@ def main(argv=None):
         command.add_argument("--results", type=Path, default=HERE / "results.json",
                              help="the file of what was found (default: results.json beside this)")
     args = parser.parse_args(argv)
-    return empower.carry_out(lambda: carry_out(args), "figures/make.py")
+    return empower.carry_out(lambda: obey(args), "figures/make.py")
 
 
-def carry_out(args):
+def obey(args):
     """Does what was asked for on the command line."""
     if args.command == "sweep":
         if not 2 <= args.seeds <= max(simhuman.STUDENT):
@@ -320,7 +325,7 @@ def carry_out(args):
         import draw
     except ModuleNotFoundError:
         raise UserError("matplotlib is missing: pip install -r figures/requirements.txt") from None
-    for path in draw.all_figures(results, HERE):
+    for path in draw.all_figures(results, args.results.parent):
         print(path)
 
 

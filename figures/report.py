@@ -9,23 +9,46 @@ import empower
 import simhuman
 from empower import UserError, table
 
+BASELINES = ["SFT-10", "SFT-20", "SFT-RAND", "Base-10", "Base-20", "Base"]
+SECTIONS = ("seeds", "lengths", "budget", "judges", "second human", "bound", "stdlib")
 METRICS = {"pass@1": "Pass@1", "accept_ratio": "accept ratio", "dpr": "DPR"}
 
 
 def read(path):
     """The results of a sweep; a UserError where there are none."""
     try:
-        return json.loads(path.read_text())
+        results = json.loads(path.read_text())
+        missing = [name for name in SECTIONS if name not in results]
+        if missing:
+            raise ValueError(f"it has no {', '.join(missing)}")
+        return results
     except OSError as error:
         raise UserError(f"cannot read {path} ({error.strerror}): run python figures/make.py sweep, "
                         "or name another file with --results") from None
     except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}): run python figures/make.py sweep") from None
+        raise UserError(f"{path} is not what a sweep leaves ({error}): run python figures/make.py "
+                        "sweep") from None
 
 
 def text(results):
-    """All tables and sentences, in the order of README.md."""
-    return "\n\n".join([*tables(results).values(), *sentences(results).values()])
+    """All tables, each below what it shows, and all sentences: figures/tables.md."""
+    seeds = list(results["seeds"])
+    notes = {
+        "seeds": f"Means ± standard deviations over seeds {seeds[0]} to {seeds[-1]}.",
+        "lengths": f"Seed {seeds[0]}, ± one standard error over problems. Setting: eta in bits or "
+                   "N in tokens; a turn: the mean length where silence counts as 0 tokens; length: "
+                   "that of suggestions.",
+        "budget": f"Pass@1 on seed {seeds[0]} within so many rounds; the last is no limit.",
+        "judges": f"Pass@1 on seed {seeds[0]} beside humans who judge otherwise.",
+        "second human": "A human with a model of her own, ± one standard error over problems. Last "
+                        "the paper's Pass@1, accept ratio and DPR beside its second human.",
+        "second human, differences": "Empower minus each row, paired by problem.",
+        "bound": "The information that the next token carries about the k tokens behind it.",
+        "stdlib": "`python empower.py replay --corpus stdlib`, ± one standard error over programs."}
+    blocks = ["What `python figures/make.py report` prints: results.json as tables and sentences."]
+    for name, block in tables(results).items():
+        blocks += [f"## {name[0].upper()}{name[1:]}", *filter(None, [notes.get(name)]), block]
+    return "\n\n".join([*blocks, "## Sentences", *sentences(results).values()])
 
 
 # ------------------------------------------------------------------- numbers from the results
@@ -61,41 +84,41 @@ def seeds_table(results):
     return found
 
 
-def differences(results, baseline):
-    """Empower minus a baseline, paired by problem within each seed: means, intervals, gains.
+def difference(results, baseline, key):
+    """Empower minus a baseline, paired by problem within each seed: mean, interval, gains.
 
     The mean of paired differences is the difference of means, so the rows of a seed suffice.
     """
-    row = {"name": baseline}
-    for key in ("pass@1", "dpr"):
-        ours, theirs = (over_seeds(results, name, key) for name in (empowered(results), baseline))
-        mean, low, high = simhuman.seeds_interval(ours - theirs)
-        row |= {key: mean, f"{key}_low": low, f"{key}_high": high,
-                f"{key}_gain": ours.mean() / theirs.mean() - 1 if theirs.mean() else None,
-                f"{key}_paper": empower.paper_gain(baseline, key)}
-    return row
+    ours, theirs = (over_seeds(results, name, key) for name in (empowered(results), baseline))
+    mean, low, high = simhuman.seeds_interval(ours - theirs)
+    return {"name": baseline, "mean": mean, "low": low, "high": high,
+            "gain": ours.mean() / theirs.mean() - 1 if theirs.mean() else None,
+            "paper": empower.paper_gain(baseline, key)}
+
+
+def per_turn(row):
+    """The mean length of a suggestion, tokens, if silence is a suggestion of 0 tokens."""
+    return (row["suggestion_length"] or 0) * (1 - row["silent_share"])
 
 
 def above(points, others, key):
     """At how many points a curve lies above another: (above, comparable), by interpolation.
 
-    points, others: rows with a suggestion_length. A point beyond the other curve's lengths cannot
-    be compared.
+    points, others: rows. A point beyond the lengths of the other curve cannot be compared.
     """
-    line = sorted((row["suggestion_length"], row[key]) for row in others)
-    x, y = np.array(line).T
-    comparable = [row for row in points if x[0] <= row["suggestion_length"] <= x[-1]]
-    return sum(row[key] > np.interp(row["suggestion_length"], x, y) for row in comparable), \
+    x, y = np.array(sorted((per_turn(row), row[key] or 0) for row in others)).T
+    comparable = [row for row in points if x[0] <= per_turn(row) <= x[-1]]
+    return sum((row[key] or 0) > np.interp(per_turn(row), x, y) for row in comparable), \
         len(comparable)
 
 
 def bound_by_horizon(results):
-    """(k, mean of I, its share of the mean entropy) for each horizon k, and the mean entropy."""
+    """{"k", "information", its "share" of the entropy of the same tokens} for each horizon k."""
     states = results["bound"]
-    entropy = np.mean([state["entropy"] for state in states])
+    entropy = np.mean([state["entropy_counted"] for state in states])
     information = np.mean([state["information"] for state in states], axis=0)
     return [{"k": k, "information": i, "share": i / entropy}
-            for k, i in zip(results["horizons"], information)], entropy
+            for k, i in zip(results["horizons"], information)]
 
 
 # ------------------------------------------------------------------- tables
@@ -108,23 +131,28 @@ def pm(key, digits=3, error="sd"):
 SEEDS = {"assistant": "{name}", **{header: pm(key) for key, header in METRICS.items()},
          "read": "{tokens_read:.1f}", "written": "{tokens_written:.1f}",
          "length": "{suggestion_length:.1f}", "silent": "{silent_share:.2f}"}
-DIFFERENCES = {"Empower minus": "{name}", **{column: template for key, metric in (
-    ("pass@1", "Pass@1"), ("dpr", "DPR")) for column, template in (
-        (metric, f"{{{key}:+.3f}} ({{{key}_low:+.3f}} to {{{key}_high:+.3f}})"),
-        (f"{metric}, relative", f"{{{key}_gain:+.0%}}"),
-        (f"{metric}, paper's", f"{{{key}_paper:+.0%}}"))}}
-LENGTHS = {"way": "{way}", "setting": "{setting:g}", "length": "{suggestion_length:.1f}",
+DIFFERENCES = {"Empower minus": "{name}", "difference": "{mean:+.3f}",
+               "95% interval": "{low:+.3f} to {high:+.3f}", "relative": "{gain:+.0%}",
+               "the paper's": "{paper:+.0%}"}
+LENGTHS = {"way": "{way}", "setting": "{setting:g}", "a turn": "{per_turn:.1f}",
+           "length": "{suggestion_length:.1f}",
            **{header: pm(key, error="se") for key, header in (
                ("pass@1", "Pass@1"), ("accept_ratio", "accept ratio"),
                ("share_saved", "share saved"))}}
-HUMAN = {"assistant": "{name}", **{header: pm(key, error="se") for key, header in METRICS.items()}}
+HUMAN = {"assistant": "{name}", **{header: pm(key, error="se") for key, header in METRICS.items()},
+         "the paper's": "{paper[0]:.3f}, {paper[1]:.3f}, {paper[2]:.3f}"}
 HORIZONS = {"k": "{k}", "information, bits": "{information:.2f}", "of the entropy": "{share:.0%}"}
+
+
+def paper_row(human, name):
+    """The paper's means of a row, None where it has no such."""
+    name = name.split(" (")[0]
+    return empower.paper_means(human, name) if name in empower.PAPER[human] else None
 
 
 def tables(results):
     """{what it shows: an aligned table}."""
     names = [row["name"] for row in seeds_table(results)]
-    baselines = ["SFT-10", "SFT-20", "SFT-RAND", "Base-10", "Base-20", "Base"]
     others = [name for name in names if name.startswith("Base stopped") or name == "Human alone"
               or name.endswith("entropy")]
     budget = [{"name": name, **{f"at{k}": share for k, share in zip(results["rounds"], row)}}
@@ -134,23 +162,166 @@ def tables(results):
               for judge in results["judges"]]
     return {
         "seeds": table(seeds_table(results), SEEDS),
-        "differences": table([differences(results, name) for name in baselines + others],
-                             DIFFERENCES),
-        "lengths": table([{"way": way, **row} for way, rows in results["lengths"].items()
-                          for row in rows], LENGTHS),
+        **{f"differences, {metric}": table(
+            [difference(results, name, key) for name in BASELINES + others
+             if not (name == "Human alone" and key == "accept_ratio")],
+            {f"{metric}: Empower minus" if k == 0 else header: template
+             for k, (header, template) in enumerate(DIFFERENCES.items())})
+           for key, metric in METRICS.items()},
+        "lengths": table([{"way": way, "per_turn": per_turn(row), **row}
+                          for way, rows in results["lengths"].items() for row in rows], LENGTHS),
         "budget": table(budget, {"most rounds": "{name}", **{
             str(k): f"{{at{k}:.2f}}" for k in results["rounds"]}}),
         "judges": table(judges, {"the human judges": "{name}", **{
             row["name"]: f"{{row{k}:.2f}}"
             for k, row in enumerate(results["judges"][0]["rows"])}}),
-        "second human": table(results["second human"]["rows"], HUMAN),
-        "bound": table(bound_by_horizon(results)[0], HORIZONS),
+        "second human": table([{**row, "paper": paper_row("Llama", row["name"])}
+                               for row in results["second human"]["rows"]], HUMAN),
+        "second human, differences": table(results["second human"]["claims"], {
+            header: empower.CLAIMS[header] for header in ("against", "difference",
+                                                          "95% interval")}),
+        "bound": table(bound_by_horizon(results), HORIZONS),
         "stdlib": table(results["stdlib"]["rows"], {
             header: template for header, template in empower.RESULTS.items()
             if header != "Pass@1"}),
     }
 
 
+# ------------------------------------------------------------------- sentences
+
+
 def sentences(results):
-    """{what it is about: a sentence or two with its figures}."""
-    return {}
+    """{what it is about: a sentence or two with its figures}; README.md says what follows."""
+    return {name: " ".join(write(results).split()) for name, write in (
+        ("size", size), ("claims", claims), ("alone", alone), ("lengths", lengths),
+        ("best", best), ("training", training), ("entropy", entropy), ("bound", bound),
+        ("budget", budget), ("judges", judges), ("second human", second_human),
+        ("stdlib", stdlib))}
+
+
+def shown(value, form=".2f"):
+    """A number as text, a dash where there is none."""
+    return "-" if value is None or math.isnan(value) else format(value, form)
+
+
+def means(results, key, *names):
+    """The means over seeds of these rows, as text. Example: ".92, .39"."""
+    return ", ".join(shown(over_seeds(results, name, key).mean()) for name in names)
+
+
+def size(results):
+    setting = results["config"]
+    return f"""There are {setting["train_problems"]:,} problems to learn from and
+        {setting["held_out_problems"]} to play; the GPT has
+        {results["second human"]["parameters"]["assistants"]:,} parameters."""
+
+
+def claims(results):
+    rows = [difference(results, name, key) for name in BASELINES for key in METRICS]
+    return f"""Of the {len(rows)} intervals of {", ".join(METRICS.values())} against
+        {", ".join(BASELINES)}, {sum(row["low"] > 0 for row in rows)} lie above zero."""
+
+
+def alone(results):
+    rows = "Human alone", empowered(results), "Base-10", "SFT-10"
+    return f"""Alone, with Empower, with Base-10 and with SFT-10 she solves
+        {means(results, "pass@1", *rows)} of the problems; DPR is {means(results, "dpr", *rows)}.
+        Empower minus alone is {interval(results, "Human alone", "pass@1")} in Pass@1 and
+        {interval(results, "Human alone", "dpr")} in DPR."""
+
+
+def interval(results, baseline, key):
+    """Empower minus a baseline. Example: "+0.034 (-0.020 to +0.088)"."""
+    row = difference(results, baseline, key)
+    return f"{row['mean']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f})"
+
+
+def lengths(results):
+    def compared(other, key):
+        return "{} of {}".format(*above(results["lengths"]["Empower"], results["lengths"][other],
+                                        key))
+
+    return "Of Empower's points, " + "; ".join(
+        f"""{compared(other, "pass@1")} lie above the curve of {other} in Pass@1,
+        {compared(other, "accept_ratio")} in accept ratio, {compared(other, "share_saved")} in
+        share saved""" for other in ("SFT-N", "Base-N")) + "."
+
+
+def best(results):
+    found = {way: max(rows, key=lambda row: row["pass@1"])
+             for way, rows in results["lengths"].items()}
+    return "The best Pass@1 of each way: " + "; ".join(
+        f"""{row["name"]} {row["pass@1"]:.2f}, with {row["share_saved"]:.2f} of the tokens saved
+        and an accept ratio of {shown(row["accept_ratio"])}""" for row in found.values()) + "."
+
+
+def training(results):
+    stopped = f"Base stopped at {results['config']['eta']:g} bits"
+    pairs = list(zip(results["lengths"]["Empower"], results["lengths"]["Base stopped"]))
+    better = sum(ours["pass@1"] > theirs["pass@1"] for ours, theirs in pairs)
+    return f"""Empower minus the untrained model stopped at the same eta is
+        {interval(results, stopped, "pass@1")} in Pass@1 and
+        {interval(results, stopped, "dpr")} in DPR; over the
+        etas of the sweep training is ahead in Pass@1 at {better} of {len(pairs)}."""
+
+
+def entropy(results):
+    name = f"{empowered(results)}, entropy"
+    return f"""With cut points by the exact entropy Pass@1 is {means(results, "pass@1", name)} and
+        the accept ratio {means(results, "accept_ratio", name)}, with one sample
+        {means(results, "pass@1", empowered(results))} and
+        {means(results, "accept_ratio", empowered(results))}: a difference of
+        {interval(results, name, "pass@1")} in Pass@1."""
+
+
+def bound(results):
+    states, eta = results["bound"], results["config"]["eta"]
+    horizons = bound_by_horizon(results)
+    cost, exact = (np.array([state[key] for state in states]) for key in ("nll", "entropy"))
+    agree = np.mean((cost <= eta) == (exact <= eta))
+    return f"""Over {len(states)} states the entropy of the next token is {exact.mean():.2f} bits,
+        and what one token costs {cost.mean():.2f} (a single one is off by {np.std(cost - exact):.2f}; on
+        which side of eta it lies agrees in {agree:.0%} of the states). Of the entropy, the
+        {", ".join(str(row["k"]) for row in horizons)} tokens behind the next one reveal
+        {", ".join(f"{row['share']:.0%}" for row in horizons)}."""
+
+
+def budget(results):
+    rounds, rows = results["rounds"], results["budget"]
+    default = rounds.index(results["config"]["rounds"])
+    few = "; ".join(f"""within {rounds[k]} rounds {rows[empowered(results)][k]:.2f} and
+        {rows["Human alone"][k]:.2f}""" for k in (1, 2, default))
+    return f"""Pass@1 with Empower and alone, on one seed: {few}; without a limit
+        {rows[empowered(results)][-1]:.2f} and {rows["Human alone"][-1]:.2f}."""
+
+
+def judges(results):
+    judged = [{row["name"]: row["pass@1"] for row in judge["rows"]} for judge in results["judges"]]
+    ours = empowered(results)
+    leads = {name: sum(rows[ours] > rows[name] for rows in judged)
+             for name in judged[0] if name != ours}
+    return f"""Of {len(judged)} judges, Empower has a higher Pass@1 than
+        {", ".join(f"{name} under {count}" for name, count in leads.items())}."""
+
+
+def second_human(results):
+    found = results["second human"]
+    rows = {row["name"]: row for row in found["rows"]}
+    return f"""Beside a human with a model of her own, of {found["parameters"]["human"]:,}
+        parameters, whose programs the assistants learn, Pass@1 is """ + ", ".join(
+        f"{name} {rows[name]['pass@1']:.2f}" for name in (
+            empowered(results), *BASELINES, "Human alone") if name in rows) + "."
+
+
+def stdlib(results):
+    rows = {row["name"]: row for row in results["stdlib"]["rows"]}
+    claim = next(claim for claim in results["stdlib"]["claims"] if (
+        claim["baseline"], claim["metric"]) == ("SFT-10", "share saved"))
+    stopping = empower.with_verdict(results["stdlib"]["stopping"])
+    missed = sum(row["close"] == "NO" for row in stopping)
+    ours, theirs = (rows[name]["accept_ratio"] for name in (empowered(results), "SFT-10"))
+    return f"""Empower's share saved minus SFT-10's is {claim["difference"]:+.3f}
+        ({claim["low"]:+.3f} to {claim["high"]:+.3f}, over {results["stdlib"]["problems"]} programs);
+        its accept ratio is {shown(ours, ".3f")}, SFT-10's {shown(theirs, ".3f")}. Of the
+        {len(stopping)} assistants {missed} did not learn to stop within 20% of what their rule
+        asks for."""
