@@ -97,8 +97,7 @@ def lengths(results):
         ax.minorticks_off()
         ax.set_ylim(0, 1.04)
         ax.set_title(title, fontsize=11)
-    figure.supxlabel("mean length of a suggestion, tokens, silent turns as 0 (log scale)",
-                     fontsize=11)
+    axes[1].set_xlabel("mean length of a suggestion, tokens, silent turns as 0 (log scale)")
     figure.legend(handles, labels, loc="outside lower center", ncols=5)
     return figure
 
@@ -176,4 +175,6 @@ def stdlib(results):
         ax.grid(axis="y", visible=False)
     alone = report.row_of(results["stdlib"]["rows"], "Human alone")["dpr"]
     axes[2].axvline(alone, color=BLACK, linestyle="-.", linewidth=1)
+    axes[2].set_xlim(0, 1.1)
+    axes[2].text(alone - 0.02, -0.6, "human alone", ha="right", fontsize=9)
     return figure

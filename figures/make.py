@@ -70,7 +70,7 @@ def expected_seconds(seeds):
     assistant, row = EXPECTED["assistant"], EXPECTED["row"]
     one_seed = EXPECTED["base model"] + EXPECTED["programs"] + 6 * assistant + 13 * row
     lengths = (len(ETAS) + len(NS)) * (assistant + 2 * row)
-    judges = len(simhuman.JUDGING) * len(AT_TAU) * 4 * row
+    judges = len(empower.TAU) * len(AT_TAU) * 4 * row
     second_human = EXPECTED["second human"] + EXPECTED["programs"] + 4 * assistant + 9 * row
     return (seeds * one_seed + lengths + 4 * row + EXPECTED["budget"] + judges + second_human
             + EXPECTED["bound"] + EXPECTED["stdlib"])

@@ -38,7 +38,8 @@ def text(results):
         "lengths": f"Seed {seeds[0]}, ± one standard error over problems. Setting: eta in bits or "
                    "N in tokens; a turn: the mean length where silence counts as 0 tokens; length: "
                    "that of suggestions.",
-        "budget": f"Pass@1 on seed {seeds[0]} within so many rounds; the last is no limit.",
+        "budget": f"Pass@1 on seed {seeds[0]} within so many rounds; the last is no limit. These "
+                  "are games of their own, sampled apart from those above.",
         "judges": f"Pass@1 on seed {seeds[0]} beside humans who judge otherwise.",
         "second human": "A human with a model of her own, ± one standard error over problems. Last "
                         "the paper's Pass@1, accept ratio and DPR beside its second human.",
@@ -218,8 +219,8 @@ def size(results):
 
 def claims(results):
     rows = [difference(results, name, key) for name in BASELINES for key in METRICS]
-    return f"""Of the {len(rows)} intervals of {", ".join(METRICS.values())} against
-        {", ".join(BASELINES)}, {sum(row["low"] > 0 for row in rows)} lie above zero."""
+    return f"""Of the {len(rows)} intervals of {", ".join(METRICS.values())} against SFT and Base,
+        {sum(row["low"] > 0 for row in rows)} lie above zero."""
 
 
 def alone(results):
@@ -237,22 +238,19 @@ def interval(results, baseline, key):
 
 
 def lengths(results):
-    def compared(other, key):
-        return "{} of {}".format(*above(results["lengths"]["Empower"], results["lengths"][other],
-                                        key))
+    def compared(other):
+        counts = [above(results["lengths"]["Empower"], results["lengths"][other], key)
+                  for key in ("pass@1", "accept_ratio", "share_saved")]
+        return ", ".join(f"{count} of {of}" for count, of in counts)
 
-    return "Of Empower's points, " + "; ".join(
-        f"""{compared(other, "pass@1")} lie above the curve of {other} in Pass@1,
-        {compared(other, "accept_ratio")} in accept ratio, {compared(other, "share_saved")} in
-        share saved""" for other in ("SFT-N", "Base-N")) + "."
+    return f"""In Pass@1, accept ratio and share saved, {compared("SFT-N")} of Empower's points lie
+        above SFT-N's curve, and {compared("Base-N")} above Base-N's."""
 
 
 def best(results):
-    found = {way: max(rows, key=lambda row: row["pass@1"])
-             for way, rows in results["lengths"].items()}
-    return "The best Pass@1 of each way: " + "; ".join(
-        f"""{row["name"]} {row["pass@1"]:.2f}, with {row["share_saved"]:.2f} of the tokens saved
-        and an accept ratio of {shown(row["accept_ratio"])}""" for row in found.values()) + "."
+    found = [max(rows, key=lambda row: row["pass@1"]) for rows in results["lengths"].values()]
+    return "The best Pass@1 of each way, and its share saved: " + "; ".join(
+        f"{row['name']} {row['pass@1']:.2f}, {row['share_saved']:.2f}" for row in found) + "."
 
 
 def training(results):
@@ -279,11 +277,17 @@ def bound(results):
     horizons = bound_by_horizon(results)
     cost, exact = (np.array([state[key] for state in states]) for key in ("nll", "entropy"))
     agree = np.mean((cost <= eta) == (exact <= eta))
+    dear = [state for state in states if state["entropy"] > eta]
+    tight = sum(state["information"][-1] >= 0.95 * state["entropy_counted"] for state in dear)
+    gaps = sorted(states, key=lambda state: state["information"][-1] - state["entropy_counted"])
+    loosest = list(dict.fromkeys(state["token"] for state in gaps[:5]))
     return f"""Over {len(states)} states the entropy of the next token is {exact.mean():.2f} bits,
         and what one token costs {cost.mean():.2f} (a single one is off by {np.std(cost - exact):.2f}; on
         which side of eta it lies agrees in {agree:.0%} of the states). Of the entropy, the
         {", ".join(str(row["k"]) for row in horizons)} tokens behind the next one reveal
-        {", ".join(f"{row['share']:.0%}" for row in horizons)}."""
+        {", ".join(f"{row['share']:.0%}" for row in horizons)}. Of {len(dear)} states with more than
+        eta bits, {tight} come within 5% of the bound at k = {horizons[-1]["k"]}; it is loosest
+        where she wrote {", ".join(map(repr, loosest))}."""
 
 
 def budget(results):
@@ -296,21 +300,24 @@ def budget(results):
 
 
 def judges(results):
-    judged = [{row["name"]: row["pass@1"] for row in judge["rows"]} for judge in results["judges"]]
-    ours = empowered(results)
-    leads = {name: sum(rows[ours] > rows[name] for rows in judged)
-             for name in judged[0] if name != ours}
-    return f"""Of {len(judged)} judges, Empower has a higher Pass@1 than
-        {", ".join(f"{name} under {count}" for name, count in leads.items())}."""
+    def passed(name, times):
+        return ", ".join(f"{row_of(judge['rows'], name)['pass@1']:.2f}"
+                         for judge in results["judges"] if judge["times"] == times)
+
+    kinds = list(dict.fromkeys(judge["judging"] for judge in results["judges"]))
+    factors = list(dict.fromkeys(judge["times"] for judge in results["judges"]))
+    return f"""Pass@1 of Empower, and of Base-10, beside humans who judge by {", ".join(kinds)}: """ \
+        + "; ".join(f"""at {times:g} tau {passed(empowered(results), times)}, and
+        {passed("Base-10", times)}""" for times in factors) + "."
 
 
 def second_human(results):
     found = results["second human"]
     rows = {row["name"]: row for row in found["rows"]}
-    return f"""Beside a human with a model of her own, of {found["parameters"]["human"]:,}
-        parameters, whose programs the assistants learn, Pass@1 is """ + ", ".join(
+    return f"""She has {found["parameters"]["human"]:,} parameters, and the assistants learn from
+        her programs: Pass@1 is """ + ", ".join(
         f"{name} {rows[name]['pass@1']:.2f}" for name in (
-            empowered(results), *BASELINES, "Human alone") if name in rows) + "."
+            empowered(results), "SFT-10", "Base-10", "Human alone")) + "."
 
 
 def stdlib(results):
