@@ -1151,7 +1151,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **options)
 
     def error(self, message):
-        self.exit(2, f"{self.prog}: {message}; see --help\n")
+        self.exit(2, f"{self.prog.split()[0]}: {message}; see --help\n")
 
 
 def parse(argv):

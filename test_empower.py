@@ -1881,7 +1881,8 @@ def test_the_scorer_does_not_see_the_statement_and_the_human_does(monkeypatch, t
         prompts.extend(texts) or [[5, 6]] * len(texts), [True] * len(texts)))
     monkeypatch.setattr(empower, "score", lambda model, programs, end: (
         scored.extend(programs) or [np.zeros(len(program)) for program in programs]))
-    empower.write_programs(Config(), tiny_base(tmp_path), contest(), tmp_path)
+    base = tiny_base(tmp_path)
+    empower.write_programs(Config(), base, base.model, contest(), tmp_path)
     statements = [tokenizer().encode_ordinary(problem.statement) for problem in contest().train]
     assert [prompt[1:] for prompt in prompts] == statements
     assert scored == [tokenizer().encode_ordinary(tokenizer().decode([5, 6]))] * len(statements)
