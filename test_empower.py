@@ -2481,6 +2481,27 @@ def test_without_a_model_the_small_gpt_of_a_run_is_at_hand(replayed, corpus):
         assert re.fullmatch(rf"empower.py: using {out}/stages/{kind}-.*\n", stderr)
 
 
+def test_the_model_at_hand_is_that_of_the_last_run_and_not_the_newest(finished, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(finished[0], out)
+    models = json.loads((out / "results.json").read_text())["models"]
+    for name, kind in (("base", "base"), ("Empower (0.32)", "empower-0.32-entropy")):
+        newer = out / "stages" / f"{kind}-0123456789"
+        shutil.copytree(out / "stages" / models[name], newer)
+        os.utime(newer)
+    for command, name in ((["show", HERE / "figures" / "program.py"], "base"),
+                          (["suggest", f"{HERE / 'figures' / 'program.py'}:3:1"],
+                           "Empower (0.32)")):
+        status, _, stderr = in_process(*command, "--out", out)
+        assert status == 0 and models[name] in stderr
+    (out / "results.json").write_text("{")
+    status, _, stderr = in_process("show", HERE / "figures" / "program.py", "--out", out)
+    assert status == 2 and "results.json cannot be read" in stderr
+    (out / "results.json").unlink()  # as before the first run has finished
+    status, _, stderr = in_process("show", HERE / "figures" / "program.py", "--out", out)
+    assert status == 0 and "base-0123456789" in stderr
+
+
 def edited_json(path, **edits):
     path.write_text(json.dumps({**json.loads(path.read_text()), **edits}))
 
@@ -2602,8 +2623,9 @@ def readme_blocks(language):
 
 
 def readme_commands():
+    """Those of figures/make.py have their test beside it."""
     return [line for block in readme_blocks("sh") for line in block.splitlines()
-            if line.startswith("python ") and "figures/make.py" not in line]  # their own tests
+            if line.startswith("python ") and "figures/make.py" not in line]
 
 
 @pytest.mark.parametrize("command", readme_commands())
@@ -2622,7 +2644,8 @@ def test_readme_commands_run(command, request, tmp_path, monkeypatch):
     elif script == "empower.py" and "--help" not in words:
         words += ["--out", use("finished")[0], *TINY]
     program = str(HERE / "figures" / "program.py")
-    stands_for = {"OUT_DIR": lambda: tmp_path / "student", "stdlib": lambda: use("corpus"), "PATH": lambda: use("corpus"),
+    stands_for = {"OUT_DIR": lambda: tmp_path / "student",
+                  "stdlib": lambda: use("corpus"), "PATH": lambda: use("corpus"),
                   "DIR": lambda: published(tmp_path / "base"), "DIR2": lambda: tmp_path / "tuned",
                   "FILE": lambda: program, "FILE:3:9": lambda: f"{program}:3:9",
                   "figures/program.svg": lambda: tmp_path / "program.svg"}

@@ -9,6 +9,7 @@ import random
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -125,6 +126,51 @@ def test_exercise_8_programs_solve_their_problems_and_swapped_ones_do_not(domain
             tried += 1
             solved += solves(write_program(parts, draw_style(rng)), problem)
     assert solved <= 0.01 * tried, (solved, tried)
+
+
+# ------------------------------------------------------------------- the experiments
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """Settings of a run that takes seconds, whose stages all experiments share."""
+    return exercises.empower.Config(
+        out=str(tmp_path_factory.mktemp("run") / "out"), pretrain_steps=12, train_problems=40,
+        held_out_problems=6, dev_problems=3, layers=1, width=32, max_suggestion=8, rounds=3,
+        device="cpu")
+
+
+@pytest.mark.parametrize("number, names", [
+    (4, ["Price 0.05", "Price 0.2", "Price 0.8"]), (5, ["Unigram (4)", "Unigram (16)"]),
+    (6, [f"{name}, lapses {rate}" for rate in ("0.1", "0.3", "1")
+         for name in ("Base-10", "SFT-10", "Empower (0.32)")]),
+    (7, ["Best half", "First half"])])
+def test_an_experiment_prints_its_rows_beside_the_default_ones(number, names, tiny, capsys):
+    rows = exercises.experiment(number, tiny)
+    assert [row["name"] for row in rows] == ["Base-10", "SFT-10", "Empower (0.32)", *names]
+    printed = capsys.readouterr().out
+    assert all(f"| {name} " in printed for name in names)
+    assert printed.count("Pass@1 of") == len(names) - 1
+    if number == 6:  # who never looks accepts all that is offered
+        assert all(row["accept_ratio"] in (1, None) for row in rows if "lapses 1" in row["name"])
+
+
+def test_another_domain_goes_through_the_whole_experiment(tiny, monkeypatch, capsys):
+    monkeypatch.setattr(contest, "DOMAINS", contest.DOMAINS)
+    assert exercises.experiment(8, tiny) == []
+    assert "| Empower (0.32) " in capsys.readouterr().out
+    [path] = Path(tiny.out, "another-domain", "stages").glob("programs-*/programs.jsonl")
+    assert "times" in path.read_text()
+
+
+@pytest.mark.parametrize("arguments", [[], ["3"], ["x"], ["4", "--out", "/dev/null/x"]])
+def test_what_cannot_be_tried_is_one_sentence(arguments, capsys):
+    try:
+        status = exercises.main(arguments)
+    except SystemExit as end:
+        status = end.code
+    error = capsys.readouterr().err
+    assert status == 2 and error.startswith("course/exercises.py: ") and error.count("\n") == 1
 
 
 # ------------------------------------------------------------------- what a student is given

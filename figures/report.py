@@ -300,15 +300,11 @@ def budget(results):
 
 
 def judges(results):
-    def passed(name, times):
-        return ", ".join(f"{row_of(judge['rows'], name)['pass@1']:.2f}"
-                         for judge in results["judges"] if judge["times"] == times)
-
-    kinds = list(dict.fromkeys(judge["judging"] for judge in results["judges"]))
-    factors = list(dict.fromkeys(judge["times"] for judge in results["judges"]))
-    return f"""Pass@1 of Empower, and of Base-10, beside humans who judge by {", ".join(kinds)}: """ \
-        + "; ".join(f"""at {times:g} tau {passed(empowered(results), times)}, and
-        {passed("Base-10", times)}""" for times in factors) + "."
+    skims = [judge for judge in results["judges"] if judge["judging"] == "skim"]
+    return "Beside one who skims, Pass@1 of Empower and of Base-10 is " + "; ".join(
+        f"""{row_of(judge["rows"], empowered(results))["pass@1"]:.2f} and
+        {row_of(judge["rows"], "Base-10")["pass@1"]:.2f} at tau = {judge["tau"]:g} bits"""
+        for judge in skims) + "."
 
 
 def second_human(results):
