@@ -89,7 +89,9 @@ def empower_lengths(nll, eta):
 def completion_rule(name, eta):
     """How many tokens an assistant learns to write: rule(costs after the prefix, rng) -> length.
 
-    The rule is all that tells Empower from its baselines; everything below is shared.
+    "empower" for `empower_length`; "sft-N" for N tokens, N at least 1; "sft-rand" for 1 to 30 at
+    random by rng, a numpy Generator. A length may be larger than the number of costs: who uses it
+    cuts off. The rule is all that tells Empower from its baselines; everything below is shared.
     """
     if name == "empower":
         return lambda nll, rng: empower_length(nll, eta)
@@ -842,9 +844,10 @@ def token_texts(encoding, ids):
 
 
 def choices(nll, eta):
-    """The tokens that are left to the human when Algorithm 1 plays a whole program with her.
+    """Positions (a list of int) of the tokens that are left to the human in a whole program.
 
-    She writes one wherever the assistant stops, which writes all that is then obvious.
+    The assistant writes what Algorithm 1 allows, she writes the next token, and so on by turns;
+    where it reaches the end she writes nothing more.
     Example: costs [3, 0, 0.2, 0.2, 2] with eta = 0.32: [0, 3, 4].
     """
     lengths, human, n = empower_lengths(nll, eta), [], 0

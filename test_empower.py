@@ -185,9 +185,15 @@ def test_exercise_3_a_rule_is_all_that_tells_the_assistants_apart():
     assert [rules[name](nll, rng) for name in rules if name != "SFT-RAND"] == [10, 20, 2, 3]
     lengths = {rules["SFT-RAND"](nll, rng) for _ in range(2000)}
     assert lengths == set(range(1, 31))
-    for name in ("sft-0", "sft", "SFT-10", "sft-1.5", "dpo"):
-        with pytest.raises(empower.UserError, match="sft-rand"):
-            empower.completion_rule(name, 1)
+    drawn = [[rules["SFT-RAND"](nll, rng) for _ in range(20)]
+             for rng in (np.random.default_rng(1), np.random.default_rng(1))]
+    assert drawn[0] == drawn[1]
+
+
+@pytest.mark.parametrize("name", ["sft-0", "sft", "SFT-10", "sft-1.5", "dpo"])
+def test_exercise_3_any_other_name_is_an_error(name):
+    with pytest.raises(empower.UserError, match="empower.*sft-rand.*sft-N"):
+        empower.completion_rule(name, 1)
 
 
 # ------------------------------------------------------------------- the contest

@@ -8,6 +8,7 @@ reuse what `python empower.py` has left in out/, so run that first.
 """
 
 import dataclasses
+import inspect
 import sys
 from pathlib import Path
 
@@ -71,7 +72,7 @@ def with_lapses(accepts, rate, rng):
     """A judge who sometimes does not look: with probability `rate` any suggestion is accepted.
 
     accepts(nll) is her verdict when she looks, nll the bits of each suggested token for her. rng: a
-    numpy Generator, asked once for each suggestion. Example: rate 0 is `accepts`, rate 1 accepts
+    numpy Generator, asked once for each suggestion, before she looks. Example: rate 0 is `accepts`, rate 1 accepts
     everything.
     """
     return lambda nll: bool(rng.random() < rate) or accepts(nll)
@@ -86,7 +87,8 @@ def experiment_6(lab):
             row, rng = f"{name}, lapses {rate:g}", empower.numpy_generator
             game = empower.contest_game(lab.cfg, lab.human, lab.contest.held_out)
             game.human.accepts = with_lapses(game.human.accepts, rate, rng(lab.cfg, row))
-            other = lab._replace(game=game._replace(inputs={**game.inputs, "lapses": rate}))
+            inputs = {**game.inputs, "lapses": rate, "source": inspect.getsource(with_lapses)}
+            other = lab._replace(game=game._replace(inputs=inputs))
             episodes |= other.play({row: rows[name]})
     return episodes
 
@@ -97,11 +99,11 @@ def experiment_6(lab):
 def keep_best(episodes, share, gamma, alpha, beta):
     """Indices, in order, of the `share` of the episodes with the highest discounted pass rate.
 
-    At least one is kept; of equals the earlier. Example: of the values 0, 0.9, 0.5, 0.9 the half
+    These are int(share * their number), at least one; of equals the earlier. Example: of the values 0, 0.9, 0.5, 0.9 the half
     that is best is [1, 3].
     """
     values = np.array([simhuman.discounted(episode, gamma, alpha, beta) for episode in episodes])
-    best = np.argsort(-values, kind="stable")[:max(1, round(share * len(values)))]
+    best = np.argsort(-values, kind="stable")[:max(1, int(share * len(values)))]
     return sorted(best.tolist())
 
 
@@ -132,9 +134,10 @@ def another_domain():
 
     Each part says three times the same: as a phrase of the statement, as code, and as a meaning
     that does not share the code. Together they make new problems, with tests of their own; at
-    least 100 of them have to mean something of their own. `draw` gives a word without spaces that
-    is not `stop` (then text=True) or an integer that can be negative, and each part of `select`
-    keeps some of what is drawn.
+    least 100 of them have to mean something of their own. `draw` gives a word without spaces
+    (then text=True) or an int, sometimes negative; never `stop`. Each part of `select` keeps some
+    of what is drawn. The noun, and all phrases and codes of a kind, are different; `code` is a
+    format string, so braces of your own are doubled.
     Example: of times as HH:MM keep the ones before noon, take each hour, print all in order.
     """
     return Domain(
@@ -174,8 +177,9 @@ def learnt(lab, rules, programs=None):
 
 def experiment(number, cfg):
     """Plays the experiment of an exercise; prints and returns its rows, beside the default's."""
-    lab = empower.laboratory(cfg, empower.prepare(cfg))
+    device = empower.prepare(cfg)
     print(f"{EXPERIMENTS[number].__doc__} Some minutes on 2 CPU cores.")
+    lab = empower.laboratory(cfg, device)
     found = EXPERIMENTS[number](lab)
     if not found:  # it has printed a table of its own
         return []
@@ -202,8 +206,15 @@ def main(argv=None):
     parser.add_argument("number", type=int, choices=EXPERIMENTS, help="of the exercise")
     parser.add_argument("--out", default="out", help="folder of python empower.py (default: out)")
     args = parser.parse_args(argv)
-    return empower.carry_out(lambda: experiment(args.number, empower.Config(out=args.out)),
-                             "course/exercises.py")
+
+    def work():
+        try:
+            experiment(args.number, empower.Config(out=args.out))
+        except NotImplementedError:
+            raise empower.UserError(f"exercise {args.number}, or one of 1 to 3, is not written "
+                                    "yet: pytest -k exercise says which") from None
+
+    return empower.carry_out(work, "course/exercises.py")
 
 
 if __name__ == "__main__":

@@ -62,10 +62,26 @@ def test_exercise_6_accepts_everything_in_its_lapses_and_nothing_else_more():
     rng, verdicts = np.random.default_rng(0), {}
     for rate in (0, 0.25, 1):
         judge = exercises.with_lapses(lambda nll: skim(nll, 1.0), rate, rng)
-        assert all(judge([0.5, 1.0]) is True for _ in range(50))  # she would have accepted this
+        assert all(judge([0.5, 1.0]) for _ in range(50))  # she would have accepted this
         verdicts[rate] = np.mean([judge([9.0]) for _ in range(2000)])
     assert verdicts[0] == 0 and verdicts[1] == 1
     assert verdicts[0.25] == pytest.approx(0.25, abs=0.05)
+    draws = Draws()
+    judge = exercises.with_lapses(lambda nll: draws.count == 0, 0.0, draws)
+    assert not judge([9.0]) and draws.count == 1  # drawn before she looks, and once
+
+
+class Draws:
+    """A generator that counts how often it was asked."""
+
+    count = 0
+
+    def __getattr__(self, name):
+        def draw(*arguments, **options):
+            self.count += 1
+            return getattr(np.random.default_rng(0), name)(*arguments, **options)
+
+        return draw
 
 
 def test_exercise_7_keeps_what_is_right_and_short():
@@ -78,8 +94,9 @@ def test_exercise_7_keeps_what_is_right_and_short():
     assert exercises.keep_best(episodes, 0.75, 0.9, 0.1, 0.5) == [1, 2, 3]
     assert exercises.keep_best(episodes, 0.01, 0.9, 0.1, 0.5) == [1]  # at least one
     assert exercises.keep_best(episodes, 1, 0.9, 0.1, 0.5) == [0, 1, 2, 3]
-    read = Episode(0, [Turn([1] * 99, [], False, [1])], passed=True)
-    assert exercises.keep_best([read, written(True, 2)], 0.5, 0.9, 0.1, 0.5) == [1]
+    read = Episode(0, [Turn([1] * 3, [], False, [])], passed=True)  # 0.3 to read, 0.5 to write
+    assert exercises.keep_best([written(True, 1), read], 0.5, 0.9, 0.1, 0.5) == [1]
+    assert exercises.keep_best(episodes + [read], 0.5, 0.9, 0.1, 0.5) == [1, 4]  # 2 of 5
 
 
 @pytest.fixture
@@ -88,7 +105,8 @@ def domain(monkeypatch):
     caches = contest._bank, contest._bank_answers, contest._wrong_answers
     for cache in caches:
         cache.cache_clear()
-    found = exercises.another_domain()
+    found, rng = exercises.another_domain(), random.Random(0)
+    assert found.text or min(found.draw(rng) for _ in range(300)) < 0, "draw a negative number too"
     monkeypatch.setattr(contest, "DOMAINS", (*contest.DOMAINS, found))
     yield found
     for cache in caches:
@@ -111,10 +129,12 @@ def test_exercise_8_has_parts_of_each_kind_that_are_told_apart(domain):
     rng = random.Random(0)
     drawn = [domain.draw(rng) for _ in range(300)]
     if domain.text:
-        assert all(len(x.split()) == 1 and x != domain.stop for x in drawn)
+        assert all(len(x.split()) == 1 for x in drawn)
     else:
         assert all(type(x) is int for x in drawn) and min(drawn) < 0
-    assert all(any(map(part.meaning, drawn)) for part in domain.select)
+    assert domain.stop not in map(str, drawn)
+    for part in domain.select:
+        assert any(map(part.meaning, drawn)), f"{part.phrase}: keeps nothing of what is drawn"
 
 
 def test_exercise_8_programs_solve_their_problems_and_swapped_ones_do_not(domain):
@@ -160,7 +180,7 @@ def test_another_domain_goes_through_the_whole_experiment(tiny, monkeypatch, cap
     assert exercises.experiment(8, tiny) == []
     assert "| Empower (0.32) " in capsys.readouterr().out
     [path] = Path(tiny.out, "another-domain", "stages").glob("programs-*/programs.jsonl")
-    assert "times" in path.read_text()
+    assert exercises.another_domain().noun in path.read_text()
 
 
 @pytest.mark.parametrize("arguments", [[], ["3"], ["x"], ["4", "--out", "/dev/null/x"]])
