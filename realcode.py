@@ -456,8 +456,8 @@ def offset(text, place, file):
 def model_at_hand(cfg, *kinds):
     """The checkpoint of --model, or one that a run has left in --out, of the first kind there is.
 
-    That of the last finished run, as its results.json says, else the newest: another seed or a
-    sweep may have left others beside it.
+    That of the last finished run, as its results.json says, else the first that was made: another
+    seed or a sweep may have left others beside it.
     """
     device = pick_device(cfg.device)
     if cfg.model:
@@ -470,11 +470,11 @@ def model_at_hand(cfg, *kinds):
     for kind in kinds:
         found = [stages / folder for name, folder in of_run.items()
                  if slug(name).startswith(kind) and (stages / folder).exists()]
-        found = found[:1] or sorted((path for path in stages.glob(f"{kind}-*") if path.suffix
-                                     != ".tmp"), key=lambda path: path.stat().st_mtime)
+        found += sorted((path for path in stages.glob(f"{kind}-*") if re.fullmatch(
+            rf"{kind}(-[\d.]+)?-[0-9a-f]{{10}}", path.name)), key=lambda path: path.stat().st_mtime)
         if found:
-            print(f"empower.py: using {found[-1]}", file=sys.stderr)
-            return load_stage(found[-1], device)
+            print(f"empower.py: using {found[0]}", file=sys.stderr)
+            return load_stage(found[0], device)
     raise UserError(f"there is no small GPT in {cfg.out}: run python empower.py first, which makes "
                     "one, or name a checkpoint with --model")
 

@@ -45,28 +45,32 @@ def panels(n, height=3.4):
 def rows_as_bars(results):
     """The layout of the paper's Figure 2: Pass@1, accept ratio and DPR, ours beside the paper's."""
     figure, axes = panels(3)
-    names = [report.empowered(results), "SFT-20", "SFT-10", "Base-10", "Base"]
+    stopped = f"Base stopped at {results['config']['eta']:g} bits"
+    names = [report.empowered(results), stopped, "SFT-20", "SFT-10", "Base-10", "Base"]
     at = np.arange(len(names))
     for k, (ax, (key, metric)) in enumerate(zip(axes, report.METRICS.items())):
         ours = [report.over_seeds(results, name, key) for name in names]
-        theirs = [empower.paper_means("Gemma", name.split(" ")[0])[k] for name in names]
+        theirs = [np.nan if name == stopped else
+                  empower.paper_means("Gemma", name.split(" ")[0])[k] for name in names]
         errors = [values.std(ddof=1) / len(values) ** 0.5 for values in ours]
         ax.bar(at - 0.2, [values.mean() for values in ours], 0.38, yerr=errors, capsize=3,
-               color=[BLUE, ORANGE, ORANGE, GREY, GREY], edgecolor=BLACK, linewidth=0.6,
-               label=f"ours, mean of {len(ours[0])} seeds")
+               color=[BLUE, SKY, ORANGE, ORANGE, GREY, GREY], edgecolor=BLACK, linewidth=0.6)
         ax.bar(at + 0.2, theirs, 0.38, yerr=PAPER_ERRORS[k], capsize=3, color="white",
-               edgecolor=BLACK, linewidth=0.6, hatch="////", label="the paper's, mean of 3 models")
+               edgecolor=BLACK, linewidth=0.6, hatch="////")
         if key != "accept_ratio":
             alone = report.over_seeds(results, "Human alone", key).mean()
             ax.axhline(alone, color=BLACK, linestyle="-.", linewidth=1)
-            ax.text(4.5, alone + 0.02, "human alone (ours)", ha="right", fontsize=9)
-        ax.set_xticks(at, [name.split(" ")[0] for name in names], rotation=30)
+            ax.text(5.5, alone + 0.02, "human alone (ours)", ha="right", fontsize=9)
+        ax.set_xticks(at, ["Base stopped" if name == stopped else name.split(" ")[0]
+                           for name in names], rotation=30, ha="right")
         ax.set_ylim(0, 1.08)
         ax.set_title({"pass@1": "Pass@1, share of problems", "dpr": "Discounted pass rate",
                       "accept_ratio": "Accept ratio, share of suggestions"}[key], fontsize=11)
         ax.grid(axis="x", visible=False)
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2)
+    kinds = {"facecolor": "#dddddd", "label": f"coloured: ours, mean of {len(ours[0])} seeds"}, {
+        "facecolor": "white", "hatch": "////", "label": "the paper's, mean of 3 models"}
+    figure.legend(handles=[matplotlib.patches.Patch(edgecolor=BLACK, **kind) for kind in kinds],
+                  loc="outside lower center", ncols=2)
     return figure
 
 
@@ -97,7 +101,7 @@ def lengths(results):
         ax.minorticks_off()
         ax.set_ylim(0, 1.04)
         ax.set_title(title, fontsize=11)
-    axes[1].set_xlabel("mean length of a suggestion, tokens, silent turns as 0 (log scale)")
+    axes[1].set_xlabel("mean length of a suggestion, tokens, silent turns as 0 (log scale; seed 0)")
     figure.legend(handles, labels, loc="outside lower center", ncols=5)
     return figure
 
@@ -115,8 +119,8 @@ def budget(results):
         ax.axvline(rounds.index(default), color=GREY, linewidth=1)
         ax.text(rounds.index(default) + 0.08, 0.02, "default", fontsize=9)
     ax.set_xticks(range(len(rounds)), [*map(str, rounds[:-1]), "no limit"])
-    ax.set_xlabel(f"most rounds a problem (in each she types up to "
-                  f"{results['config']['turn_tokens']} tokens)")
+    ax.set_xlabel(f"most rounds a problem (not to scale; seed 0), up to "
+                  f"{results['config']['turn_tokens']} tokens typed in each")
     ax.set_ylabel("Pass@1, share of problems")
     ax.set_ylim(0, 1.04)
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
@@ -134,7 +138,7 @@ def bound(results):
               color=BLUE, marker="o", label="I(next token; the k tokens behind it)")
     left.axhline(counted, color=BLACK, linestyle="--", label="H of the same tokens, the bound")
     left.axhline(exact, color=BLACK, linestyle=":", label="H of all tokens")
-    left.axhline(cost, color=ORANGE, linestyle="-.", linewidth=2, label="its one-sample estimate")
+    left.axhline(cost, color=ORANGE, linestyle="-.", linewidth=2, label="the cost of the token written, one sample")
     left.set_xscale("log", base=2)
     left.set_xticks(results["horizons"], [str(k) for k in results["horizons"]])
     left.set_ylim(bottom=0)
@@ -148,6 +152,7 @@ def bound(results):
     right.plot([small, 12], [small, 12], color=BLACK, linestyle="--", linewidth=1)
     right.axhline(results["config"]["eta"], color=ORANGE, linewidth=1)
     right.axvline(results["config"]["eta"], color=ORANGE, linewidth=1)
+    right.set_title("a state each; below 0.002 bits on the edge", fontsize=11)
     right.text(small, results["config"]["eta"] * 1.1, "eta", color=BLACK, fontsize=9)
     right.set_xscale("log")
     right.set_yscale("log")
@@ -176,5 +181,5 @@ def stdlib(results):
     alone = report.row_of(results["stdlib"]["rows"], "Human alone")["dpr"]
     axes[2].axvline(alone, color=BLACK, linestyle="-.", linewidth=1)
     axes[2].set_xlim(0, 1.1)
-    axes[2].text(alone - 0.02, -0.6, "human alone", ha="right", fontsize=9)
+    axes[2].text(alone + 0.01, 0, "human\nalone", va="center", fontsize=9)
     return figure

@@ -261,7 +261,7 @@ def rounded(plain, digits=4):
 def sweep(cfg, replay_cfg, seeds, results):
     """Runs every section, or reads it from finished stages; writes and returns what was found."""
     begin, device, expected = time.time(), empower.prepare(cfg), expected_seconds(seeds)
-    if not os.access(Path(results).parent, os.W_OK):
+    if results.is_dir() or not os.access(results if results.exists() else results.parent, os.W_OK):
         raise UserError(f"cannot write --results {results}: name a file in a folder that is there")
     print(f"{seeds} seeds of the default experiment, then on seed {cfg.seed}: other lengths, "
           f"budgets, judges, a second human,\nthe bound, and Python's own library. About "
@@ -305,7 +305,8 @@ def main(argv=None):
     reporting = commands.add_parser("report", help="the tables and sentences of README.md")
     for command in (sweeping, plotting, reporting):
         command.add_argument("--results", type=Path, default=HERE / "results.json",
-                             help="the file of what was found (default: results.json beside this)")
+                             help="the file of what was found (default: results.json beside "
+                                  "this); pictures are drawn beside it")
     args = parser.parse_args(argv)
     return empower.carry_out(lambda: obey(args), "figures/make.py")
 
@@ -319,14 +320,17 @@ def obey(args):
         return sweep(Config(out=args.out), replay_cfg, args.seeds, args.results)
     import report
     results = report.read(args.results)
-    if args.command == "report":
-        return print(report.text(results))
     try:
+        if args.command == "report":
+            return print(report.text(results))
         import draw
+        for path in draw.all_figures(results, args.results.parent):
+            print(path)
     except ModuleNotFoundError:
         raise UserError("matplotlib is missing: pip install -r figures/requirements.txt") from None
-    for path in draw.all_figures(results, args.results.parent):
-        print(path)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise UserError(f"{args.results} is not what a sweep leaves ({error!r}): run python "
+                        "figures/make.py sweep") from None
 
 
 if __name__ == "__main__":

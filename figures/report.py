@@ -10,7 +10,8 @@ import simhuman
 from empower import UserError, table
 
 BASELINES = ["SFT-10", "SFT-20", "SFT-RAND", "Base-10", "Base-20", "Base"]
-SECTIONS = ("seeds", "lengths", "budget", "judges", "second human", "bound", "stdlib")
+SECTIONS = ("config", "environment", "rounds", "horizons", "seeds", "lengths", "budget", "judges",
+            "second human", "bound", "stdlib")
 METRICS = {"pass@1": "Pass@1", "accept_ratio": "accept ratio", "dpr": "DPR"}
 
 
@@ -18,7 +19,9 @@ def read(path):
     """The results of a sweep; a UserError where there are none."""
     try:
         results = json.loads(path.read_text())
-        missing = [name for name in SECTIONS if name not in results]
+        if not isinstance(results, dict):
+            raise ValueError("it is no object")
+        missing = [name for name in SECTIONS if not results.get(name)]
         if missing:
             raise ValueError(f"it has no {', '.join(missing)}")
         return results
@@ -93,7 +96,8 @@ def difference(results, baseline, key):
     ours, theirs = (over_seeds(results, name, key) for name in (empowered(results), baseline))
     mean, low, high = simhuman.seeds_interval(ours - theirs)
     return {"name": baseline, "mean": mean, "low": low, "high": high,
-            "gain": ours.mean() / theirs.mean() - 1 if theirs.mean() else None,
+            # A ratio to next to nothing says nothing.
+            "gain": ours.mean() / theirs.mean() - 1 if theirs.mean() >= 0.05 else None,
             "paper": empower.paper_gain(baseline, key)}
 
 
@@ -154,7 +158,7 @@ def paper_row(human, name):
 def tables(results):
     """{what it shows: an aligned table}."""
     names = [row["name"] for row in seeds_table(results)]
-    others = [name for name in names if name.startswith("Base stopped") or name == "Human alone"
+    others = [name for name in names if name.startswith(("Base stopped", "Human alone"))
               or name.endswith("entropy")]
     budget = [{"name": name, **{f"at{k}": share for k, share in zip(results["rounds"], row)}}
               for name, row in results["budget"].items()]
@@ -165,7 +169,7 @@ def tables(results):
         "seeds": table(seeds_table(results), SEEDS),
         **{f"differences, {metric}": table(
             [difference(results, name, key) for name in BASELINES + others
-             if not (name == "Human alone" and key == "accept_ratio")],
+             if not (name.startswith("Human alone") and key == "accept_ratio")],
             {f"{metric}: Empower minus" if k == 0 else header: template
              for k, (header, template) in enumerate(DIFFERENCES.items())})
            for key, metric in METRICS.items()},
@@ -269,25 +273,28 @@ def entropy(results):
         the accept ratio {means(results, "accept_ratio", name)}, with one sample
         {means(results, "pass@1", empowered(results))} and
         {means(results, "accept_ratio", empowered(results))}: a difference of
-        {interval(results, name, "pass@1")} in Pass@1."""
+        {interval(results, name, "pass@1")} and {interval(results, name, "accept_ratio")}."""
 
 
 def bound(results):
     states, eta = results["bound"], results["config"]["eta"]
     horizons = bound_by_horizon(results)
     cost, exact = (np.array([state[key] for state in states]) for key in ("nll", "entropy"))
-    agree = np.mean((cost <= eta) == (exact <= eta))
+    counted = np.array([state["entropy_counted"] for state in states])
+    same, cheap = np.sum((exact > eta) & (cost > eta)), np.sum((exact <= eta) & (cost > eta))
     dear = [state for state in states if state["entropy"] > eta]
     tight = sum(state["information"][-1] >= 0.95 * state["entropy_counted"] for state in dear)
     gaps = sorted(states, key=lambda state: state["information"][-1] - state["entropy_counted"])
     loosest = list(dict.fromkeys(state["token"] for state in gaps[:5]))
     return f"""Over {len(states)} states the entropy of the next token is {exact.mean():.2f} bits,
-        and what one token costs {cost.mean():.2f} (a single one is off by {np.std(cost - exact):.2f}; on
-        which side of eta it lies agrees in {agree:.0%} of the states). Of the entropy, the
-        {", ".join(str(row["k"]) for row in horizons)} tokens behind the next one reveal
-        {", ".join(f"{row['share']:.0%}" for row in horizons)}. Of {len(dear)} states with more than
-        eta bits, {tight} come within 5% of the bound at k = {horizons[-1]["k"]}; it is loosest
-        where she wrote {", ".join(map(repr, loosest))}."""
+        and what the one token written costs {cost.mean():.2f} (with a standard deviation of
+        {np.std(cost - exact):.2f} around the entropy). {len(dear)} states have more than eta bits,
+        and in {same} of these the token costs more than eta too; so do {cheap} of the others. Of
+        the {counted.mean():.2f} bits that are of tokens with a probability of a thousandth or more,
+        the {", ".join(str(row["k"]) for row in horizons)} tokens behind the next one reveal
+        {", ".join(f"{row['share']:.0%}" for row in horizons)}. Of the {len(dear)} states {tight}
+        come within 5% of the bound at k = {horizons[-1]["k"]}; it is loosest where she wrote
+        {", ".join(map(repr, loosest))}."""
 
 
 def budget(results):
@@ -296,7 +303,9 @@ def budget(results):
     few = "; ".join(f"""within {rounds[k]} rounds {rows[empowered(results)][k]:.2f} and
         {rows["Human alone"][k]:.2f}""" for k in (1, 2, default))
     return f"""Pass@1 with Empower and alone, on one seed: {few}; without a limit
-        {rows[empowered(results)][-1]:.2f} and {rows["Human alone"][-1]:.2f}."""
+        {rows[empowered(results)][-1]:.2f} and {rows["Human alone"][-1]:.2f}. Over the seeds Empower
+        minus alone without a limit is {interval(results, "Human alone, no round limit", "pass@1")}
+        in Pass@1, {interval(results, "Human alone, no round limit", "dpr")} in DPR."""
 
 
 def judges(results):
@@ -321,10 +330,11 @@ def stdlib(results):
     claim = next(claim for claim in results["stdlib"]["claims"] if (
         claim["baseline"], claim["metric"]) == ("SFT-10", "share saved"))
     stopping = empower.with_verdict(results["stdlib"]["stopping"])
-    missed = sum(row["close"] == "NO" for row in stopping)
+    missed = [row["name"] for row in stopping if row["close"] == "NO"]
     ours, theirs = (rows[name]["accept_ratio"] for name in (empowered(results), "SFT-10"))
     return f"""Empower's share saved minus SFT-10's is {claim["difference"]:+.3f}
         ({claim["low"]:+.3f} to {claim["high"]:+.3f}, over {results["stdlib"]["problems"]} programs);
-        its accept ratio is {shown(ours, ".3f")}, SFT-10's {shown(theirs, ".3f")}. Of the
-        {len(stopping)} assistants {missed} did not learn to stop within 20% of what their rule
-        asks for."""
+        its accept ratio is {shown(ours, ".3f")}, SFT-10's {shown(theirs, ".3f")}; its DPR
+        {rows[empowered(results)]["dpr"]:.3f}, that of the author alone
+        {rows["Human alone"]["dpr"]:.3f}. {", ".join(missed) or "None"} did not learn to stop within
+        20% of what the rule asks for."""

@@ -51,7 +51,7 @@ def test_a_sweep_has_every_section_and_its_bar_ends_where_it_said(swept):
     assert bar.done == bar.bar.total
     assert list(results["seeds"]) == ["0", "1"]
     for name in report.SECTIONS:
-        assert results[name]
+        assert results[name], name
     names = [row["name"] for row in results["seeds"]["0"]["rows"]]
     assert names.count("Empower (0.32), entropy") == 1 and len(names) == 13
     assert cfg.out not in Path(arguments[-1]).read_text()
@@ -142,11 +142,16 @@ def test_the_mean_information_by_hand():
     (["sweep", "--results", "nowhere/x.json"], "cannot write --results nowhere"),
     (["plot", "--results", "no.json"], "cannot read no.json"),
     (["report", "--results", str(HERE / "make.py")], "is not what a sweep leaves"),
+    (["sweep", "--results", str(HERE)], "cannot write --results"),
+    (["report", "--results", "five.json"], "it is no object"),
+    (["report", "--results", "half.json"], "is not what a sweep leaves"),
     (["report", "--results", str(HERE.parent / "fixtures" / "qwen3" / "config.json")],
-     "it has no seeds"), ([], "required")])
+     "it has no config"), ([], "required")])
 def test_bad_input_gets_one_sentence_and_status_2(
         arguments, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    Path("five.json").write_text("5")
+    Path("half.json").write_text(json.dumps({name: {"a": 1} for name in report.SECTIONS}))
     try:
         status = make.main(arguments)
     except SystemExit as end:
@@ -173,7 +178,7 @@ COMMITTED = HERE / "results.json"
 # Numbers of the README that no run finds: settings, the paper's, names and years.
 SETTINGS = {*map(str, (field for field in dataclasses.asdict(Config()).values())), "1", "0",
             *(f"{tau:g}" for tau in empower.TAU.values()), "4", "1.25", "0.999", "2510.13709",
-            "3.10", "2025", "2", "18", "10", "20", "95%", str(empower.MINUTES),
+            "3.10", "2025", "2", "10", "20", "30", "95%", str(empower.MINUTES),
             f"{make.expected_seconds(make.SEEDS) / 60:.0f}"}
 
 
