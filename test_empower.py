@@ -2490,6 +2490,7 @@ def test_without_a_model_the_small_gpt_of_a_run_is_at_hand(replayed, corpus):
 def test_the_model_at_hand_is_that_of_the_last_run_and_not_the_newest(finished, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(finished[0], out)
+    in_process("--out", out, *TINY)  # the last run in the folder that tests share was another
     models = json.loads((out / "results.json").read_text())["models"]
     for name, kind in (("base", "base"), ("Empower (0.32)", "empower-0.32-entropy")):
         newer = out / "stages" / f"{kind}-0123456789"
