@@ -118,9 +118,9 @@ def future_information(model, prefix, stop, steps, samples, generator, least=1e-
     with it, the information is its whole entropy. A Monte-Carlo estimate: `samples` futures are
     drawn from the model; Bayes' rule gives the exact posterior of the next token, given each, and
     the estimate is the mean divergence of posterior from prior. It has no bias for what it counts:
-    the next tokens with a probability of at least `least`, renormalised. To leave out the others
-    makes it too low by no more than they add to the entropy. A text that ended with the token
-    `stop` stays ended. Returns (information (steps,), entropy of the tokens counted), in bits.
+    the next tokens with a probability of at least `least`, renormalised. The others are left out
+    of the information and of the entropy alike, so that the two compare. A text that ended with
+    the token `stop` stays ended. Returns (information (steps,), entropy of the tokens counted).
 
     Example: next is a or b, each in half of the cases; c follows a, and b is followed by c or d,
     each in half of the cases. I = H(3/4, 1/4) - 1/2 = 0.311 bits of 1, for every k.
@@ -1041,6 +1041,7 @@ def pretrained_here(cfg):
 
 
 def dpr_of(cfg):
+    """The discounted pass of one episode under the settings: a function of it (Section 5.1)."""
     return functools.partial(simhuman.discounted, gamma=cfg.gamma, alpha=cfg.alpha, beta=cfg.beta)
 
 
@@ -1112,6 +1113,7 @@ def pick_device(name):
 
 
 def environment(device):
+    """What a result depends on beside its settings, plain data."""
     return {"python": platform.python_version(), "torch": torch.__version__, "device": device,
             "threads": torch.get_num_threads(), "platform": platform.platform()}
 
