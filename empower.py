@@ -146,9 +146,8 @@ def future_information(model, prefix, stop, steps, samples, generator, least=1e-
     nll = torch.zeros(len(ids), steps, device=p.device)                          # (M * X, steps)
     nll[:, :ids.shape[1]] = token_nll(logits[:, :ids.shape[1]], ids.to(p.device))
     nll = nll.cumsum(1).view(samples, len(candidates), steps)                    # (M, X, steps)
-    ended = candidates == stop  # behind the stop token nothing is written, and nowhere else
+    ended = candidates == stop  # a future that is no text came behind the stop token, and only it
     nll[ended[drawn][:, None] != ended] = math.inf
-    nll[ended[drawn][:, None] & ended] = 0
     joint = p.log2()[:, None] - nll                                              # (M, X, steps)
     posterior = (joint * math.log(2)).softmax(1)
     divergence = torch.xlogy(posterior, posterior / p[:, None]).sum(1) / math.log(2)
