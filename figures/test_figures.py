@@ -115,6 +115,7 @@ def test_the_table_over_seeds_by_hand():
 
 
 def test_a_curve_is_compared_where_both_have_lengths():
+    assert report.per_turn({"suggestion_length": 8, "silent_share": 0.25}) == 6  # tokens a turn
     def rows(*points):
         return [{"suggestion_length": 2 * x, "silent_share": 0.5, "y": y} for x, y in points]
 
