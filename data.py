@@ -1,37 +1,34 @@
-"""Text in: a generated contest or a corpus, the tokenizer, documents and prefixes.
+"""Text in: the tokenizer, documents, states, and the batches that a model learns from.
 
-A document is what the language model reads. It opens with the statement (what the human knows) or
-without it (all that an assistant sees); a start token begins it and a stop token ends it, which
-are one and the same end of text in a tokenizer that is trained here:
+A document is what the language model reads. It begins with the start token and ends with the stop
+token (one and the same end of text in a tokenizer that is trained here). In between come the
+statement, which the human knows and an assistant never sees, and the program:
 
     <|endoftext|># Read n, then ... the sum.\\nn = int(input())\\n ... print(sum(b))\\n<|endoftext|>
     <|endoftext|>n = int(input())\\na = list ... print(sum(b))\\n<|endoftext|>
 
-A state is a prefix of a program. How obvious each token behind it is, its cost in bits says, and
-Algorithm 1 stops before their sum passes eta (0.32). A label is a target of the loss, - is none:
+A state is a prefix of a program. The cost in bits of each following token says how predictable it
+is, and Algorithm 1 stops before the sum of the costs exceeds eta (0.32 here). A label is a target
+of the loss; a dash marks a token without one:
 
     prefix              completion, then the human's choice
     n = ... a = list    (    map  (    int  ,     input ().  split ()))  \\n            b     = ...
     cost in bits        .00  .00  .00  .00  .00   .00   .00  .00   .00   .00           1.87  .00
     labels -  -  -  -   (    map  (    int  ,     input ().  split ()))  \\n <|endoftext|>
 
-Programs can also come from a corpus (a folder, a JSONL file, Python's own library), and the
-tokenizer from a published checkpoint. This file knows nothing of models.
+This file knows nothing of models.
 """
 
-import ast
 import collections
 import json
-import os
-import platform
 import re
-import sysconfig
-import warnings
 from pathlib import Path
 
 import tiktoken
+import torch
 
-from checkpoint import END_OF_TEXT, byte_letters, read_bytes, read_text, read_tokenizer, write_text
+from support.checkpoint import END_OF_TEXT, byte_letters, read_tokenizer
+from support.files import write_text
 
 # ------------------------------------------------------------------- tokenizer
 
@@ -173,136 +170,6 @@ def _last_pair(token, ranks):
     return [ranks[piece] for piece in pieces]
 
 
-# ------------------------------------------------------------------- corpora
-
-FIELDS = ("code", "content", "text", "solution", "canonical_solution", "completion")
-STATEMENTS = ("prompt", "description", "question")
-LONGEST = 400_000  # characters of a program; tiktoken fails on a million of white space
-_SKIPPED = {"site-packages", "dist-packages", "__pycache__", "node_modules"}
-
-
-def read_corpus(source, field=None):
-    """The programs of a corpus, each once, and one line that says what they are.
-
-    source: a folder of .py files, a .py file, a file of JSON rows with programs in `field` (else
-    in the first of FIELDS that it has), or "stdlib", the library of this Python. A ValueError
-    says what is wrong with it.
-
-    Example report: "1,634 programs of 1,918 in kattis.jsonl (field code): 284 duplicates".
-    """
-    path, where = Path(source), str(source)
-    if source == "stdlib":
-        where = f"the standard library of Python {platform.python_version()}"
-        texts = _read_folder(Path(sysconfig.get_path("stdlib")), _SKIPPED | {"test", "tests"})
-    elif path.is_dir():
-        texts = _read_folder(path, _SKIPPED)
-    elif not path.exists():
-        raise ValueError(f"there is no {path}: name a folder, a .py or .jsonl file, or stdlib")
-    elif path.suffix == ".py":
-        texts = [read_text(path)]
-    elif path.suffix in (".jsonl", ".json", ".ndjson"):
-        texts, field = _read_rows(path, field)
-        where += f" (field {field})"
-    else:
-        raise ValueError(f"{path} is no corpus: name a folder of .py files, a .py or .jsonl file")
-    readable = [text for text in map(_tidy, texts) if text]
-    short = [text for text in readable if len(text) <= LONGEST]
-    programs = list(dict.fromkeys(short))
-    repeated, unreadable = len(short) - len(programs), len(texts) - len(readable)
-    left_out = {f"duplicate{'s' * (repeated > 1)}": repeated, "unreadable": unreadable,
-                f"longer than {LONGEST:,} characters": len(readable) - len(short)}
-    report = f"{len(programs):,} program{'s' * (len(programs) != 1)} of {len(texts):,} in {where}"
-    if any(left_out.values()):
-        report += ": " + ", ".join(f"{n:,} {what}" for what, n in left_out.items() if n)
-    if not programs:
-        raise ValueError(f"no usable program: {report}; name another corpus")
-    return programs, report
-
-
-def _read_folder(folder, skipped):
-    """The text of each .py file below `folder` in order of path, None for what is not UTF-8."""
-    paths = []
-    for root, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if name not in skipped and name[0] != "."]
-        paths += [Path(root, name) for name in names]
-    found = sorted(path for path in paths if path.suffix == ".py")
-    if not found:
-        kinds = sorted({path.suffix or path.name for path in paths})
-        raise ValueError(f"no .py file under {folder} (found {len(paths)} files"
-                         f"{': ' * bool(kinds)}{', '.join(kinds[:5])}): name another folder")
-    texts = []
-    for path in found:
-        try:
-            texts.append(read_text(path))
-        except (ValueError, OSError):
-            texts.append(None)
-    return texts
-
-
-def _read_rows(path, field):
-    """The program of each row of JSON, None where it has none, and the field that they are in."""
-    content = read_bytes(path)
-    rows = (_json_row(content) if content.lstrip().startswith(b"[") else
-            map(_json_row, filter(bytes.strip, content.splitlines())))
-    rows = [row if isinstance(row, dict) else {} for row in rows or ()]
-    first = next(filter(None, rows), {})
-    field = field or next((name for name in FIELDS if name in first), None)
-    if not any(field in row for row in rows):
-        wanted = field or ", ".join(FIELDS)
-        raise ValueError(f"{path} has no field {wanted}; its first row has "
-                         f"{', '.join(first) or 'no field at all'}: name the one with the program")
-    return [_join_statement(row, field) for row in rows], field
-
-
-def _json_row(line):
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-
-
-def _join_statement(row, field):
-    """The program in a row, behind its statement where it has one.
-
-    Example: {"prompt": "Add.", "code": "a + b"} is "# Add.\\na + b". A prompt that the code goes on
-    from, as in HumanEval, where the code alone is no program, stays as it is.
-    """
-    code = row.get(field)
-    statement = next((row[name] for name in STATEMENTS
-                      if name != field and isinstance(row.get(name), str)), "")
-    if not isinstance(code, str) or not code.strip() or not statement.strip():
-        return code
-    if _parses(statement + code) and not _parses(code):
-        return statement + code
-    return "".join(f"# {line}".rstrip() + "\n" for line in statement.strip().splitlines()) + code
-
-
-def _parses(program):
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of escapes such as "\d"
-            ast.parse(program)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return False
-    return True
-
-
-def _tidy(text):
-    """A program with \\n as its line ends and one at its end; "" where it is none."""
-    if not isinstance(text, str) or not text.strip() or re.search("[\ud800-\udfff]", text):
-        return ""  # half a surrogate pair is not a character: no tokenizer could write it
-    return re.sub("\r\n?", "\n", text).rstrip("\n") + "\n"
-
-
-def split_corpus(programs, held_out, rng):
-    """(the other programs, `held_out` programs drawn by rng, a random.Random), no one in both."""
-    if len(programs) <= held_out:
-        raise ValueError(f"a corpus of {len(programs)} programs is too small to hold out "
-                         f"{held_out}: hold out fewer or name a larger one")
-    shuffled = rng.sample(programs, len(programs))
-    return shuffled[held_out:], shuffled[:held_out]
-
-
 # ------------------------------------------------------------------- documents and states
 
 
@@ -337,3 +204,50 @@ def draw_states(rng, lengths):
     lengths: N of each program, at least 1. rng: a numpy Generator.
     """
     return [int(rng.integers(N)) for N in lengths]
+
+
+# ------------------------------------------------------------------- batches and labels
+
+
+def make_batches(examples, batch_size, rng):
+    """Batches of examples of like length, in random order, each example once.
+
+    rng: a random.Random. Sorting within 50 batches at a time keeps the padding small and the
+    order still nearly random.
+    """
+    examples = rng.sample(examples, len(examples))
+    batches = []
+    for k in range(0, len(examples), 50 * batch_size):
+        bucket = sorted(examples[k:k + 50 * batch_size], key=lambda example: len(example[0]))
+        batches += [bucket[i:i + batch_size] for i in range(0, len(bucket), batch_size)]
+    rng.shuffle(batches)
+    return batches
+
+
+def collate(batch, limit):
+    """(ids, labels), both (B, T), of examples (token ids, start): no loss before `start`.
+
+    Example: prefix [7, 8], completion [9], stop 0 -> ids [7, 8, 9, 0], labels [-100, -100, 9, 0].
+    A text longer than `limit` loses its left end, never its tail. Padding has the label -100
+    whatever its id, so that the stop token is learned and the padding is not.
+    """
+    cut = [(ids[-limit:], max(start - max(len(ids) - limit, 0), 0)) for ids, start in batch]
+    ids = torch.zeros(len(cut), max(len(row) for row, _ in cut), dtype=torch.long)
+    labels = torch.full_like(ids, -100)
+    for b, (row, start) in enumerate(cut):
+        ids[b, :len(row)] = torch.tensor(row)
+        labels[b, start:len(row)] = ids[b, start:len(row)]
+    return ids, labels
+
+
+def batches_by_length(lengths, batch_tokens):
+    """Indices in batches of like length, each of at most `batch_tokens` with its padding.
+
+    Example: lengths [3, 1, 2, 9], 6 tokens -> [1, 2], [0], [3]: at least one in each.
+    """
+    batches = [[]]
+    for i in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if batches[-1] and (len(batches[-1]) + 1) * lengths[i] > batch_tokens:
+            batches.append([])
+        batches[-1].append(i)
+    return [batch for batch in batches if batch]

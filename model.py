@@ -1,4 +1,4 @@
-"""A Llama-style language model: forward, KV cache, sampling, load and save, optimizer.
+"""A Llama-style language model: forward pass, costs in bits, KV cache, sampling, load and save.
 
 One network runs the published families Llama 3, SmolLM2, Mistral, Qwen2 and Qwen3: RMSNorm, RoPE,
 SwiGLU and grouped-query attention. Our own models are Qwen3 (normalised queries and keys) with
@@ -23,11 +23,46 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint as recomputed
 
-from checkpoint import (LLAMA3, read_config, read_safetensors, weight_files, write_safetensors,
-                        write_text)
+from support.checkpoint import LLAMA3, read_config, weight_files
+from support.files import read_safetensors, write_safetensors, write_text
 
 
 # ------------------------------------------------------------------- the network
+
+
+@dataclasses.dataclass(frozen=True)
+class GPTConfig:
+    """The shape of a model; every field has the name that a Hugging Face config.json uses."""
+
+    vocab_size: int = 512
+    hidden_size: int = 128
+    intermediate_size: int = 384
+    num_hidden_layers: int = 4
+    num_attention_heads: int = 4
+    num_key_value_heads: int = 2
+    head_dim: int = 32
+    max_position_embeddings: int = 512
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 10000.0
+    rope_scaling: dict | None = None           # or {"rope_type": "llama3", and its four numbers}
+    tie_word_embeddings: bool = True
+    attention_bias: bool = False               # on q, k, v and o
+    mlp_bias: bool = False
+    architecture: str = "Qwen3ForCausalLM"     # the first of config.json's "architectures"
+    bos_token_id: int | None = None            # these two are for those who serve the model
+    eos_token_id: int | list | None = None
+
+    @property
+    def model_type(self):
+        return self.architecture.removesuffix("ForCausalLM").lower()
+
+    @property
+    def qkv_bias(self):
+        return self.attention_bias or self.model_type == "qwen2"  # which has no key for it
+
+    @property
+    def qk_norm(self):
+        return self.model_type == "qwen3"
 
 
 class RMSNorm(nn.Module):
@@ -117,17 +152,18 @@ class Layer(nn.Module):
 
 
 class GPT(nn.Module):
-    """The network. `writable`: ids from there on have a row in it and no token in the tokenizer.
+    """The network.
 
-    `recompute`: in training keep only what enters each layer and compute the rest a second time
-    on the way back, which saves most of the memory and costs about a third more time.
+    writable: ids from there on have a row in the head and no token in the tokenizer.
+    recompute: in training, keep only the input of each layer and compute the rest a second time in
+    the backward pass, which saves most of the memory and costs about a third more time.
+    name: tells a loaded checkpoint from others; None for a new model.
     """
 
     def __init__(self, cfg, generator=None):
         super().__init__()
         self.config = cfg
-        self.writable = cfg.vocab_size
-        self.recompute = False
+        self.writable, self.recompute, self.name = cfg.vocab_size, False, None
         self.frequencies = rotary_frequencies(cfg)
         self.embed_tokens = nn.Embedding(cfg.vocab_size, cfg.hidden_size)
         self.layers = nn.ModuleList(Layer(cfg) for _ in range(cfg.num_hidden_layers))
@@ -144,6 +180,10 @@ class GPT(nn.Module):
     @property
     def device(self):
         return self.embed_tokens.weight.device
+
+    @property
+    def dtype(self):
+        return self.embed_tokens.weight.dtype
 
     def forward(self, ids, cache=None, rows=None):
         """Logits for every position: ids (B, T) -> (B, T, V); cache and rows as in `hidden`."""
@@ -175,7 +215,7 @@ class GPT(nn.Module):
         fields = dataclasses.asdict(self.config)
         config = {"architectures": [fields.pop("architecture")],
                   "model_type": self.config.model_type, "hidden_act": "silu",
-                  "torch_dtype": str(self.embed_tokens.weight.dtype).removeprefix("torch."),
+                  "torch_dtype": str(self.dtype).removeprefix("torch."),
                   # max_position_embeddings is within the window: see `parse_config`.
                   "sliding_window": None, "use_sliding_window": False, **fields}
         write_text(Path(directory, "config.json"), json.dumps(config, indent=2) + "\n")
@@ -190,7 +230,7 @@ class GPT(nn.Module):
         dtype: None for the file's own. FileNotFoundError or ValueError says what is absent,
         damaged or of a kind that this network cannot run.
         """
-        cfg, weights = read_config(directory), {}
+        cfg, weights = GPTConfig(**read_config(directory)), {}
         for path in weight_files(directory):
             weights |= {name.removeprefix("model."): weight
                         for name, weight in read_safetensors(path).items()
@@ -219,14 +259,35 @@ class GPT(nn.Module):
         return model
 
 
+# ------------------------------------------------------------------- costs in bits
+
+
+def token_nll(logits, ids):
+    """The cost of each token in bits, -log2 p(id): logits (..., T, V), ids (..., T) -> (..., T).
+
+    Example: logits [0, 0] give each of two tokens probability 1/2, which costs 1 bit.
+    """
+    nll = F.cross_entropy(logits.flatten(0, -2).float(), ids.flatten(), reduction="none")
+    return nll.view(ids.shape) / math.log(2)
+
+
+def token_entropy(logits):
+    """The entropy of the next token in bits, H(l_{n+1} | l_{1:n}): logits (..., V) -> (...).
+
+    It is the mean of `token_nll` over the tokens that could come next (Section 4.3).
+    Example: logits [0, 0, 0, 0] have 2 bits.
+    """
+    return torch.special.entr(logits.float().softmax(-1)).sum(-1) / math.log(2)
+
+
 # ------------------------------------------------------------------- cache and sampling
 
 
 class KVCache:
     """Keys and values of `rows` texts of different lengths, kept for as long as a game lasts.
 
-    lengths[r] says how many positions of row r are real; what lies behind is overwritten before
-    it is ever attended to. So rolling a row back to an earlier length is one assignment.
+    lengths[r] says how many positions of row r are real; later ones are overwritten before they
+    are ever attended to. So rolling a row back to an earlier length is one assignment.
     """
 
     def __init__(self, model, rows):
@@ -241,8 +302,8 @@ class KVCache:
         """Forgets what `row` holds beyond its first `length` positions."""
         self.lengths[row] = self.lengths[row].clamp(max=length)
 
-    def keep(self, rows):
-        """Forgets all rows but these, which are numbered anew in the order given."""
+    def select(self, rows):
+        """Makes these rows the cache's rows, in the order given; a row may be repeated."""
         self.keys, self.values = self.keys[:, rows], self.values[:, rows]
         self.lengths = self.lengths[rows]
 
@@ -339,7 +400,7 @@ def sample(model, cache, texts, max_new_tokens, stop_token, temperature=1.0, top
     alive = torch.ones(B, dtype=torch.bool, device=device)                 # still writing
     for step in range(max_new_tokens):
         token = draw(logits[:, :model.writable], temperature, top_p, generator)    # (rows,)
-        cost -= F.log_softmax(logits.float(), -1).gather(-1, token[:, None])[:, 0] / math.log(2)
+        cost += token_nll(logits, token)
         stop = (token[:, None] == stop_tokens).any(-1)
         stopped[rows] |= alive & stop
         alive &= ~stop & (cost <= max_cost)
@@ -351,53 +412,3 @@ def sample(model, cache, texts, max_new_tokens, stop_token, temperature=1.0, top
         logits = model(token[:, None], cache, rows)[:, -1]                 # (rows, V)
         cache.lengths[rows] += alive
     return [[i for i in row if i >= 0] for row in new.tolist()], stopped.tolist()
-
-
-# ------------------------------------------------------------------- optimizer
-
-
-class Muon(torch.optim.Optimizer):
-    """Momentum whose update, for each weight matrix, is made orthogonal (K. Jordan, 2024).
-
-    The update of torch.optim.Muon, whose arithmetic in bfloat16 is slow on a CPU that has no
-    instructions for it: `python test_empower.py` prints the ratio. Here it is float32, and matrices
-    of one shape go through it together.
-    """
-
-    def __init__(self, params, lr, momentum=0.95):
-        super().__init__(params, {"lr": lr, "momentum": momentum})
-
-    @torch.no_grad()
-    def step(self):
-        for group in self.param_groups:
-            shapes = {}
-            for weight in group["params"]:
-                shapes.setdefault(weight.shape, []).append(weight)
-            for (rows, columns), weights in shapes.items():
-                scale = group["lr"] * max(1, rows / columns) ** 0.5
-                n = max(1, 2**24 // (rows * columns))  # so many at once: a stack is one more copy
-                for k in range(0, len(weights), n):
-                    chunk = weights[k:k + n]
-                    stack = torch.stack([self._momentum(w, group["momentum"]) for w in chunk])
-                    for weight, update in zip(chunk, orthogonalize(stack)):
-                        weight.sub_(update, alpha=scale)
-
-    def _momentum(self, weight, momentum):
-        buffer = self.state[weight].setdefault("momentum", torch.zeros_like(weight))
-        buffer.lerp_(weight.grad, 1 - momentum)
-        return weight.grad.lerp(buffer, momentum)  # Nesterov's look ahead
-
-
-def orthogonalize(x, steps=5):
-    """Singular values of x (n, rows, columns) brought near 1: a quintic Newton-Schulz iteration.
-
-    The coefficients are Jordan's: five steps take any singular value above 0.01 to about 0.7..1.2.
-    """
-    if x.shape[-2] > x.shape[-1]:
-        return orthogonalize(x.mT, steps).mT
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    for _ in range(steps):
-        a = x @ x.mT
-        b = torch.baddbmm(a, a, a, beta=-4.7750, alpha=2.0315)
-        x = torch.baddbmm(x, b, x, beta=3.4445)
-    return x

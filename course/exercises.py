@@ -2,13 +2,12 @@
 
     python course/exercises.py 4      the experiment of exercise 4, a table
 
-README.md beside this file says what to write and what to hand in. What stands here is the teacher's
+README.md in this folder says what to write and what to hand in. What you see here is the teacher's
 answer; `python course/stubs.py OUT_DIR` writes the files that a student starts from. Experiments
 reuse what `python empower.py` has left in out/, so run that first.
 """
 
 import dataclasses
-import inspect
 import sys
 from pathlib import Path
 
@@ -16,10 +15,11 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import contest
 import empower
 import simhuman
-from contest import Domain, Part
+from support import cli, contest
+from support.contest import Domain, Part
+from support.report import RESULTS, summarize, table
 
 # ------------------------------------------------------------------- 4: a length penalty
 
@@ -39,8 +39,8 @@ def priced_length(nll, price):
 
 def experiment_4(lab):
     """Assistants that learn `priced_length`; DPR's own price is alpha / beta = 0.2."""
-    return lab.play(learnt(lab, {f"Price {price:g}": lambda nll, rng, price=price:
-                                 priced_length(nll, price) for price in (0.05, 0.2, 0.8)}))
+    return learned(lab, {f"Price {price:g}": lambda nll, rng, price=price: priced_length(nll, price)
+                         for price in (0.05, 0.2, 0.8)})
 
 
 # ------------------------------------------------------------------- 5: a scorer without context
@@ -60,36 +60,33 @@ def unigram_nll(programs):
 
 def experiment_5(lab):
     """Empower with completions that the unigram scorer has chosen, at two thresholds."""
-    texts = [ids for ids, _ in lab.programs]
-    return lab.play(learnt(lab, {f"Unigram ({eta:g})": empower.completion_rule("empower", eta)
-                                 for eta in (4, 16)}, list(zip(texts, unigram_nll(texts)))))
+    texts = [ids for ids, *_ in lab.programs]
+    programs = [(ids, nll, True) for ids, nll in zip(texts, unigram_nll(texts))]
+    return learned(lab, {f"Unigram ({eta:g})": empower.empower(eta) for eta in (4, 16)}, programs)
 
 
-# ------------------------------------------------------------------- 6: a judge with lapses
+# ------------------------------------------------------------------- 6: a human with lapses
 
 
 def with_lapses(accepts, rate, rng):
-    """A judge who sometimes does not look: with probability `rate` any suggestion is accepted.
+    """A human who sometimes does not look: with probability `rate` she accepts any suggestion.
 
     accepts(nll) is her verdict when she looks, nll the bits of each suggested token for her. rng: a
-    numpy Generator, asked once for each suggestion, before she looks. Example: rate 0 is `accepts`, rate 1 accepts
-    everything.
+    numpy Generator, asked once for each suggestion, before she looks. Example: rate 0 is `accepts`,
+    rate 1 accepts everything.
     """
     return lambda nll: bool(rng.random() < rate) or accepts(nll)
 
 
 def experiment_6(lab):
-    """Base-10, SFT-10 and Empower beside a human who looks away more and more often."""
-    assistants = lab.train(empower.completion_rules(lab.cfg))
-    rows, episodes = empower.rows_of_the_table(lab.cfg, lab.base, assistants), {}
+    """Base-10, SFT-10 and Empower with a human who looks away more and more often."""
+    rows, episodes = default_rows(lab), {}
     for rate in (0.1, 0.3, 1):
-        for name in ("Base-10", "SFT-10", f"Empower ({lab.cfg.eta:g})"):
-            row, rng = f"{name}, lapses {rate:g}", empower.numpy_generator
-            game = empower.contest_game(lab.cfg, lab.human, lab.contest.held_out)
-            game.human.accepts = with_lapses(game.human.accepts, rate, rng(lab.cfg, row))
-            inputs = {**game.inputs, "lapses": rate, "source": inspect.getsource(with_lapses)}
-            other = lab._replace(game=game._replace(inputs=inputs))
-            episodes |= other.play({row: rows[name]})
+        for name, assistant in rows.items():
+            row = f"{name}, lapses {rate:g}"
+            accepts = with_lapses(lab.human.accepts, rate, cli.numpy_generator(lab.cfg, row))
+            episodes[row] = lab.play(row, assistant, dataclasses.replace(
+                lab.human, accepts=accepts), tau=lab.cfg.tau, lapses=rate)
     return episodes
 
 
@@ -99,8 +96,8 @@ def experiment_6(lab):
 def keep_best(episodes, share, gamma, alpha, beta):
     """Indices, in order, of the `share` of the episodes with the highest discounted pass rate.
 
-    These are int(share * their number), at least one; of equals the earlier. Example: of the values 0, 0.9, 0.5, 0.9 the half
-    that is best is [1, 3].
+    These are int(share * their number), at least one; of equals the earlier. Example: of the
+    values 0, 0.9, 0.5, 0.9 the half that is best is [1, 3].
     """
     values = np.array([simhuman.discounted(episode, gamma, alpha, beta) for episode in episodes])
     best = np.argsort(-values, kind="stable")[:max(1, int(share * len(values)))]
@@ -108,33 +105,32 @@ def keep_best(episodes, share, gamma, alpha, beta):
 
 
 def experiment_7(lab):
-    """Empower trained on the better half of what she wrote beside an assistant, and on any half."""
+    """Empower trained on the better half of what she wrote with an assistant, and on any half."""
     cfg, episodes = lab.cfg, []
+    stopped = empower.rows_of_the_table(cfg, lab.base, {})[f"Base stopped at {cfg.eta:g} bits"]
     for k in range(0, len(lab.contest.train), 1000):
-        game = empower.contest_game(cfg, lab.human, lab.contest.train[k:k + 1000])
-        row = {f"training problems from {k} on": (lab.base.folder, {"max_cost": cfg.eta})}
-        [more] = lab._replace(game=game).play(row).values()
-        episodes += more
+        episodes += lab.play(f"training problems from {k} on", stopped,
+                             problems=lab.contest.train[k:k + 1000])
     halves = {"Best half": keep_best(episodes, 0.5, cfg.gamma, cfg.alpha, cfg.beta),
               "First half": range(len(episodes) // 2)}
-    rows = {}
+    found = {}
     for name, kept in halves.items():
-        programs = [episodes[k].code for k in kept if episodes[k].code]
-        costs = empower.score(lab.base.model, programs, lab.base.encoding.start)
-        rows |= learnt(lab, {name: empower.completion_rule("empower", cfg.eta)},
-                       list(zip(programs, costs)))
-    return lab.play(rows)
+        texts = [episodes[k].code for k in kept if episodes[k].code]
+        costs = empower.score(lab.base.model, texts, lab.base.encoding.start)
+        found |= learned(lab, {name: empower.empower(cfg.eta)},
+                         [(ids, nll, True) for ids, nll in zip(texts, costs)])
+    return found
 
 
 # ------------------------------------------------------------------- 8: another domain
 
 
 def another_domain():
-    """A `contest.Domain` of your own, beside integers and words: at least 3 parts of each kind.
+    """A `contest.Domain` of your own, next to integers and words: at least 3 parts of each kind.
 
-    Each part says three times the same: as a phrase of the statement, as code, and as a meaning
-    that does not share the code. Together they make new problems, with tests of their own; at
-    least 100 of them have to mean something of their own. `draw` gives a word without spaces
+    Each part says the same thing three times: as a phrase of the statement, as code, and as a
+    meaning that does not share the code. Together they make new problems, with their own tests; at
+    least 100 of them have to differ in meaning from all others. `draw` gives a word without spaces
     (then text=True) or an int, sometimes negative; never `stop`. Each part of `select` keeps some
     of what is drawn. The noun, and all phrases and codes of a kind, are different; `code` is a
     format string, so braces of your own are doubled.
@@ -170,29 +166,37 @@ def experiment_8(lab):
 # ------------------------------------------------------------------- the experiments
 
 
-def learnt(lab, rules, programs=None):
-    """Rows of assistants that learn these rules, of the human's programs or of others."""
-    return {name: (folder, {}) for name, folder in lab.train(rules, programs).items()}
+def learned(lab, rules, programs=None):
+    """{name: episodes} with assistants that learn these rules, from her programs or from others."""
+    trained = {name: lab.train(name, rule, programs) for name, rule in rules.items()}
+    rows = empower.rows_of_the_table(lab.cfg, lab.base, trained)
+    return {name: lab.play(name, rows[name]) for name in rules}
+
+
+def default_rows(lab):
+    """{name: Assistant} of three rows of the default table."""
+    rules = empower.completion_rules(lab.cfg)
+    names = "SFT-10", f"Empower ({lab.cfg.eta:g})"
+    rows = empower.rows_of_the_table(lab.cfg, lab.base, {
+        name: lab.train(name, rules[name]) for name in names})
+    return {name: rows[name] for name in ("Base-10", *names)}
 
 
 def experiment(number, cfg):
-    """Plays the experiment of an exercise; prints and returns its rows, beside the default's."""
-    device = empower.prepare(cfg)
+    """Plays the experiment of an exercise; prints and returns its rows with the default's."""
     print(f"{EXPERIMENTS[number].__doc__} Some minutes on 2 CPU cores.")
-    lab = empower.laboratory(cfg, device)
+    lab = empower.Lab(cfg)
     found = EXPERIMENTS[number](lab)
     if not found:  # it has printed a table of its own
         return []
-    rows = empower.rows_of_the_table(cfg, lab.base, lab.train(empower.completion_rules(cfg)))
-    default = lab.play({name: rows[name] for name in ("Base-10", "SFT-10",
-                                                      f"Empower ({cfg.eta:g})")})
-    summaries = [empower.summarize(name, row, cfg) for name, row in {**default, **found}.items()]
-    print("\n" + empower.table(summaries, empower.RESULTS))
+    default = {name: lab.play(name, row) for name, row in default_rows(lab).items()}
+    summaries = [summarize(name, row, cfg) for name, row in {**default, **found}.items()]
+    print("\n" + table(summaries, RESULTS))
     first, *others = found.items()
-    for name, row in others:  # paired by problem, as the README's
+    for name, row in others:  # paired by problem, as in figures/README.md
         mean, low, high = simhuman.paired_difference(
             [e.passed for e in first[1]], [e.passed for e in row],
-            empower.numpy_generator(cfg, "bootstrap"))
+            cli.numpy_generator(cfg, "bootstrap"))
         print(f"Pass@1 of {first[0]} minus {name}: {mean:+.3f} ({low:+.3f} to {high:+.3f})")
     return summaries
 
@@ -201,20 +205,17 @@ EXPERIMENTS = {4: experiment_4, 5: experiment_5, 6: experiment_6, 7: experiment_
 
 
 def main(argv=None):
-    """The command line; returns the exit status."""
-    parser = empower.Parser(prog="course/exercises.py", description=__doc__.split("\n\n")[0])
+    """The command line."""
+    parser = cli.Parser(prog="course/exercises.py", description=__doc__.split("\n\n")[0])
     parser.add_argument("number", type=int, choices=EXPERIMENTS, help="of the exercise")
     parser.add_argument("--out", default="out", help="folder of python empower.py (default: out)")
     args = parser.parse_args(argv)
-
-    def work():
+    with cli.plain_errors("course/exercises.py"):
         try:
             experiment(args.number, empower.Config(out=args.out))
         except NotImplementedError:
-            raise empower.UserError(f"exercise {args.number}, or one of 1 to 3, is not written "
-                                    "yet: pytest -k exercise says which") from None
-
-    return empower.carry_out(work, "course/exercises.py")
+            raise cli.UserError(f"exercise {args.number}, or one of 1 to 3, is not written yet: "
+                                "pytest -k exercise says which") from None
 
 
 if __name__ == "__main__":

@@ -15,15 +15,16 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 EXERCISES = {  # number: (file, functions)
     1: ("empower.py", ["empower_length", "empower_lengths"]),
-    2: ("empower.py", ["choices"]),
-    3: ("empower.py", ["completion_rule"]),
+    2: ("empower.py", ["left_to_human"]),
+    3: ("empower.py", ["empower", "sft", "sft_rand"]),
     4: ("course/exercises.py", ["priced_length"]),
     5: ("course/exercises.py", ["unigram_nll"]),
     6: ("course/exercises.py", ["with_lapses"]),
     7: ("course/exercises.py", ["keep_best"]),
     8: ("course/exercises.py", ["another_domain"]),
 }
-COPIED = ("*.py", "*.md", "*.txt", "LICENSE", "course", "figures", "fixtures")
+COPIED = ("*.py", "*.md", "*.txt", "LICENSE", "support", "realcode", "course", "figures",
+          "fixtures")
 
 
 def stubbed(source, names):

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 
 import exercises  # first: it knows where the other files are
-import contest
 import stubs
-from contest import compositions, draw_style, make_problem, swaps, write_program
 from simhuman import Episode, Turn, skim
-from test_empower import solves
+from support import contest
+from support.contest import compositions, draw_style, make_problem, swaps, write_program
+from support.testing import solves
 
 # ------------------------------------------------------------------- the exercises
 
@@ -179,18 +179,16 @@ def test_another_domain_goes_through_the_whole_experiment(tiny, monkeypatch, cap
     monkeypatch.setattr(contest, "DOMAINS", contest.DOMAINS)
     assert exercises.experiment(8, tiny) == []
     assert "| Empower (0.32) " in capsys.readouterr().out
-    [path] = Path(tiny.out, "another-domain", "stages").glob("programs-*/programs.jsonl")
+    [path] = Path(tiny.out, "another-domain", "stages").glob("programs-*/value.json")
     assert exercises.another_domain().noun in path.read_text()
 
 
 @pytest.mark.parametrize("arguments", [[], ["3"], ["x"], ["4", "--out", "/dev/null/x"]])
 def test_what_cannot_be_tried_is_one_sentence(arguments, capsys):
-    try:
-        status = exercises.main(arguments)
-    except SystemExit as end:
-        status = end.code
+    with pytest.raises(SystemExit) as end:
+        exercises.main(arguments)
     error = capsys.readouterr().err
-    assert status == 2 and error.startswith("course/exercises.py: ") and error.count("\n") == 1
+    assert end.value.code == 2 and error.startswith("course/exercises.py: ") and error.count("\n") == 1
 
 
 # ------------------------------------------------------------------- what a student is given

@@ -6,8 +6,8 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-import empower
 import report
+from support.report import paper_means
 
 # Okabe and Ito's colours, which the colour-blind tell apart; in grey they differ in lightness, and
 # every curve has a marker and a dash of its own.
@@ -51,7 +51,7 @@ def rows_as_bars(results):
     for k, (ax, (key, metric)) in enumerate(zip(axes, report.METRICS.items())):
         ours = [report.over_seeds(results, name, key) for name in names]
         theirs = [np.nan if name == stopped else
-                  empower.paper_means("Gemma", name.split(" ")[0])[k] for name in names]
+                  paper_means("Gemma", name.split(" ")[0])[k] for name in names]
         errors = [values.std(ddof=1) / len(values) ** 0.5 for values in ours]
         ax.bar(at - 0.2, [values.mean() for values in ours], 0.38, yerr=errors, capsize=3,
                color=[BLUE, SKY, ORANGE, ORANGE, GREY, GREY], edgecolor=BLACK, linewidth=0.6)

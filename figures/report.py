@@ -1,13 +1,14 @@
-"""What a sweep found, as the tables and sentences that README.md quotes. Needs no matplotlib."""
+"""What a sweep found, as the tables that README.md beside this quotes. Needs no matplotlib."""
 
 import json
 import math
 
 import numpy as np
 
-import empower
-import simhuman
-from empower import UserError, table
+from simhuman import mean_and_error
+from support.cli import UserError
+from support.report import (CLAIMS, PAPER, RESULTS, STOPPING, paper_gain, paper_means, table,
+                            with_verdict)
 
 BASELINES = ["SFT-10", "SFT-20", "SFT-RAND", "Base-10", "Base-20", "Base"]
 SECTIONS = ("config", "environment", "rounds", "horizons", "seeds", "lengths", "budget", "judges",
@@ -34,25 +35,9 @@ def read(path):
 
 
 def text(results):
-    """All tables, each below what it shows, and all sentences: figures/tables.md."""
-    seeds = list(results["seeds"])
-    notes = {
-        "seeds": f"Means ± standard deviations over seeds {seeds[0]} to {seeds[-1]}.",
-        "lengths": f"Seed {seeds[0]}, ± one standard error over problems. Setting: eta in bits or "
-                   "N in tokens; a turn: the mean length where silence counts as 0 tokens; length: "
-                   "that of suggestions.",
-        "budget": f"Pass@1 on seed {seeds[0]} within so many rounds; the last is no limit. These "
-                  "are games of their own, sampled apart from those above.",
-        "judges": f"Pass@1 on seed {seeds[0]} beside humans who judge otherwise.",
-        "second human": "A human with a model of her own, ± one standard error over problems. Last "
-                        "the paper's Pass@1, accept ratio and DPR beside its second human.",
-        "second human, differences": "Empower minus each row, paired by problem.",
-        "bound": "The information that the next token carries about the k tokens behind it.",
-        "stdlib": "`python empower.py replay --corpus stdlib`, ± one standard error over programs."}
-    blocks = ["What `python figures/make.py report` prints: results.json as tables and sentences."]
-    for name, block in tables(results).items():
-        blocks += [f"## {name[0].upper()}{name[1:]}", *filter(None, [notes.get(name)]), block]
-    return "\n\n".join([*blocks, "## Sentences", *sentences(results).values()])
+    """All tables, each under the name of what it shows."""
+    return "\n\n".join(f"## {name[0].upper()}{name[1:]}\n\n{block}"
+                       for name, block in tables(results).items())
 
 
 # ------------------------------------------------------------------- numbers from the results
@@ -94,11 +79,11 @@ def difference(results, baseline, key):
     The mean of paired differences is the difference of means, so the rows of a seed suffice.
     """
     ours, theirs = (over_seeds(results, name, key) for name in (empowered(results), baseline))
-    mean, low, high = simhuman.seeds_interval(ours - theirs)
+    mean, low, high = seeds_interval(ours - theirs)
     return {"name": baseline, "mean": mean, "low": low, "high": high,
             # A ratio to next to nothing says nothing.
             "gain": ours.mean() / theirs.mean() - 1 if theirs.mean() >= 0.05 else None,
-            "paper": empower.paper_gain(baseline, key)}
+            "paper": paper_gain(baseline, key)}
 
 
 def per_turn(row):
@@ -124,6 +109,66 @@ def bound_by_horizon(results):
     information = np.mean([state["information"] for state in states], axis=0)
     return [{"k": k, "information": i, "share": i / entropy}
             for k, i in zip(results["horizons"], information)]
+
+
+def compared(results, other):
+    """At how many of Empower's points it is above the curve of another way: "5 of 6" by metric."""
+    found = {"name": other}
+    for key in ("pass@1", "accept_ratio", "share_saved"):
+        count, of = above(results["lengths"]["Empower"], results["lengths"][other], key)
+        found[key] = f"{count} of {of}"
+    return found
+
+
+def size(results):
+    """How large everything is: {"what", "number"}."""
+    config, parameters = results["config"], results["second human"]["parameters"]
+    return [{"what": what, "number": number} for what, number in (
+        ("problems to learn from", config["train_problems"]),
+        ("problems to play", config["held_out_problems"]),
+        ("parameters of the GPT", parameters["assistants"]),
+        ("parameters of the second human", parameters["human"]))]
+
+
+def bound_facts(results):
+    """What the states of the bound show, in bits and in numbers of states: {"what", "value"}."""
+    states, eta = results["bound"], results["config"]["eta"]
+    cost, exact, counted = (np.array([state[key] for state in states])
+                            for key in ("nll", "entropy", "entropy_counted"))
+    last = np.array([state["information"][-1] for state in states])
+    loosest = [states[k]["token"] for k in np.argsort(last - counted, kind="stable")[:5]]
+    return [{"what": what, "value": value} for what, value in (
+        ("states", len(states)),
+        ("mean entropy of the next token", f"{exact.mean():.2f}"),
+        ("mean cost of the token written", f"{cost.mean():.2f}"),
+        ("standard deviation of the cost around the entropy", f"{np.std(cost - exact):.2f}"),
+        ("mean entropy that the information counts", f"{counted.mean():.2f}"),
+        ("states with an entropy above eta", int((exact > eta).sum())),
+        ("of these, the token written costs more than eta", int(((exact > eta)
+                                                                 & (cost > eta)).sum())),
+        ("of the others", int(((exact <= eta) & (cost > eta)).sum())),
+        (f"of those above eta, within 5% of the bound at k = {results['horizons'][-1]}",
+         int(((exact > eta) & (last >= 0.95 * counted)).sum())),
+        ("loosest where she wrote", ", ".join(map(repr, dict.fromkeys(loosest)))))]
+
+
+# ------------------------------------------------------------------- intervals over seeds
+
+
+def seeds_interval(differences):
+    """(mean, and the ends of its 95% interval) of one paired difference for each of 2..10 seeds.
+
+    Each seed has a model and problems of its own, so the spread of the seeds' differences holds
+    the chance in both: Student's interval with a degree of freedom less than there are seeds. (To
+    draw from so few seeds again, as a bootstrap does, finds intervals that are too short.)
+    Example: 0.1, 0.2, 0.3: the mean 0.2 and 4.303 * 0.1 / sqrt(3) = 0.248 to either side.
+    """
+    mean, error = mean_and_error(differences)
+    return mean, mean - STUDENT[len(differences)] * error, mean + STUDENT[len(differences)] * error
+
+
+STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306,
+           10: 2.262}  # the 0.975 quantile of Student's t for so many values
 
 
 # ------------------------------------------------------------------- tables
@@ -152,7 +197,7 @@ HORIZONS = {"k": "{k}", "information, bits": "{information:.2f}", "of the entrop
 def paper_row(human, name):
     """The paper's means of a row, None where it has no such."""
     name = name.split(" (")[0]
-    return empower.paper_means(human, name) if name in empower.PAPER[human] else None
+    return paper_means(human, name) if name in PAPER[human] else None
 
 
 def tables(results):
@@ -166,6 +211,7 @@ def tables(results):
                **{f"row{k}": row["pass@1"] for k, row in enumerate(judge["rows"])}}
               for judge in results["judges"]]
     return {
+        "size": table(size(results), {"what": "{what}", "number": "{number:,}"}),
         "seeds": table(seeds_table(results), SEEDS),
         **{f"differences, {metric}": table(
             [difference(results, name, key) for name in BASELINES + others
@@ -175,166 +221,29 @@ def tables(results):
            for key, metric in METRICS.items()},
         "lengths": table([{"way": way, "per_turn": per_turn(row), **row}
                           for way, rows in results["lengths"].items() for row in rows], LENGTHS),
+        "lengths, Empower's points above a curve": table(
+            [compared(results, other) for other in ("SFT-N", "Base-N", "Base stopped")], {
+                "curve": "{name}", "Pass@1": "{pass@1}", "accept ratio": "{accept_ratio}",
+                "share saved": "{share_saved}"}),
         "budget": table(budget, {"most rounds": "{name}", **{
             str(k): f"{{at{k}:.2f}}" for k in results["rounds"]}}),
-        "judges": table(judges, {"the human judges": "{name}", **{
+        "judges": table(judges, {"she accepts by": "{name}", **{
             row["name"]: f"{{row{k}:.2f}}"
             for k, row in enumerate(results["judges"][0]["rows"])}}),
         "second human": table([{**row, "paper": paper_row("Llama", row["name"])}
                                for row in results["second human"]["rows"]], HUMAN),
         "second human, differences": table(results["second human"]["claims"], {
-            header: empower.CLAIMS[header] for header in ("against", "difference",
+            header: CLAIMS[header] for header in ("against", "difference",
                                                           "95% interval")}),
         "bound": table(bound_by_horizon(results), HORIZONS),
+        "bound, states": table(bound_facts(results), {"what": "{what}", "value": "{value}"}),
         "stdlib": table(results["stdlib"]["rows"], {
-            header: template for header, template in empower.RESULTS.items()
+            header: template for header, template in RESULTS.items()
             if header != "Pass@1"}),
+        "stdlib, differences": table(
+            [{**claim, "holds": "yes" if claim["holds"] else "NO"}
+             for claim in results["stdlib"]["claims"]],
+            {header: CLAIMS[header] for header in ("against", "difference", "95% interval",
+                                                   "holds")}),
+        "stdlib, stopping": table(with_verdict(results["stdlib"]["stopping"]), STOPPING),
     }
-
-
-# ------------------------------------------------------------------- sentences
-
-
-def sentences(results):
-    """{what it is about: a sentence or two with its figures}; README.md says what follows."""
-    return {name: " ".join(write(results).split()) for name, write in (
-        ("size", size), ("claims", claims), ("alone", alone), ("lengths", lengths),
-        ("best", best), ("training", training), ("entropy", entropy), ("bound", bound),
-        ("budget", budget), ("judges", judges), ("second human", second_human),
-        ("stdlib", stdlib))}
-
-
-def shown(value, form=".2f"):
-    """A number as text, a dash where there is none."""
-    return "-" if value is None or math.isnan(value) else format(value, form)
-
-
-def means(results, key, *names):
-    """The means over seeds of these rows, as text. Example: ".92, .39"."""
-    return ", ".join(shown(over_seeds(results, name, key).mean()) for name in names)
-
-
-def size(results):
-    setting = results["config"]
-    return f"""There are {setting["train_problems"]:,} problems to learn from and
-        {setting["held_out_problems"]} to play; the GPT has
-        {results["second human"]["parameters"]["assistants"]:,} parameters."""
-
-
-def claims(results):
-    rows = [difference(results, name, key) for name in BASELINES for key in METRICS]
-    return f"""Of the {len(rows)} intervals of {", ".join(METRICS.values())} against SFT and Base,
-        {sum(row["low"] > 0 for row in rows)} lie above zero."""
-
-
-def alone(results):
-    rows = "Human alone", empowered(results), "Base-10", "SFT-10"
-    return f"""Alone, with Empower, with Base-10 and with SFT-10 she solves
-        {means(results, "pass@1", *rows)} of the problems; DPR is {means(results, "dpr", *rows)}.
-        Empower minus alone is {interval(results, "Human alone", "pass@1")} in Pass@1 and
-        {interval(results, "Human alone", "dpr")} in DPR."""
-
-
-def interval(results, baseline, key):
-    """Empower minus a baseline. Example: "+0.034 (-0.020 to +0.088)"."""
-    row = difference(results, baseline, key)
-    return f"{row['mean']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f})"
-
-
-def lengths(results):
-    def compared(other):
-        counts = [above(results["lengths"]["Empower"], results["lengths"][other], key)
-                  for key in ("pass@1", "accept_ratio", "share_saved")]
-        return ", ".join(f"{count} of {of}" for count, of in counts)
-
-    return f"""In Pass@1, accept ratio and share saved, {compared("SFT-N")} of Empower's points lie
-        above SFT-N's curve, and {compared("Base-N")} above Base-N's."""
-
-
-def best(results):
-    found = [max(rows, key=lambda row: row["pass@1"]) for rows in results["lengths"].values()]
-    return "The best Pass@1 of each way, and its share saved: " + "; ".join(
-        f"{row['name']} {row['pass@1']:.2f}, {row['share_saved']:.2f}" for row in found) + "."
-
-
-def training(results):
-    stopped = f"Base stopped at {results['config']['eta']:g} bits"
-    pairs = list(zip(results["lengths"]["Empower"], results["lengths"]["Base stopped"]))
-    better = sum(ours["pass@1"] > theirs["pass@1"] for ours, theirs in pairs)
-    return f"""Empower minus the untrained model stopped at the same eta is
-        {interval(results, stopped, "pass@1")} in Pass@1 and
-        {interval(results, stopped, "dpr")} in DPR; over the
-        etas of the sweep training is ahead in Pass@1 at {better} of {len(pairs)}."""
-
-
-def entropy(results):
-    name = f"{empowered(results)}, entropy"
-    return f"""With cut points by the exact entropy Pass@1 is {means(results, "pass@1", name)} and
-        the accept ratio {means(results, "accept_ratio", name)}, with one sample
-        {means(results, "pass@1", empowered(results))} and
-        {means(results, "accept_ratio", empowered(results))}: a difference of
-        {interval(results, name, "pass@1")} and {interval(results, name, "accept_ratio")}."""
-
-
-def bound(results):
-    states, eta = results["bound"], results["config"]["eta"]
-    horizons = bound_by_horizon(results)
-    cost, exact = (np.array([state[key] for state in states]) for key in ("nll", "entropy"))
-    counted = np.array([state["entropy_counted"] for state in states])
-    same, cheap = np.sum((exact > eta) & (cost > eta)), np.sum((exact <= eta) & (cost > eta))
-    dear = [state for state in states if state["entropy"] > eta]
-    tight = sum(state["information"][-1] >= 0.95 * state["entropy_counted"] for state in dear)
-    gaps = sorted(states, key=lambda state: state["information"][-1] - state["entropy_counted"])
-    loosest = list(dict.fromkeys(state["token"] for state in gaps[:5]))
-    return f"""Over {len(states)} states the entropy of the next token is {exact.mean():.2f} bits,
-        and what the one token written costs {cost.mean():.2f} (with a standard deviation of
-        {np.std(cost - exact):.2f} around the entropy). {len(dear)} states have more than eta bits,
-        and in {same} of these the token costs more than eta too; so do {cheap} of the others. Of
-        the {counted.mean():.2f} bits that are of tokens with a probability of a thousandth or more,
-        the {", ".join(str(row["k"]) for row in horizons)} tokens behind the next one reveal
-        {", ".join(f"{row['share']:.0%}" for row in horizons)}. Of the {len(dear)} states {tight}
-        come within 5% of the bound at k = {horizons[-1]["k"]}; it is loosest where she wrote
-        {", ".join(map(repr, loosest))}."""
-
-
-def budget(results):
-    rounds, rows = results["rounds"], results["budget"]
-    default = rounds.index(results["config"]["rounds"])
-    few = "; ".join(f"""within {rounds[k]} rounds {rows[empowered(results)][k]:.2f} and
-        {rows["Human alone"][k]:.2f}""" for k in (1, 2, default))
-    return f"""Pass@1 with Empower and alone, on one seed: {few}; without a limit
-        {rows[empowered(results)][-1]:.2f} and {rows["Human alone"][-1]:.2f}. Over the seeds Empower
-        minus alone without a limit is {interval(results, "Human alone, no round limit", "pass@1")}
-        in Pass@1, {interval(results, "Human alone, no round limit", "dpr")} in DPR."""
-
-
-def judges(results):
-    skims = [judge for judge in results["judges"] if judge["judging"] == "skim"]
-    return "Beside one who skims, Pass@1 of Empower and of Base-10 is " + "; ".join(
-        f"""{row_of(judge["rows"], empowered(results))["pass@1"]:.2f} and
-        {row_of(judge["rows"], "Base-10")["pass@1"]:.2f} at tau = {judge["tau"]:g} bits"""
-        for judge in skims) + "."
-
-
-def second_human(results):
-    found = results["second human"]
-    rows = {row["name"]: row for row in found["rows"]}
-    return f"""She has {found["parameters"]["human"]:,} parameters, and the assistants learn from
-        her programs: Pass@1 is """ + ", ".join(
-        f"{name} {rows[name]['pass@1']:.2f}" for name in (
-            empowered(results), "SFT-10", "Base-10", "Human alone")) + "."
-
-
-def stdlib(results):
-    rows = {row["name"]: row for row in results["stdlib"]["rows"]}
-    claim = next(claim for claim in results["stdlib"]["claims"] if (
-        claim["baseline"], claim["metric"]) == ("SFT-10", "share saved"))
-    stopping = empower.with_verdict(results["stdlib"]["stopping"])
-    missed = [row["name"] for row in stopping if row["close"] == "NO"]
-    ours, theirs = (rows[name]["accept_ratio"] for name in (empowered(results), "SFT-10"))
-    return f"""Empower's share saved minus SFT-10's is {claim["difference"]:+.3f}
-        ({claim["low"]:+.3f} to {claim["high"]:+.3f}, over {results["stdlib"]["problems"]} programs);
-        its accept ratio is {shown(ours, ".3f")}, SFT-10's {shown(theirs, ".3f")}; its DPR
-        {rows[empowered(results)]["dpr"]:.3f}, that of the author alone
-        {rows["Human alone"]["dpr"]:.3f}. {", ".join(missed) or "None"} did not learn to stop within
-        20% of what the rule asks for."""

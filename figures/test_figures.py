@@ -1,17 +1,26 @@
-"""Tests of the sweep, of what it reports, and of every number in the README."""
+"""Tests of the sweep, of what it reports, and of every number in README.md and beside this."""
 
 import dataclasses
+import functools
 import json
+import math
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 import make  # first: it knows where the other files are
-import empower
+import bound
 import report
+import simhuman
 from empower import Config
-from realcode import ReplayConfig
+from model import GPT, GPTConfig, token_entropy
+from realcode import replay
+from simhuman import Assistant, Human, play
+from support.testing import in_process, random_texts, tiny_gpt
+from test_empower import random_goals
 
 HERE = Path(__file__).resolve().parent
 TINY = {"pretrain_steps": 12, "train_problems": 40, "held_out_problems": 6, "dev_problems": 3,
@@ -28,7 +37,7 @@ def swept(tmp_path_factory):
     for k in range(10):
         (folder / "corpus" / f"{k}.py").write_text(f"def f{k}(x):\n    return x + {k}\n")
     arguments = ["--out", str(folder / "out"), "--results", str(folder / "results.json")]
-    replay = {"vocab_size": 300, "width": 32, "layers": 1, "pretrain_tokens": 2000, "context": 64,
+    small = {"vocab_size": 300, "width": 32, "layers": 1, "pretrain_tokens": 2000, "context": 64,
               "max_suggestion": 8, "device": "cpu"}
     with pytest.MonkeyPatch.context() as patch:
         for name, value in SMALL.items():
@@ -36,12 +45,13 @@ def swept(tmp_path_factory):
         bar = make.Bar
         patch.setattr(make, "Bar", lambda total: bars.append(bar(total)) or bars[-1])
         patch.setattr(make, "Config", lambda out: Config(out=out, **TINY))
-        patch.setattr(make.realcode, "ReplayConfig", lambda out, corpus: ReplayConfig(
-            out=out, corpus=str(folder / "corpus"), **replay))
-        patch.setattr(empower, "TAU", {"skim": 1.1})
-        assert make.main(["sweep", "--seeds", "2", *arguments]) == 0
+        config = replay.Config
+        patch.setattr(replay, "Config", lambda out, corpus: config(
+            out=out, corpus=str(folder / "corpus"), **small))
+        patch.setattr(simhuman, "ACCEPTANCE", {"skim": simhuman.ACCEPTANCE["skim"]})
+        make.main(["sweep", "--seeds", "2", *arguments])
         results = json.loads((folder / "results.json").read_text())
-        assert make.main(["sweep", "--seeds", "2", *arguments]) == 0  # all from its stages
+        make.main(["sweep", "--seeds", "2", *arguments])  # all from its stages
     assert json.loads((folder / "results.json").read_text()) == results
     return arguments, Config(out=str(folder / "out"), **TINY), bars[0], results
 
@@ -57,11 +67,12 @@ def test_a_sweep_has_every_section_and_its_bar_ends_where_it_said(swept):
     assert cfg.out not in Path(arguments[-1]).read_text()
 
 
-def test_a_sweep_shares_its_stages_with_the_default_run(swept, capsys):
+def test_a_sweep_shares_its_stages_with_the_default_run(swept):
     _, cfg, _, results = swept
-    ran = empower.run(cfg)
-    assert "kept in" not in capsys.readouterr().out
-    for row in ran["rows"]:
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in TINY.items()]
+    status, stdout, _ = in_process("--out", cfg.out, *flags)
+    assert status == 0 and "kept in" not in stdout
+    for row in json.loads(Path(cfg.out, "results.json").read_text())["rows"]:
         assert make.rounded(row) == report.row_of(results["seeds"]["0"]["rows"], row["name"])
 
 
@@ -147,18 +158,17 @@ def test_the_mean_information_by_hand():
     (["report", "--results", "five.json"], "it is no object"),
     (["report", "--results", "half.json"], "is not what a sweep leaves"),
     (["report", "--results", str(HERE.parent / "fixtures" / "qwen3" / "config.json")],
-     "it has no config"), ([], "required")])
+     "it has no config"), (["calibrate", "--accepts", "rash", "--out", "x"], "--accepts is 'rash'"),
+    ([], "required")])
 def test_bad_input_gets_one_sentence_and_status_2(
         arguments, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("five.json").write_text("5")
     Path("half.json").write_text(json.dumps({name: {"a": 1} for name in report.SECTIONS}))
-    try:
-        status = make.main(arguments)
-    except SystemExit as end:
-        status = end.code
+    with pytest.raises(SystemExit) as end:
+        make.main(arguments)
     error = capsys.readouterr().err
-    assert status == 2 and message in error and error.count("\n") == 1, error
+    assert end.value.code == 2 and message in error and error.count("\n") == 1, error
 
 
 def test_every_picture_is_drawn_and_the_same_results_draw_the_same(swept, tmp_path):
@@ -172,31 +182,166 @@ def test_every_picture_is_drawn_and_the_same_results_draw_the_same(swept, tmp_pa
         assert path.read_bytes() == (tmp_path / "a" / path.name).read_bytes()
 
 
-# ------------------------------------------------------------------- the README
+# ------------------------------------------------------------------- the bound of Section 4.3
 
-README = (HERE.parent / "README.md").read_text()
+
+def markov_chain(p):
+    """A model without layers whose next token depends on the last one alone, with p[last, next]."""
+    V = len(p)
+    model = GPT(GPTConfig(V, 32, 32, 0, 1, 1, 32, 256, tie_word_embeddings=False))
+    for weight in model.parameters():
+        weight.data = torch.zeros_like(weight)
+    model.norm.weight.data += 1
+    model.embed_tokens.weight.data[:, :V] = torch.eye(V)
+    model.lm_head.weight.data[:, :V] = torch.tensor(p).clamp(min=1e-30).log().T / 32 ** 0.5
+    return model
+
+
+def information(p, samples=1, steps=3, **options):
+    """What the token behind token 0 says about the texts behind it; the last token ends a text."""
+    return bound.future_information(markov_chain(p), [0], len(p) - 1, steps, samples,
+                                      torch.Generator().manual_seed(0), **options)[0].tolist()
+
+
+def test_information_about_the_future_by_hand():
+    # Behind 0 comes 1 or 2, each in half of the cases. 1: then 3. 2: then 3 or 4, each in half.
+    p = np.zeros((6, 6))
+    p[0, [1, 2]] = p[2, [3, 4]] = 0.5
+    p[1, 3] = p[3, 5] = p[4, 5] = p[5, 5] = 1
+    h = -(0.75 * np.log2(0.75) + 0.25 * np.log2(0.25)) - 0.5
+    found = information(p, samples=20_000)
+    assert found == pytest.approx([h] * 3, abs=0.01) and h == pytest.approx(0.311, abs=1e-3)
+    p[1, [3, 4]] = 0.5  # now both say the same of what follows: nothing
+    assert information(p) == pytest.approx([0] * 3, abs=1e-6)
+    p[1], p[2] = np.eye(6)[3], np.eye(6)[4]  # now all: the bound is met, by every single sample
+    assert information(p) == pytest.approx([1] * 3, abs=1e-6)
+
+
+def test_a_text_that_ended_stays_ended():
+    p = np.zeros((4, 4))
+    p[0, [1, 3]] = 0.5  # go on, or end: whoever sees the next position knows
+    p[1, 1] = p[2, 2] = p[3, 1] = 1
+    assert information(p, samples=8) == pytest.approx([1] * 3, abs=1e-6)
+
+
+def test_information_leaves_out_what_is_unlikely():
+    p = np.zeros((5, 5))
+    p[0] = [0, 0.6, 0.3, 0.1, 0]
+    p[1, 2] = p[2, 3] = p[3, 1] = p[4, 4] = 1
+    likely = np.array([2 / 3, 1 / 3])
+    found = information(p, samples=40_000, least=0.2)
+    assert found == pytest.approx([-(likely * np.log2(likely)).sum()] * 3, abs=0.01)
+
+
+def test_information_grows_with_the_text_and_stays_below_the_entropy():
+    model, generator = tiny_gpt(), torch.Generator().manual_seed(0)
+    prefix = [0, 3, 5]
+    entropy = token_entropy(model(torch.tensor([prefix]))[0, -1]).item()
+    found, counted = bound.future_information(model, prefix, 1, 12, 2000, generator)
+    assert (np.diff(found) > -0.01).all() and 0 < found[0] < found[-1] < counted + 0.02
+    assert counted == pytest.approx(entropy, abs=0.05) and counted <= entropy
+
+
+def test_entropies_are_scored_as_costs_are():
+    model, programs = tiny_gpt(), random_texts([5, 1, 17])
+    for program, found in zip(programs, bound.entropies(model, programs, 0)):
+        logits = model(torch.tensor([[0] + program]))[0, :-1]
+        assert np.allclose(found, token_entropy(logits).detach(), atol=1e-4)
+
+
+# ------------------------------------------------------------------- intervals over seeds, budgets, her tolerance
+
+
+def test_the_interval_over_seeds_by_hand():
+    mean, low, high = report.seeds_interval([0.1, 0.2, 0.3])
+    half = 4.303 * 0.1 / 3 ** 0.5
+    assert (mean, low, high) == pytest.approx((0.2, 0.2 - half, 0.2 + half))
+
+
+def test_quantiles_are_student_s():
+    for n, quantile in report.STUDENT.items():
+        x = torch.linspace(-4000, quantile, 4_000_001, dtype=torch.float64)
+        density = torch.exp(math.lgamma(n / 2) - math.lgamma((n - 1) / 2) - n / 2 * torch.log1p(
+            x ** 2 / (n - 1))) / ((n - 1) * math.pi) ** 0.5
+        assert torch.trapezoid(density, x).item() == pytest.approx(0.975, abs=2e-4)
+
+
+def test_the_interval_over_seeds_holds_the_chance_in_seeds_and_in_problems():
+    """In 95 of 100 experiments the truth is within; not so with a bootstrap over five seeds."""
+    rng, truth, within, too_short = np.random.default_rng(0), 0.3, 0, 0
+    for _ in range(400):
+        of_seeds = truth + 0.05 * rng.standard_normal((5, 1))
+        problems = rng.random((5, 300)) < of_seeds  # each seed has problems of its own
+        _, low, high = report.seeds_interval(problems.mean(1))
+        within += low <= truth <= high
+        again = problems.mean(1)[rng.integers(0, 5, (1000, 5))].mean(1)
+        low, high = np.quantile(again, [0.025, 0.975])
+        too_short += not low <= truth <= high
+    assert 0.92 <= within / 400 <= 0.98 and too_short / 400 > 0.1
+
+
+def test_one_game_holds_every_budget():
+    model, goals = tiny_gpt(3), random_goals([4, 7, 1, 9, 5, 3])
+    human = Human(model, functools.partial(simhuman.skim, tau=4), 3)
+    whole, *shorter = ([*play(goals, human, Assistant(tiny_gpt(4), 5), rounds, 0, 0,
+                              torch.Generator().manual_seed(0))] for rounds in (12, 1, 3, 7))
+    assert any(e.finished for e in whole) and any(len(e.turns) == 12 for e in whole)
+    for rounds, episodes in zip((1, 3, 7), shorter):
+        assert [make.cut_off(e, rounds) for e in whole] == episodes
+    whole[0].passed = True
+    assert not make.cut_off(whole[0], 1).passed
+
+
+def test_calibration_names_the_tau_that_is_nearest_to_the_paper(swept, monkeypatch, capsys):
+    _, cfg, *_ = swept
+    monkeypatch.setattr(make, "Config", lambda out, accepts: Config(
+        out=out, accepts=accepts, **TINY))
+    make.main(["calibrate", "--out", cfg.out])
+    printed = capsys.readouterr().out
+    rows = [line.split("|")[1:5] for line in printed.splitlines() if re.match(r"\| \d", line)]
+    assert len(rows) == len(make.TAUS["skim"])
+    best = min(rows, key=lambda row: float(row[3]))
+    for row in rows:
+        distance = math.dist((float(row[1]), float(row[2])), (0.365, 0.587))
+        assert float(row[3]) == pytest.approx(distance, abs=2e-3)
+    assert f"--tau {best[0].strip()} is nearest" in printed
+
+
+# ------------------------------------------------------------------- README.md and README.md here
+
+PAGES = {name: (HERE / name).read_text() for name in ("../README.md", "README.md")}
 COMMITTED = HERE / "results.json"
-# Numbers of the README that no run finds: settings, the paper's, names and years.
-SETTINGS = {*map(str, (field for field in dataclasses.asdict(Config()).values())), "1", "0",
-            *(f"{tau:g}" for tau in empower.TAU.values()), "4", "1.25", "0.999", "2510.13709",
-            "3.10", "2025", "2", "10", "20", "30", "95%", str(empower.MINUTES),
-            f"{make.expected_seconds(make.SEEDS) / 60:.0f}"}
+# Numbers of the pages that no run finds: settings, the paper's, sections, names and years.
+SETTINGS = {*map(str, dataclasses.asdict(Config()).values()), "1", "0", "1.1", "4", "1.25", "3.10",
+            "2025", "2510.13709", "2", "10", "20", "30", "95%", "5", "8", "11", "20%",
+            "18", f"{make.expected_seconds(make.SEEDS) / 60:.0f}"}
 
 
-def squeezed(text):
-    """Text with every run of white space as one blank."""
-    return " ".join(text.split())
+def prose(page):
+    """A page without tables, code, links and names of sections."""
+    page = re.sub(r"```.*?```|`[^`]*`|\]\([^)]*\)", "", re.sub(r"(?m)^\|.*\n", "", page),
+                  flags=re.DOTALL)
+    return re.sub(r"(Sections?|Table|in|Eq.) [\d.]+(?=[\s.,)])", "", page)
 
 
-@pytest.mark.parametrize("command", re.findall(r"^python figures/(.*?)(?: *#.*)?$", README, re.M))
+def numbers(text):
+    """Every number in a text, with its sign, as it is written."""
+    return set(re.findall(r"(?<![\w.\-^])[+-]?\d(?:[\d,]*\d)?(?:\.\d+)?%?(?![\w-])", text))
+
+
+@pytest.mark.parametrize("command", [command for page in PAGES.values() for command in re.findall(
+    r"^python figures/(.*?)(?: *#.*)?$", page, re.MULTILINE)])
 def test_readme_commands_of_this_folder_run(command, swept, capsys, monkeypatch):
     script, *words = command.split()
     assert script == "make.py"
     for name, value in SMALL.items():
         monkeypatch.setattr(make, name, value)
-    if words == ["sweep"]:
-        return  # `swept` has run it
-    status = make.main([*words, "--results", swept[0][-1]])
+    if words[0] in ("sweep", "calibrate"):
+        return  # other tests run these
+    try:
+        status = make.main([*words, "--results", swept[0][-1]])
+    except SystemExit as end:
+        status = end.code
     printed = capsys.readouterr()
     try:
         import matplotlib  # noqa: F401
@@ -204,32 +349,48 @@ def test_readme_commands_of_this_folder_run(command, swept, capsys, monkeypatch)
         if words == ["plot"]:
             assert status == 2 and "figures/requirements.txt" in printed.err
             return
-    assert status == 0 and printed.out
+    assert not status and printed.out
 
 
-def test_every_number_in_the_readme_is_in_the_committed_results():
-    results = report.read(COMMITTED)
-    found, rest = report.tables(results), README
-    for block in re.findall(r"(?:^\|.*\n)+", README, re.MULTILINE):
+@pytest.mark.parametrize("name", PAGES)
+def test_every_number_on_a_page_is_in_a_table_of_the_committed_results(name):
+    tables = report.tables(report.read(COMMITTED))
+    for block in re.findall(r"(?:^\|.*\n)+", PAGES[name], re.MULTILINE):
         if "| paper | here |" not in block:
-            assert block.strip() in found.values(), f"not what make.py report prints:\n{block}"
-        rest = rest.replace(block, "")
-    rest = squeezed(re.sub(r"```.*?```|`[^`]*`|\]\([^)]*\)", "", rest, flags=re.DOTALL))
-    for sentence in report.sentences(results).values():
-        rest = rest.replace(re.sub(r"`[^`]*`", "", sentence), "")
-    rest = re.sub(r"Sections? [\d.]+", "", rest)
-    numbers = re.findall(r"(?<![\w.\-^])[+-]?\d(?:[\d,]*\d)?(?:\.\d+)?%?(?![\w-])", rest)
-    assert not set(numbers) - SETTINGS, "no command prints these"
+            assert block.strip() in tables.values(), f"not what make.py report prints:\n{block}"
+    printed = numbers(" ".join(tables.values()))
+    unsigned = {number.lstrip("+-") for number in printed}
+    assert not numbers(prose(PAGES[name])) - printed - unsigned - SETTINGS, "no command prints these"
 
 
-def test_the_committed_tables_and_pictures_are_of_the_committed_results():
+def test_the_evidence_is_whole_and_the_claims_that_are_counted_are_counted():
     results = report.read(COMMITTED)
-    assert (HERE / "tables.md").read_text() == report.text(results) + "\n"
+    for block in report.tables(results).values():
+        assert block in PAGES["README.md"]
+    against = [report.difference(results, name, key) for name in report.BASELINES
+               for key in report.METRICS]
+    assert len(against) == 18 and all(row["low"] > 0 for row in against)
+    stopping = report.with_verdict(results["stdlib"]["stopping"])
+    assert [row["close"] for row in stopping].count("NO") == 4 and len(stopping) == 5
+
+
+def test_the_committed_pictures_are_there_and_small():
     pictures = sorted(path.name for path in HERE.glob("*.png"))
     assert pictures == ["bound.png", "budget.png", "lengths.png", "rows-as-bars.png", "stdlib.png"]
+    assert all(f"({name})" in PAGES["README.md"] for name in pictures)
     assert sum(p.stat().st_size for p in HERE.glob("*.[ps][nv]g")) <= 600_000
 
 
-def test_the_readme_is_short_and_results_come_first():
-    assert README.count("\n") < 200
-    assert README.index("## What it found") < README.index("## Paper to code")
+def test_the_readme_is_short_and_its_links_lead_somewhere():
+    assert PAGES["../README.md"].count("\n") <= 120
+    for name, page in PAGES.items():
+        for link in re.findall(r"\]\(([^)]*)\)", page):
+            path, _, anchor = link.replace("\n", "").partition("#")
+            if path.startswith("http"):
+                continue
+            target = (HERE / name).parent / path
+            assert target.exists(), link
+            if anchor:
+                titles = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE)
+                assert anchor in [re.sub(r"[^\w -]", "", title).lower().replace(" ", "-")
+                                  for title in titles], link

@@ -8,84 +8,13 @@ network.
 
 import base64
 import collections
-import dataclasses
-import json
 import math
-import os
 import re
-import struct
 from pathlib import Path
 
-import torch
-
-# ------------------------------------------------------------------- reading and writing
-
-
-def read_bytes(path):
-    content = path.read_bytes()
-    if content.startswith(b"version https://git-lfs"):
-        raise ValueError(f"{path} is only a Git LFS pointer: fetch the file with git lfs pull")
-    return content
-
-
-def read_text(path):
-    try:
-        return read_bytes(path).decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise ValueError(f"{path} is not a text in UTF-8: convert it or copy it anew") from None
-
-
-def read_json(path):
-    """What a JSON file holds, {} where there is none; ValueError where it is damaged."""
-    try:
-        return dict(json.loads(read_text(path))) if path.exists() else {}
-    except (json.JSONDecodeError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error}): copy it anew") from None
-
-
-def write_text(path, text):
-    """Writes a file under a temporary name and moves it into place: all of it or nothing."""
-    temporary = Path(f"{path}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-
+from support.files import read_bytes, read_json, read_text
 
 # ------------------------------------------------------------------- config.json
-
-
-@dataclasses.dataclass(frozen=True)
-class GPTConfig:
-    """The shape of a model; every field has the name that a Hugging Face config.json uses."""
-
-    vocab_size: int = 512
-    hidden_size: int = 128
-    intermediate_size: int = 384
-    num_hidden_layers: int = 4
-    num_attention_heads: int = 4
-    num_key_value_heads: int = 2
-    head_dim: int = 32
-    max_position_embeddings: int = 512
-    rms_norm_eps: float = 1e-6
-    rope_theta: float = 10000.0
-    rope_scaling: dict | None = None           # or {"rope_type": "llama3", and its four numbers}
-    tie_word_embeddings: bool = True
-    attention_bias: bool = False               # on q, k, v and o
-    mlp_bias: bool = False
-    architecture: str = "Qwen3ForCausalLM"     # the first of config.json's "architectures"
-    bos_token_id: int | None = None            # these two are for those who serve the model
-    eos_token_id: int | list | None = None
-
-    @property
-    def model_type(self):
-        return self.architecture.removesuffix("ForCausalLM").lower()
-
-    @property
-    def qkv_bias(self):
-        return self.attention_bias or self.model_type == "qwen2"  # which has no key for it
-
-    @property
-    def qk_norm(self):
-        return self.model_type == "qwen3"
 
 
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
@@ -95,7 +24,7 @@ LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_positio
 
 
 def read_config(directory):
-    """The GPTConfig of a checkpoint; FileNotFoundError or ValueError in one sentence."""
+    """{field: value} of the model.GPTConfig of a checkpoint; FileNotFoundError or ValueError."""
     path = Path(directory, "config.json")
     if not path.exists():
         raise FileNotFoundError(f"{path} is absent: give the folder of a downloaded checkpoint, "
@@ -108,9 +37,9 @@ def read_config(directory):
 
 
 def parse_config(raw):
-    """A GPTConfig from what config.json holds; ValueError where the network would be another.
+    """The fields of a model.GPTConfig from config.json; ValueError where our network would differ.
 
-    What is not known to be equal is refused: wrong weights or angles write fluent nonsense.
+    Anything not known to be the same is refused: wrong angles write fluent nonsense.
     """
     # transformers 4 wrote rope_theta and rope_scaling, transformers 5 writes rope_parameters.
     rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
@@ -140,7 +69,7 @@ def parse_config(raw):
     if mistral or not llama and (raw.get("use_sliding_window")
                                  or "sliding_attention" in (raw.get("layer_types") or [])):
         context = min(context, raw.get("sliding_window", 4096) or context)
-    return GPTConfig(**{name: raw[name] for name in (*COUNTS, "rms_norm_eps")} | {
+    return {name: raw[name] for name in (*COUNTS, "rms_norm_eps")} | {
         "architecture": architecture,
         "num_key_value_heads": raw.get("num_key_value_heads") or heads,
         "head_dim": raw.get("head_dim") or (128 if qwen3 else raw["hidden_size"] // heads),
@@ -151,13 +80,10 @@ def parse_config(raw):
         "tie_word_embeddings": bool(raw.get("tie_word_embeddings")),
         "attention_bias": bool(raw.get("attention_bias")) and (llama or qwen3),
         "mlp_bias": bool(raw.get("mlp_bias")) and llama,
-        "bos_token_id": raw.get("bos_token_id"), "eos_token_id": raw.get("eos_token_id")})
+        "bos_token_id": raw.get("bos_token_id"), "eos_token_id": raw.get("eos_token_id")}
 
 
 # ------------------------------------------------------------------- weights
-
-DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-
 
 def weight_files(directory):
     """The files of a checkpoint's weights. Others may lie beside them, in another layout."""
@@ -177,64 +103,6 @@ def weight_files(directory):
         if not path.exists():
             raise FileNotFoundError(f"{path} is absent and {index.name} lists it: fetch it")
     return paths
-
-
-def write_safetensors(path, tensors):
-    """{name: tensor} as safetensors: size of the header, header in JSON, little-endian data."""
-    names = {dtype: name for name, dtype in DTYPES.items()}
-    header, end = {"__metadata__": {"format": "pt"}}, 0
-    for name, tensor in tensors.items():
-        begin, end = end, end + tensor.numel() * tensor.element_size()
-        header[name] = {"dtype": names[tensor.dtype], "shape": list(tensor.shape),
-                        "data_offsets": [begin, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # the data begins at a multiple of 8 bytes
-    temporary = Path(f"{path}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for tensor in tensors.values():
-            raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-            file.write(raw.numpy().data)
-    os.replace(temporary, path)
-
-
-def read_safetensors(path):
-    """{name: tensor}, mapped from the file and not copied. ValueError says what is damaged.
-
-    What is written into such a tensor goes to memory, never to the file.
-    """
-    size = os.path.getsize(path)
-    with open(path, "rb") as file:
-        start = file.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
-        if length > min(size - 8, 100_000_000):
-            what = ("a Git-LFS pointer" if start == b"version " else
-                    "an HTML page" if start.lstrip().startswith(b"<") else
-                    f"truncated or no safetensors file ({size} bytes, header of {length})")
-            raise ValueError(f"{path} is {what}: fetch the file itself again")
-        text = file.read(length)
-    try:
-        header = json.loads(text)
-        header.pop("__metadata__", None)
-        entries = [(name, str(e["dtype"]), e["shape"], *map(int, e["data_offsets"]))
-                   for name, e in header.items()]
-        sizes = [math.prod(map(int, shape)) for _, _, shape, _, _ in entries]
-        expected = 8 + length + max((end for *_, end in entries), default=0)
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise ValueError(f"{path} is damaged: its header cannot be read") from None
-    if expected != size:
-        raise ValueError(f"{path} is truncated or damaged: {size} bytes in place of {expected}")
-    data = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)[8 + length:]
-    tensors = {}
-    for (name, dtype, shape, begin, end), count in zip(entries, sizes):
-        if dtype not in DTYPES:
-            raise ValueError(f"{path}: {name} is stored as {dtype}; read are {', '.join(DTYPES)}")
-        if not 0 <= begin <= end == begin + count * DTYPES[dtype].itemsize:
-            raise ValueError(f"{path} is damaged: {name} {shape} {dtype} has {end - begin} bytes")
-        raw = data[begin:end]
-        aligned = raw if raw.storage_offset() % DTYPES[dtype].itemsize == 0 else raw.clone()
-        tensors[name] = aligned.view(DTYPES[dtype]).reshape(shape)
-    return tensors
 
 
 # ------------------------------------------------------------------- tokenizers

@@ -281,7 +281,8 @@ def make_contest(rng, n_train, n_dev, n_held_out):
     usable = [parts for parts in compositions() if not ambiguous(parts)]
     if n_train + n_dev + n_held_out > len(usable):
         raise ValueError(f"the contest has {len(usable)} problems, fewer than the "
-                         f"{n_train} + {n_dev} + {n_held_out} that were asked for")
+                         f"{n_train} + {n_dev} + {n_held_out} that were asked for: lower "
+                         "--train-problems")
     rng.shuffle(usable)
     # From both ends: how many are held out does not change what is learned.
     splits = usable[:n_train], usable[n_train:n_train + n_dev], usable[-n_held_out:]

@@ -1,0 +1,266 @@
+"""Programs of a person's own: read, without tables, split by near-duplicates, cut and scored.
+
+A corpus is a folder of .py files, one file, a JSONL file, or the word stdlib, which is the library
+of the Python that runs this.
+"""
+
+import ast
+import collections
+import json
+import os
+import platform
+import re
+import sysconfig
+import warnings
+from pathlib import Path
+
+import numpy as np
+
+import data
+from empower import score
+from support.cache import reading
+from support.cli import UserError, checked, python_generator
+from support.files import read_bytes, read_text, temporary_name
+
+CORPUS = "a folder of .py files, one file, a JSONL file, or the word stdlib"
+FIELD = "the JSONL field that holds the code (default: it is found)"
+STATEMENTS_FLAG = ("begin each program of a JSONL row with its statement as comments; the scorer "
+                   "then reads it, against Section 4.1")
+
+# ------------------------------------------------------------------- reading
+
+FIELDS = ("code", "content", "text", "solution", "canonical_solution", "completion")
+STATEMENTS = ("prompt", "description", "question")
+LONGEST = 400_000  # characters of a program; tiktoken fails on a million of white space
+_SKIPPED = {"site-packages", "dist-packages", "__pycache__", "node_modules"}
+
+
+def read_corpus(source, field=None, statements=False):
+    """The programs of a corpus, each once, and one line that says what they are.
+
+    source: a folder of .py files, a .py file, a file of JSON rows with programs in `field` (or in
+    the first of FIELDS that it has), or "stdlib", the library of this Python. statements: begin
+    each program of a JSON row with its statement as comments. ValueError says what is wrong.
+
+    Example report: "1,634 programs of 1,918 in kattis.jsonl (field code): 284 duplicates".
+    """
+    path, where = Path(source), str(source)
+    if source == "stdlib":
+        where = f"the standard library of Python {platform.python_version()}"
+        texts = _read_folder(Path(sysconfig.get_path("stdlib")), _SKIPPED | {"test", "tests"})
+    elif path.is_dir():
+        texts = _read_folder(path, _SKIPPED)
+    elif not path.exists():
+        raise ValueError(f"there is no {path}: name a folder, a .py or .jsonl file, or stdlib")
+    elif path.suffix == ".py":
+        texts = [read_text(path)]
+    elif path.suffix in (".jsonl", ".json", ".ndjson"):
+        texts, field = _read_rows(path, field, statements)
+        where += f" (field {field})"
+    else:
+        raise ValueError(f"{path} is no corpus: name a folder of .py files, a .py or .jsonl file")
+    readable = [text for text in map(_tidy, texts) if text]
+    short = [text for text in readable if len(text) <= LONGEST]
+    distinct = list(dict.fromkeys(short))
+    programs = [text for text in distinct if not is_table(text)]
+    repeated, tables = len(short) - len(distinct), len(distinct) - len(programs)
+    left_out = {f"duplicate{'s' * (repeated > 1)}": repeated,
+                "unreadable": len(texts) - len(readable),
+                f"longer than {LONGEST:,} characters": len(readable) - len(short),
+                f"table{'s' * (tables > 1)}": tables}
+    report = f"{len(programs):,} program{'s' * (len(programs) != 1)} of {len(texts):,} in {where}"
+    if any(left_out.values()):
+        report += ": " + ", ".join(f"{n:,} {what}" for what, n in left_out.items() if n)
+    if not programs:
+        raise ValueError(f"no usable program: {report}; name another corpus")
+    return programs, report
+
+
+def _read_folder(folder, skipped):
+    """The text of each .py file below `folder` in order of path, None for what is not UTF-8."""
+    paths = []
+    for root, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if name not in skipped and name[0] != "."]
+        paths += [Path(root, name) for name in names]
+    found = sorted(path for path in paths if path.suffix == ".py")
+    if not found:
+        kinds = sorted({path.suffix or path.name for path in paths})
+        raise ValueError(f"no .py file under {folder} (found {len(paths)} files"
+                         f"{': ' * bool(kinds)}{', '.join(kinds[:5])}): name another folder")
+    texts = []
+    for path in found:
+        try:
+            texts.append(read_text(path))
+        except (ValueError, OSError):
+            texts.append(None)
+    return texts
+
+
+def _read_rows(path, field, statements):
+    """The program of each row of JSON, None where it has none, and the field that they are in."""
+    content = read_bytes(path)
+    rows = (_json_row(content) if content.lstrip().startswith(b"[") else
+            map(_json_row, filter(bytes.strip, content.splitlines())))
+    rows = [row if isinstance(row, dict) else {} for row in rows or ()]
+    first = next(filter(None, rows), {})
+    field = field or next((name for name in FIELDS if name in first), None)
+    if not any(field in row for row in rows):
+        wanted = field or ", ".join(FIELDS)
+        raise ValueError(f"{path} has no field {wanted}; its first row has "
+                         f"{', '.join(first) or 'no field at all'}: name the one with the program")
+    return [_program_of_row(row, field, statements) for row in rows], field
+
+
+def _json_row(line):
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _program_of_row(row, field, statements):
+    """The program in a row; with `statements`, after the statement as comments, if it has one.
+
+    Example: {"prompt": "Add.", "code": "a + b"} is "a + b", or "# Add.\\na + b". A prompt that is
+    the beginning of the program itself, as in HumanEval, always stays.
+    """
+    code = row.get(field)
+    statement = next((row[name] for name in STATEMENTS
+                      if name != field and isinstance(row.get(name), str)), "")
+    if not isinstance(code, str) or not code.strip() or not statement.strip():
+        return code
+    if _parses(statement + code) and not _parses(code):
+        return statement + code
+    comments = "".join(f"# {line}".rstrip() + "\n" for line in statement.strip().splitlines())
+    return comments + code if statements else code
+
+
+def _parses(program):
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of escapes such as "\d"
+            ast.parse(program)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    return True
+
+
+def _tidy(text):
+    """A program with \\n as its line ends and one at its end; "" where it is none."""
+    if not isinstance(text, str) or not text.strip() or re.search("[\ud800-\udfff]", text):
+        return ""  # half a surrogate pair is not a character: no tokenizer could write it
+    return re.sub("\r\n?", "\n", text).rstrip("\n") + "\n"
+
+
+# ------------------------------------------------------------------- tables and near-duplicates
+
+_LITERALS = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|#.*""")
+
+
+def is_table(text):
+    """Whether at least half of the lines are literals and nothing else: nobody writes that by hand.
+
+    A hundred such lines at least. Example of one: "    0x0041: 'A',  # LATIN CAPITAL LETTER A".
+    """
+    lines = [_LITERALS.sub(lambda found: "" if found[0][0] == "#" else "''", line)
+             for line in text.split("\n") if line.strip()]
+    bare = sum(bool(re.search(r"['\d]", line)) and not re.search(
+        r"[^\W\d]", re.sub(r"\b0[xX][\da-fA-F]+", "0", line)) for line in lines)
+    return bare >= 100 and 2 * bare >= len(lines)
+
+
+def near_duplicates(programs, share=0.5, least=5):
+    """Groups of programs, as lists of indices: two are near-duplicates, or linked by others.
+
+    Two programs are near-duplicates if they have at least `share` of the lines of the shorter one
+    in common, and no fewer than `least`. Lines are compared without white space at their ends, each
+    counts once, and those of fewer than 10 characters do not count.
+    Example: the lines {a, b}, {b, c, d}, {e} (each of 10 letters), least = 1: [[0, 1], [2]].
+    """
+    lines = [{line.strip() for line in text.split("\n") if len(line.strip()) >= 10}
+             for text in programs]
+    holders, group = collections.defaultdict(list), list(range(len(programs)))
+    for i, some in enumerate(lines):
+        for line in some:
+            holders[line].append(i)
+
+    def first(i):  # the representative of i's group
+        while group[i] != i:
+            i = group[i] = group[group[i]]
+        return i
+
+    for i, some in enumerate(lines):
+        common = collections.Counter(j for line in some for j in holders[line] if j < i)
+        for j, n in common.items():
+            if n >= max(least, share * min(len(some), len(lines[j]))):
+                group[first(i)] = first(j)
+    groups = collections.defaultdict(list)
+    for i in range(len(programs)):
+        groups[first(i)].append(i)
+    return list(groups.values())
+
+
+def split_corpus(programs, held_out, rng):
+    """(the other programs, at most `held_out` programs drawn by rng, a random.Random).
+
+    Near-duplicates are on the same side, so no held-out program is nearly one to learn from.
+    ValueError if nothing is left to learn from.
+    """
+    if len(programs) <= held_out:
+        raise ValueError(f"a corpus of {len(programs)} programs is too small to hold out "
+                         f"{held_out}: hold out fewer or name a larger one")
+    groups, drawn = near_duplicates(programs), []
+    for some in rng.sample(groups, len(groups)):
+        if len(drawn) + len(some) <= held_out:
+            drawn += some
+    chosen = set(drawn)
+    others = [i for i in range(len(programs)) if i not in chosen]
+    return [programs[i] for i in rng.sample(others, len(others))], [programs[i] for i in drawn]
+
+
+# ------------------------------------------------------------------- what the commands share
+
+
+def read_programs(cfg):
+    """(programs to learn from, programs held out) of cfg.corpus, texts; prints what was found.
+
+    A small corpus keeps four fifths of its programs to learn from.
+    """
+    if not cfg.corpus:
+        raise UserError(f"--corpus is missing: give {CORPUS}")
+    texts, found = checked(read_corpus, cfg.corpus, cfg.field or None, cfg.statements)
+    print(found)
+    learned, held_out = checked(split_corpus, texts, min(cfg.held_out, len(texts) // 5),
+                                python_generator(cfg, "split"))
+    if len(held_out) < min(cfg.held_out, len(texts) // 5):
+        print(f"  {len(held_out)} programs are held out: the others are near-duplicates of each "
+              "other")
+    return learned, held_out
+
+
+def cut(encoding, texts, size):
+    """The pieces of all texts: [(at most `size` token ids, whether the text ends with them)]."""
+    return [(ids, k == len(parts) - 1) for parts in (
+        data.pieces(encoding, text, size) for text in texts) for k, ids in enumerate(parts)]
+
+
+def kept_costs(folder, base, pieces, together=1024):
+    """The costs in bits of each piece (token ids), scored or read from files of an earlier run.
+
+    `together` pieces share a file in `folder`, so an interrupted run does not score them again.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    costs = []
+    for k in range(0, len(pieces), together):
+        chunk, path = pieces[k:k + together], folder / f"nll-{k}.npy"
+        if not path.exists():
+            temporary = temporary_name(path)
+            with open(temporary, "wb") as file:
+                np.save(file, np.concatenate(score(base.model, chunk, base.encoding.start)))
+            os.replace(temporary, path)
+        with reading(path):
+            nll, ends = np.load(path), np.cumsum([len(ids) for ids in chunk])
+            if len(nll) != ends[-1]:
+                raise ValueError(f"{len(nll)} costs of {ends[-1]} tokens")
+            costs += np.split(nll, ends[:-1])
+    return costs

@@ -1,0 +1,217 @@
+"""python empower.py finetune --model DIR --corpus PATH --out DIR2: an assistant for your own code."""
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+import data
+from empower import choose_completions, empower, sft, sft_example, sft_rand, train
+from realcode.corpus import CORPUS, FIELD, STATEMENTS_FLAG, cut, kept_costs, read_programs
+from realcode.given import DTYPE, ETA, check_context, given_model
+from support.cache import Progress, save_checkpoint
+from support.cli import (UserError, check_ranges, describe, flag, numpy_generator, pick_device,
+                         python_generator, values)
+from support.files import write_text
+from support.optim import adamw
+from support.report import STOPPING, check_stopping, table, with_verdict
+from support.source import fingerprint
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Every setting of fine-tuning a checkpoint on a person's own code."""
+
+    out: str = flag("", "folder of the new checkpoint")
+    device: str = flag("auto", "auto, cpu, cuda or mps")
+    seed: int = flag(0, "feeds all randomness, by separate generators")
+    model: str = flag("", "the checkpoint folder to begin with: Llama, Mistral, Qwen2 or Qwen3")
+    dtype: str = flag("auto", DTYPE + "; weights are trained in float32")
+    corpus: str = flag("", CORPUS)
+    field: str = flag("", FIELD)
+    statements: bool = flag(False, STATEMENTS_FLAG)
+    rule: str = flag("empower", "what the assistant learns: empower, sft-N or sft-rand")
+    eta: float = flag(0.32, ETA, 0)
+    held_out: int = flag(20, "programs on which its stopping is checked, at most a fifth of all; "
+                             "of fewer than 5 programs, a fifth of the pieces", 1)
+    context: int = flag(1024, "tokens of a piece; longer programs are cut into pieces", 16)
+    lr: float = flag(1e-5, "AdamW's learning rate", 0)
+    batch: int = flag(16, "examples an update", 1)
+    micro_batch: int = flag(4, "examples at a time; their gradients are added up", 1)
+    clip: float = flag(1.0, "longest gradient of an update", 0)
+    recompute: bool = flag(False, "activation checkpointing: less memory, a third more time")
+    save_minutes: float = flag(10, "minutes after which the state of training is saved again", 0)
+    max_suggestion: int = flag(100, "cap on a suggestion in the check of its stopping", 1)
+
+    def __post_init__(self):
+        check_ranges(self)
+
+
+def rule_named(name, eta):
+    """A completion rule by its name: empower, sft-N or sft-rand."""
+    kind, _, n = name.partition("-")
+    if name == "empower":
+        return empower(eta)
+    if name == "sft-rand":
+        return sft_rand(30)
+    if kind == "sft" and n.isascii() and n.isdigit() and n[0] != "0":
+        return sft(int(n))
+    raise UserError(f"--rule is {name!r}: choose empower, sft-rand or sft-N, as in sft-10")
+
+
+def finetune(cfg):
+    """Section 4.2 on a person's own code and checkpoint: costs, completions, one epoch of SFT.
+
+    Until it is whole, the new checkpoint is in OUT.partial, where the same command goes on.
+    """
+    rule, device = rule_named(cfg.rule, cfg.eta), pick_device(cfg.device)
+    for name in ("model", "out"):
+        if not getattr(cfg, name):
+            raise UserError(f"--{name} is missing: give a folder")
+    texts = read_programs(cfg)
+    base = given_model(cfg, device)
+    check_context(cfg, base.model.config.max_position_embeddings, cfg.max_suggestion)
+    inputs = {"base": base.name, "texts": fingerprint(texts), **values(
+        cfg, "seed", "dtype", "rule", "eta", "context", "lr", "batch", "clip")}
+    out, partial = Path(cfg.out), Path(f"{cfg.out.rstrip('/')}.partial")
+    if begun_before(out, inputs):
+        return print(f"{out} is finished: nothing is left to do")
+    begun = begun_before(partial, inputs)
+    try_to_rename(out)
+    with only_one(partial, out):
+        if begun_before(out, inputs):
+            with contextlib.suppress(OSError):
+                partial.rmdir()  # made by this run, if the other one had already left
+            return print(f"another run has just finished {out}: nothing is left to do")
+        print(f"Score {len(texts[0])} programs, choose completions by {cfg.rule} and train one "
+              f"epoch, {'going on' if begun else 'begun'} in {partial}: the bars say how long it "
+              "takes.")
+        describe(cfg, base.model, device)
+        write_text(partial / "inputs.json", json.dumps(inputs, indent=2) + "\n")
+        learned, held_out = completions(cfg, base, texts, rule, partial)
+        tune(cfg, base, learned, partial)
+        show_stopping(cfg, base, held_out)
+        os.replace(partial, out)
+        for path in {*out.glob("*.tmp"), *out.glob("progress.pt*"), *out.glob("costs-*")}:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()  # nothing needs them any more
+    print(f"The checkpoint is in {out}. Try: python empower.py suggest --model {out} FILE:LINE:COL")
+
+
+def completions(cfg, base, texts, rule, folder):
+    """(what it learns, what its stopping is checked on): one completion of each piece.
+
+    Of a corpus too small to hold out a program, a fifth of the pieces is held out.
+    """
+    learned, held_out = (completions_of(cfg, base, some, rule, purpose, folder)
+                         for some, purpose in zip(texts, ("train", "held-out")))
+    if not texts[1]:
+        n = len(learned) // 5
+        learned, held_out = learned[:len(learned) - n], learned[len(learned) - n:]
+        print(f"  no program is held out of {len(texts[0])}, but {n} of its pieces" if n else
+              "  the corpus is too small to hold anything out: stopping is not checked")
+    return learned, held_out
+
+
+def completions_of(cfg, base, texts, rule, purpose, folder):
+    """What `choose_completions` returns for the pieces of texts; costs are kept in `folder`."""
+    pieces = cut(base.encoding, texts, cfg.context)
+    if not pieces:
+        return []
+    costs = kept_costs(folder / f"costs-{purpose}", base, [ids for ids, _ in pieces])
+    found = choose_completions([(ids, nll, ends) for (ids, ends), nll in zip(pieces, costs)], rule,
+                               numpy_generator(cfg, f"states {purpose}"),
+                               numpy_generator(cfg, f"lengths {purpose}"))
+    lengths = np.array([len(completion) for _, completion, _ in found])
+    print(f"  {purpose}: {len(pieces):,} pieces of {sum(len(ids) for ids, _ in pieces):,} tokens "
+          f"in all, {np.concatenate(costs).mean():.2f} bits each; completions of "
+          f"{lengths.mean():.1f} tokens, {(lengths == 0).mean():.0%} empty")
+    if (lengths == 0).mean() > 0.9 and purpose == "train":
+        print("  Nearly nothing is obvious to this model here: it will learn to be silent. Take a "
+              "model that knows such code, or a larger --eta.")
+    return found
+
+
+def tune(cfg, base, learned, folder):
+    """Trains the base model itself on completions and saves it in the folder.
+
+    The weights are float32 while they learn, since steps of 1e-5 would be lost in bfloat16.
+    """
+    dtype, model = base.model.dtype, base.model.float()
+    model.recompute = cfg.recompute
+    examples = [sft_example(base.encoding, *completion) for completion in learned]
+    losses = train(model, examples, cfg.batch, adamw(model, cfg.lr),
+                   python_generator(cfg, "batches"), cfg.rule, cfg.micro_batch, cfg.clip,
+                   Progress(folder / "progress.pt", 60 * cfg.save_minutes))
+    print(f"  {len(losses)} updates; loss from {np.mean(losses[:10]):.3f} to "
+          f"{np.mean(losses[-10:]):.3f} nats a token (means of ten)")
+    save_checkpoint(model.to(dtype), base, folder)
+
+
+def show_stopping(cfg, tuned, held_out):
+    """Prints the lengths that the rule asks for on held-out completions, and those written."""
+    if held_out:
+        row = check_stopping(cfg.rule, tuned, held_out[:200], cfg.max_suggestion)
+        print("Did it learn to stop? On pieces held out:\n\n"
+              f"{table(with_verdict([row]), STOPPING)}\n")
+
+
+# ------------------------------------------------------------------- the folder of the checkpoint
+
+
+def begun_before(folder, inputs):
+    """Whether this same work is in the folder; a UserError if it holds anything else."""
+    if not folder.exists() or folder.is_dir() and all(
+            path.suffix == ".tmp" for path in folder.iterdir()):
+        return False
+    try:
+        found = json.loads((folder / "inputs.json").read_text())
+    except (OSError, ValueError):
+        found = None
+    if found != inputs:
+        raise UserError(f"{folder} holds something else, or was begun with other settings: choose "
+                        "another --out")
+    return True
+
+
+def try_to_rename(out):
+    """Raises unless a folder can be renamed to `out`, which is how the work will end."""
+    probe = Path(f"{out}.{os.getpid()}.tmp")
+    there = out.exists() or out.is_symlink()
+    try:
+        probe.mkdir(parents=True)
+        os.replace(probe, out)
+        if not there:
+            out.rmdir()
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            probe.rmdir()
+        raise UserError(f"--out {out} cannot be replaced by a finished folder ({error.strerror}): "
+                        "name a new folder, no link and no mount point") from None
+
+
+@contextlib.contextmanager
+def only_one(partial, out):
+    """Makes the folder `partial` and locks it; another run of the same command waits its turn.
+
+    The lock belongs to the open folder, so it ends with the process, however that ends.
+    """
+    while True:
+        partial.mkdir(parents=True, exist_ok=True)
+        lock = os.open(partial, os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print(f"another run is at work in {partial}: waiting for it to end")
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            moved = not partial.exists() or not os.path.samestat(os.fstat(lock), os.stat(partial))
+            if not moved or out.exists() and any(out.iterdir()):
+                yield
+                return
+        finally:
+            os.close(lock)

@@ -1,0 +1,89 @@
+"""What a person names on the command line: a checkpoint, a source file, a place in it.
+
+A checkpoint is a folder of Hugging Face's layout: Llama, Mistral, Qwen2 or Qwen3. A document begins
+with its family's BOS, or with the end-of-text token that separates documents if there is none; what
+an assistant learns ends with the family's stop token.
+"""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import torch
+
+from realcode.corpus import LONGEST
+from support.cache import load_checkpoint, reading
+from support.cli import UserError, checked, pick_device
+from support.files import read_text
+
+DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPE = "of the checkpoint's weights: auto (the file's), float32 or bfloat16"
+ETA = "threshold of Empower, bits (Section 5.1)"
+
+
+def given_model(cfg, device):
+    """The Checkpoint that is named with --model."""
+    if cfg.dtype not in DTYPES:
+        raise UserError(f"--dtype is {cfg.dtype!r}: choose {', '.join(DTYPES)}")
+    return checked(load_checkpoint, cfg.model, device, DTYPES[cfg.dtype])
+
+
+def check_context(cfg, limit, round_tokens):
+    """Raises unless a piece, the token before it and one round after it fit into the context."""
+    room = limit - 1 - round_tokens
+    if room < 16:
+        raise UserError(f"--max-suggestion is {cfg.max_suggestion}, and the model reads {limit} "
+                        "tokens in all: give less")
+    if cfg.context > room:
+        raise UserError(f"--context is {cfg.context}, and the model reads {limit} tokens: give at "
+                        f"most {room}, since a suggestion has to follow")
+
+
+def model_at_hand(cfg, name):
+    """The Checkpoint of --model, or the one called `name` of the last finished run in --out.
+
+    name: a function of the settings of that run. Example: lambda config: "base".
+    """
+    device, results = pick_device(cfg.device), Path(cfg.out, "results.json")
+    if cfg.model:
+        return given_model(cfg, device)
+    if not results.exists():
+        raise UserError(f"there is no small GPT in {cfg.out}: run python empower.py first, which "
+                        "makes one, or name a checkpoint with --model")
+    with reading(results):
+        found = json.loads(results.read_text())
+        folder = Path(cfg.out, "stages", found["models"][name(found["config"])])
+    print(f"empower.py: using {folder}", file=sys.stderr)
+    with reading(folder):
+        return load_checkpoint(folder, device)
+
+
+def read_source(path):
+    """The text of a program that a person names, with \\n as its line ends."""
+    try:
+        text = read_text(Path(path)).replace("\r\n", "\n")
+    except OSError as error:
+        raise UserError(f"cannot read {path or 'FILE'} ({error.strerror}): give a text file") \
+            from None
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    if len(text) > LONGEST:
+        raise UserError(f"{path} has {len(text):,} characters: give at most {LONGEST:,}")
+    return text
+
+
+def offset(text, place, file):
+    """The number of characters before LINE:COL, both from 1.
+
+    Example: "ab\\ncd\\n", "2:2" -> 4, between c and d.
+    """
+    match, lines = re.fullmatch(r"(\d+):(\d+)", place), text.split("\n")
+    line, column = map(int, match.groups()) if match else (0, 0)
+    if not 1 <= line <= len(lines):
+        raise UserError(f"{place!r} is no place in {file}, which has {len(lines)} lines: give "
+                        "LINE:COL, both from 1")
+    if not 1 <= column <= len(lines[line - 1]) + 1:
+        raise UserError(f"line {line} of {file} has {len(lines[line - 1])} characters, and the "
+                        f"column is {column}: give 1 to {len(lines[line - 1]) + 1}")
+    return sum(len(before) + 1 for before in lines[:line - 1]) + column - 1

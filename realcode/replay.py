@@ -1,0 +1,244 @@
+"""python empower.py replay --corpus PATH [--model DIR]: what would each assistant save the author?
+
+For code without tests the human is replayed: she wants exactly the program that was written, and
+accepts a suggestion if it is what comes next, token for token. The rows and the method are those of
+empower.py; this file has the author, and a Lab whose programs come from a corpus.
+"""
+
+import dataclasses
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+
+import data
+import empower
+from empower import PRETRAINING, completion_rules, rows_of_the_table, score
+from model import GPT
+from realcode.corpus import CORPUS, FIELD, STATEMENTS_FLAG, cut, kept_costs, read_programs
+from realcode.given import DTYPE, check_context, given_model
+from simhuman import Assistant, Episode, play
+from support import cli, report
+from support.cache import Cache, plain_fields
+from support.cli import UserError, flag, numpy_generator, python_generator, values
+from support.optim import adamw
+from support.source import code_of, fingerprint
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Every setting of the experiment on real code, with a replayed author."""
+
+    out: str = flag("out/replay", "folder for everything that a run makes")
+    device: str = flag("auto", "auto, cpu, cuda or mps")
+    seed: int = flag(0, "feeds all randomness, by separate generators")
+    # the programs and the language model
+    corpus: str = flag("", CORPUS)
+    field: str = flag("", FIELD)
+    statements: bool = flag(False, STATEMENTS_FLAG)
+    model: str = flag("", "a checkpoint folder (default: a small GPT is pre-trained)")
+    dtype: str = flag("auto", DTYPE)
+    held_out: int = flag(100, "programs of the results, at most a fifth of the corpus", 1)
+    context: int = flag(None, "tokens of a piece; longer programs are cut into pieces (default: "
+                              "256 for the small GPT, 1024 for --model)", 16)
+    train_programs: int = flag(1600, "pieces to learn from, at most; one state of each", 10)
+    vocab_size: int = flag(2048, "tokens of the vocabulary at most, all 256 bytes among them", 257)
+    width: int = flag(192, "hidden size of the model", 32)
+    layers: int = flag(4, "layers of the model", 1)
+    pretrain_tokens: int = flag(1_000_000, "tokens of pre-training; the corpus is repeated", 1)
+    pretrain_batch: int = flag(16, "documents an update", 1)
+    pretrain_lr: float = flag(0.02, "Muon's learning rate; AdamW's is a tenth", 0)
+    # the method
+    eta: float = flag(0.32, "threshold of Empower, bits (Section 5.1)", 0)
+    eta_wide: float = flag(4.0, "threshold of the second Empower row, bits (Section 5.3)", 0)
+    sft_batch: int = flag(8, "examples an update of fine-tuning; larger ones learn no stop", 1)
+    sft_lr: float = flag(None, "learning rate of fine-tuning (default: Muon at 0.01 for the small "
+                               "GPT, AdamW at 1e-5 for --model)", 0)
+    # the game and its discounted pass rate (5.1)
+    turn_tokens: int = flag(4, "K_H, most tokens that the author types in a turn (5.1: 10)", 1)
+    max_suggestion: int = flag(100, "cap on a suggestion, tokens", 1)
+    temperature: float = flag(0.0, "sampling of assistants; 0 takes the likeliest token", 0)
+    top_p: float = flag(1.0, "share of the probability that sampling keeps", 0, 1)
+    gamma: float = flag(0.999, "discount of DPR", 0, 1)
+    alpha: float = flag(0.1, "DPR's weight of a token read", 0)
+    beta: float = flag(0.5, "DPR's weight of a token written", 0)
+
+    def __post_init__(self):
+        for name, ours, given in (("context", 256, 1024), ("sft_lr", 0.01, 1e-5)):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, given if self.model else ours)
+        if self.width % 32:
+            raise UserError(f"--width is {self.width}: give a multiple of 32, the size of a head")
+        cli.check_ranges(self)
+
+
+def replay(cfg):
+    """The paper's rows on code without tests: what does each assistant save its author?
+
+    Programs are split into groups of near-duplicates. The assistants learn from one part; on the
+    other, the author wants exactly the program that was written. Everything is kept in --out.
+    """
+    begin, lab, rules = time.time(), ReplayLab(cfg), completion_rules(cfg)
+    trained = {name: lab.train(name, rule) for name, rule in rules.items()}
+    stopping = [lab.stopping(name, rule, trained[name]) for name, rule in rules.items()]
+    rows = rows_of_the_table(cfg, lab.base, trained)
+    del rows["Base, knows the goal"]  # here the goal is the program itself
+    episodes = {name: lab.play(name, assistant) for name, assistant in rows.items()}
+    # All rows write the same programs: over their mean length, the pooled share is a mean.
+    return report.conclude(lab, begin, trained, stopping, episodes, {
+        "share saved": lambda episode: episode.tokens_accepted / np.mean(lab.ends),
+        "dpr": report.discounted_pass(cfg)})
+
+
+class ReplayLab(empower.Lab):
+    """The Lab of a replay: programs and goals are pieces of what people wrote.
+
+    goals: the tokens that the author wants and what follows them; ends: how many she wants.
+    """
+
+    first_statement = ""
+
+    def __init__(self, cfg):
+        self.cfg, self.device = cfg, cli.pick_device(cfg.device)
+        texts, held_out = read_programs(cfg)
+        if len(held_out) < 2:
+            raise UserError(f"{cfg.corpus} has {len(texts) + len(held_out)} programs: a replay "
+                            "needs at least 10, a fifth of which are held out")
+        base = given_model(cfg, self.device) if cfg.model else None
+        model = base.model if base else empower.new_model(cfg, cfg.vocab_size)
+        longest = max(cfg.max_suggestion, 20)  # that of Base-20
+        check_context(cfg, model.config.max_position_embeddings, longest + cfg.turn_tokens)
+        self.cache = Cache(cfg.out, self.device)
+        print(f"Fine-tune {len(completion_rules(cfg))} assistants and replay {len(held_out)} "
+              "programs with each" + (": the bars say how long it takes." if base else
+                                      ", after pre-training a small GPT on the other programs:\n"
+                                      "15 to 20 minutes on 2 CPU cores, less if stages are "
+                                      "reused."))
+        cli.describe(cfg, model, self.device)
+        self.base = base or self.small_gpt(texts)
+        if base:
+            self.fine_tuning = {"optimizers": adamw, "micro_batch": 4, "clip": 1.0}
+        self.programs = self.scored_pieces(texts)
+        self.goals, self.ends = drawn_goals(cfg, self.base, held_out)
+
+    def small_gpt(self, texts):
+        """A small GPT that has read the programs as often as cfg.pretrain_tokens allow."""
+        cfg = self.cfg
+
+        def make():
+            encoding = data.train_tokenizer(texts, cfg.vocab_size)
+            return empower.pretrain(cfg, encoding, documents(cfg, encoding, texts),
+                                    self.device), encoding
+
+        inputs = {"texts": fingerprint(texts), **values(
+            cfg, "context", "pretrain_tokens", *PRETRAINING)}
+        return self.cache.model("base", inputs, make, code=(
+            data.train_tokenizer, documents, empower.pretrain, GPT))
+
+    def scored_pieces(self, texts):
+        """(token ids, costs, whether its program ends there) of the pieces to learn from (4.1)."""
+        pieces = cut(self.base.encoding, texts, self.cfg.context)
+        pieces = python_generator(self.cfg, "pieces").sample(
+            pieces, min(len(pieces), self.cfg.train_programs))
+        texts = [ids for ids, _ in pieces]
+        key = fingerprint([self.base.name, texts, code_of(score, GPT)])
+        costs = kept_costs(self.cache.stages / f"costs-{key}", self.base, texts)
+        print(f"  {np.concatenate(costs).mean():.2f} bits a token on {len(pieces)} pieces to learn "
+              "from")
+        return [(ids, nll, ends) for (ids, ends), nll in zip(pieces, costs)]
+
+    def play(self, name, assistant):
+        """Section 3 with the replayed author: the episodes of a row, one for each goal."""
+        cfg, encoding = self.cfg, self.base.encoding
+
+        def make():
+            author = ReplayedAuthor(cfg.turn_tokens, self.ends)
+            episodes = play(self.goals, author, assistant, cfg.context, encoding.start,
+                            encoding.stops, cli.torch_generator(cfg, f"game of {name}",
+                                                                self.device), name)
+            return list(map(dataclasses.asdict, map(cut_at_end, episodes, self.ends)))
+
+        inputs = {"goals": fingerprint(self.goals), "ends": self.ends, "name": name,
+                  "assistant": assistant and plain_fields(assistant),
+                  **values(cfg, "context", "turn_tokens", "seed")}
+        return list(map(Episode.from_dict, self.cache.data(f"row {name}", inputs, make, code=(
+            play, ReplayedAuthor, cut_at_end, Assistant, Episode, GPT))))
+
+
+def documents(cfg, encoding, texts):
+    """What the small GPT reads: pieces of programs, shuffled in each pass over the corpus."""
+    pieces = [[encoding.start, *ids] + [encoding.stop] * ends  # a stop token only at the end
+              for ids, ends in cut(encoding, texts, cfg.context)]
+    rng = python_generator(cfg, "documents")
+    passes = cfg.pretrain_tokens / sum(map(len, pieces))
+    shuffled = [ids for _ in range(math.ceil(passes)) for ids in rng.sample(pieces, len(pieces))]
+    return shuffled[:math.ceil(passes * len(pieces))]
+
+
+def drawn_goals(cfg, base, texts):
+    """One piece of each program, drawn at random: ([its tokens and what follows], [its length]).
+
+    What follows is there so that a suggestion which is right beyond the end is not called wrong.
+    """
+    rng, goals, ends = numpy_generator(cfg, "goals"), [], []
+    for text in texts:
+        pieces = data.pieces(base.encoding, text, cfg.context)
+        k = int(rng.integers(len(pieces)))
+        following = [i for piece in pieces[k + 1:] for i in piece]
+        goals.append(pieces[k] + following[:cfg.max_suggestion])
+        ends.append(len(pieces[k]))
+    unseen = np.concatenate(score(base.model, [goal[:end] for goal, end in zip(goals, ends)],
+                                  base.encoding.start))
+    print(f"  {unseen.mean():.2f} bits a token on a piece of each of {len(goals)} held-out "
+          f"programs, of {np.mean(ends):.0f} tokens")
+    return goals, ends
+
+
+class ReplayedAuthor:
+    """A human who wants exactly the program that was written; she plays instead of simhuman.Human.
+
+    Her goals are programs (token ids). She accepts a suggestion if it is what comes next, token
+    for token, and then, as in every round, types the next K_H tokens.
+    Example: of the program [1, 2, 3, 4], [1] is there: she accepts [2, 3], and rejects [2, 4].
+
+    ends: how many tokens of each goal she wants; the rest is there to compare suggestions with.
+    """
+
+    def __init__(self, turn_tokens, ends):
+        self.turn_tokens, self.ends = turn_tokens, ends
+
+    def begin(self, goals):
+        self.rows = list(zip(goals, self.ends, strict=True))
+
+    def select(self, rows):
+        self.rows = [self.rows[row] for row in rows]
+
+    def has_room(self, row, code, tokens):
+        return True  # no model, no context that could fill up
+
+    def read(self, codes, suggestions):
+        """([], accepted or not) for each row's suggestion: nothing costs her any bits."""
+        return [([], bool(new) and goal[len(code):len(code) + len(new)] == new)
+                for (goal, _), code, new in zip(self.rows, codes, suggestions)]
+
+    def type(self, codes, stop_tokens, generator):
+        """The next tokens of each program, and whether it is complete with them."""
+        typed = [goal[len(code):min(len(code) + self.turn_tokens, end)]
+                 for (goal, end), code in zip(self.rows, codes)]
+        return typed, [len(code) + len(new) >= end
+                       for (_, end), code, new in zip(self.rows, codes, typed)]
+
+
+def cut_at_end(episode, end):
+    """The episode without what an accepted suggestion wrote beyond the end of the piece.
+
+    What follows a piece is not part of the game: it is neither read nor saved. A finished program
+    is the one that its author wanted, so it passes.
+    """
+    beyond = len(episode.code) - end
+    if beyond > 0:
+        last = episode.turns[-1]
+        last.suggestion = last.suggestion[:-beyond]
+    episode.passed = episode.finished
+    return episode

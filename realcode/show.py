@@ -1,0 +1,141 @@
+"""python empower.py show FILE [--model DIR] [--at LINE:COL] [--svg FILE.svg]"""
+
+import dataclasses
+import html
+import os
+import re
+import sys
+
+import numpy as np
+
+from empower import empower_length, left_to_human, score
+from realcode.given import DTYPE, ETA, model_at_hand, offset, read_source
+from support.cli import UserError, check_ranges, flag
+from support.files import write_text
+from support.report import marked, token_texts
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Every setting of `show`."""
+
+    out: str = flag("out", "folder of the run whose small GPT is used without --model")
+    device: str = flag("auto", "auto, cpu, cuda or mps")
+    file: str = flag("", "the program", positional=True)
+    model: str = flag("", "a checkpoint folder (default: the small GPT pre-trained in --out)")
+    dtype: str = flag("auto", DTYPE)
+    at: str = flag("every", "the state: LINE:COL, counted from 1, or every")
+    eta: float = flag(0.32, ETA, 0)
+    svg: str = flag("", "a file to which the same picture is written")
+
+    def __post_init__(self):
+        check_ranges(self)
+
+
+def show(cfg):
+    """Figure 1 on a person's own code: tokens shaded by cost, a bar where Algorithm 1 stops."""
+    text = read_source(cfg.file)
+    place = None if cfg.at == "every" else offset(text, cfg.at, cfg.file)
+    base = model_at_hand(cfg, lambda config: "base")
+    ids, limit = base.encoding.encode_ordinary(text), base.model.config.max_position_embeddings
+    if not ids:
+        raise UserError(f"{cfg.file} is empty: show another file")
+    if len(ids) >= limit:
+        raise UserError(f"{cfg.file} has {len(ids)} tokens, and the model reads from 1 to "
+                        f"{limit - 1}: show a part of it")
+    [nll] = score(base.model, [ids], base.encoding.start)
+    texts = token_texts(base.encoding, ids)
+    plain, marks, said = (picture_of_all(texts, nll, cfg.eta) if place is None else
+                          picture_at(texts, nll, cfg.eta, place))
+    said += f" (eta = {cfg.eta:g} bits)."
+    coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    print((shaded(texts, nll, marks) if coloured else plain).rstrip("\n") + f"\n\n{said}")
+    if cfg.svg:
+        try:
+            write_text(cfg.svg, svg(texts, nll, marks, said))
+        except OSError as error:
+            raise UserError(f"cannot write {cfg.svg} ({error.strerror}): name another "
+                            "file") from None
+
+
+def picture_of_all(texts, nll, eta):
+    """(plain text, marks {index: mark}, what to say) of a program that both write by turns."""
+    human = left_to_human(nll, eta)
+    return marked(texts, human), {k: "┃" for k in human}, (
+        f"The assistant would have written {len(texts) - len(human)} of {len(texts)} tokens, and "
+        f"the human {len(human)}, one where each suggestion stops")
+
+
+def picture_at(texts, nll, eta, place):
+    """The same of one state: the last whole token before `place`, a number of characters."""
+    n = int(np.searchsorted(np.cumsum([len(text) for text in texts]), place, side="right"))
+    while n and not texts[n - 1]:
+        n -= 1  # not within a character of several tokens
+    stop = n + empower_length(nll[n:], eta)
+    completion, before = "".join(texts[n:stop]), "".join(texts[:n])
+    line, column = before.count("\n") + 1, len(before) - before.rfind("\n")
+    said = f"At {line}:{column} the assistant would have written " + (
+        f"{completion!r}, {nll[n:stop].sum():.2f} bits" if completion else "nothing") + (
+        f"; the next token costs {nll[stop]:.2f}" if stop < len(texts) else "")
+    marks = {n: "▸", stop: "┃"} if stop > n else {n: "▸┃"}
+    return f"{before}▸{completion}┃{''.join(texts[stop:])}", marks, said
+
+
+# From so many bits on a token is shaded so: xterm's colour, and the same colour in SVG.
+SHADES = [(0.1, 230, "#ffffd7"), (0.5, 229, "#ffffaf"), (1, 222, "#ffd787"), (2, 215, "#ffaf5f"),
+          (4, 209, "#ff875f"), (8, 203, "#ff5f5f")]
+
+
+def shade(bits):
+    """(xterm colour, SVG colour) of a token, None for one that is all but free."""
+    return next((colours for least, *colours in reversed(SHADES) if bits >= least), None)
+
+
+def shaded(texts, nll, marks):
+    """The picture for a terminal; colours end before a newline and begin anew behind it."""
+    marks, out = {k: f"\033[1;31m{mark}\033[0m" for k, mark in marks.items()}, []
+    for k, (text, bits) in enumerate(zip(texts, nll)):
+        begin = f"\033[30;48;5;{shade(bits)[0]}m" if shade(bits) else ""
+        end = "\033[0m" if begin else ""
+        out += [marks.get(k, ""), begin, text.replace("\n", f"{end}\n{begin}"), end]
+    return "".join(out) + marks.get(len(texts), "")
+
+
+NOT_XML = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # as a form feed
+
+
+def svg(texts, nll, marks, caption):
+    """The picture for a page: a grid of characters of 8 x 18 points, and what the shades mean."""
+    shapes, behind, row, column, widest = [], [], 0, 0, len(caption)
+
+    def draw(text, fill=None):
+        text = NOT_XML.sub("\ufffd", text)
+        x, y, size = 8 * column, 18 * row, 8 * len(text)
+        if fill and text:
+            behind.append(f'<rect x="{x}" y="{y}" width="{size}" height="18" fill="{fill}"/>')
+        if text.strip():
+            text = html.escape(text, quote=False)
+            shapes.append(f'<text x="{x}" y="{y + 13}" textLength="{size}">{text}</text>')
+
+    for k, (text, bits) in enumerate(zip([*texts, ""], [*nll, 0])):
+        for mark in marks.get(k, ""):
+            colour = {"┃": "#cc0000", "▸": "#0000cc"}[mark]
+            shapes.append(f'<rect x="{8 * column - 1}" y="{18 * row}" width="2" height="18" '
+                          f'fill="{colour}"/>')
+        for j, part in enumerate(text.expandtabs(4).split("\n")):
+            row, column = (row + 1, 0) if j else (row, column)
+            draw(part, shade(bits) and shade(bits)[1])
+            column += len(part)
+            widest = max(widest, column)
+    row, column = row + 1 + (column > 0), 0
+    draw(caption)
+    row += 1
+    for least, _, colour in SHADES:
+        draw(f"from {least:g} bits".ljust(14), colour)
+        column += 14
+    width, height = 8 * max(widest, column) + 16, 18 * row + 30
+    return "\n".join([
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="-8 -6 {width} {height}" '
+        f'width="{width}" height="{height}" font-family="monospace" font-size="13" '
+        'xml:space="preserve"><rect x="-8" y="-6" width="100%" height="100%" fill="white"/>',
+        *behind, *shapes, "</svg>\n"])

@@ -1,0 +1,142 @@
+"""Tests of corpora: what is read, what is left out, and how they are split."""
+
+import json
+import random
+
+import pytest
+
+import data
+from realcode import corpus
+from realcode.corpus import near_duplicates, read_corpus, split_corpus
+from support.testing import ROOT, write_files
+
+def write_rows(path, *rows):
+    path.write_text("".join(f"{row if isinstance(row, str) else json.dumps(row)}\n"
+                            for row in rows))
+    return path
+
+
+@pytest.mark.parametrize("row, program, with_statement", [
+    ({"text": "b", "content": "a"}, "a\n", "a\n"),
+    ({"prompt": "Add.\nTwo.\n\nDone.", "code": "a + b"}, "a + b\n",
+     "# Add.\n# Two.\n#\n# Done.\na + b\n"),
+    ({"question": "def f(x):\n", "canonical_solution": "    return x\n"},
+     "def f(x):\n    return x\n", "def f(x):\n    return x\n"),  # as in HumanEval
+    ({"prompt": "x = 1\n", "code": "y = 2"}, "y = 2\n", "# x = 1\ny = 2\n"),
+    ({"description": "Add.", "completion": "    a +"}, "    a +\n", "# Add.\n    a +\n"),
+    ({"prompt": None, "solution": "a"}, "a\n", "a\n"),
+])
+def test_a_statement_is_left_out_unless_asked_for(tmp_path, row, program, with_statement):
+    path = write_rows(tmp_path / "rows.jsonl", row)
+    assert read_corpus(path)[0] == [program]
+    assert read_corpus(path, statements=True)[0] == [with_statement]
+
+
+def test_a_folder_is_a_corpus(tmp_path):
+    write_files(tmp_path, {
+        "b.py": "x = 1\r\ny = 2\r\n\r\n", "a/c.py": "x = 1\ny = 2", "a/d.py": b"\xef\xbb\xbfz\rw",
+        "a/bad.py": b"s = '\xe9'\n", "empty.py": "\n", "note.txt": "", ".git/e.py": "hidden = 1",
+        "lib/site-packages/f.py": "g = 1", "__pycache__/g.py": "g = 2", "long.py": "x" * 400_001})
+    programs, report = read_corpus(tmp_path)
+    assert programs == ["z\nw\n", "x = 1\ny = 2\n"][::-1]
+    assert report == (f"2 programs of 6 in {tmp_path}: 1 duplicate, 2 unreadable, "
+                      "1 longer than 400,000 characters")
+    assert read_corpus(tmp_path / "b.py") == (
+        ["x = 1\ny = 2\n"], f"1 program of 1 in {tmp_path / 'b.py'}")
+
+
+def test_rows_without_a_program_are_counted(tmp_path):
+    path = write_rows(tmp_path / "rows.ndjson", {"code": "a"}, {"code": "b", "text": "c"}, "{", "",
+                      {"code": "a\r\n"}, {"code": 3}, {"code": " "}, {}, "[]", {"code": "\ud800"})
+    assert read_corpus(path) == (["a\n", "b\n"], f"2 programs of 9 in {path} (field code): "
+                                                      "1 duplicate, 6 unreadable")
+    programs, report = read_corpus(path, field="text")
+    assert programs == ["c\n"] and "1 program of 9" in report and "(field text)" in report
+    (tmp_path / "list.json").write_text('[{"code": "a"},\n {"code": "b"}]')
+    assert read_corpus(tmp_path / "list.json")[0] == ["a\n", "b\n"]
+
+
+@pytest.mark.parametrize("name, content, message", [
+    ("absent", None, "there is no .*absent: name"),
+    ("rows.jsonl", '{"id": 1, "body": "x"}', "no field code, .*; its first row has id, body: name"),
+    ("rows.jsonl", "", "has no field code, .* no field at all"),
+    ("rows.jsonl", '{"code": ""}\n{"code": 1}', "no usable program: .*: 2 unreadable; name"),
+    ("rows.jsonl", "version https://git-lfs.github.com/spec/v1\n", "only a Git LFS pointer: fetch"),
+    ("a.py", "version https://git-lfs.github.com/spec/v1\n", "only a Git LFS pointer: fetch"),
+    ("a.py", b"\xff", "not UTF-8 text: convert"),
+    ("a.parquet", "PAR1", "is no corpus: name a folder"),
+    ("folder/a.md", "", r"no .py file under .* \(found 1 files: .md\): name"),
+])
+def test_what_is_no_corpus_gets_one_sentence(tmp_path, name, content, message):
+    if content is not None:
+        write_files(tmp_path, {name: content})
+    with pytest.raises(ValueError, match=message) as error:
+        read_corpus(tmp_path / name.split("/")[0])
+    assert "\n" not in str(error.value) and str(tmp_path) in str(error.value)
+
+
+def test_the_standard_library_is_a_corpus_without_its_tests():
+    programs, report = read_corpus("stdlib")
+    assert len(programs) > 300 and "in the standard library of Python 3" in report
+    assert any("class JSONDecodeError(" in program for program in programs)
+    assert not any("import pytest" in program for program in programs)
+
+
+def test_a_split_holds_each_program_once_and_is_seeded():
+    programs = [f"x = {n}\n" for n in range(50)]
+    split = split_corpus(programs, 10, random.Random(0))
+    assert [len(part) for part in split] == [40, 10] and sorted(sum(split, [])) == sorted(programs)
+    assert split == split_corpus(programs, 10, random.Random(0))
+    assert split != split_corpus(programs, 10, random.Random(1))
+    with pytest.raises(ValueError, match="50 programs is too small to hold out 50: hold out fewer"):
+        split_corpus(programs, 50, random.Random(0))
+
+
+def line(letter):
+    return 10 * letter + "\n"
+
+
+def test_near_duplicates_by_hand():
+    def grouped(programs):
+        return near_duplicates(programs, least=1)
+
+    a, b, c, d, e = map(line, "abcde")
+    assert grouped([a + b, b + c + d, e]) == [[0, 1], [2]]
+    assert grouped([a + b + c, c + d + e]) == [[0], [1]]  # a third in common
+    assert grouped([a + b, b + c, c + d]) == [[0, 1, 2]]  # linked by the second
+    assert grouped(["x = 1\n" + a, "x = 1\n" + b]) == [[0], [1]]  # a short line
+    assert grouped([f"  {a}", a]) == [[0, 1]] and grouped(["x\n", "y\n"]) == [
+        [0], [1]]
+    assert near_duplicates([a + b + c + d, a + b + c + d]) == [[0], [1]]  # four lines in common
+
+
+def test_near_duplicates_are_on_one_side_of_the_split():
+    programs = ["".join(line(chr(200 + k % 20) + x) for x in "abcde") + line(chr(300 + k))
+                for k in range(60)]
+    for seed in range(5):
+        learned, held_out = split_corpus(programs, 12, random.Random(seed))
+        assert len(learned) + len(held_out) == 60 and len(held_out) == 12
+        assert not {text[0] for text in learned} & {text[0] for text in held_out}
+
+
+def test_a_table_is_left_out(tmp_path):
+    table = "DECODING = (\n" + "".join(
+        f"    '\\x{k:02x}'     #  0x{k:02X} -> CONTROL\n" for k in range(120)) + ")\n"
+    code = "".join(f"def f{k}(x):\n    return x + {k}\n\n" for k in range(120))
+    write_files(tmp_path, {"table.py": table, "code.py": code, "both.py": table + 2 * code,
+                           "short.py": "A = [\n    1,\n    2,\n]\n",
+                           "hex.py": "A = {\n" + "    0x1F: 0xAB,\n" * 120 + "}\n"})
+    programs, report = read_corpus(tmp_path)
+    assert len(programs) == 3 and report.endswith(": 2 tables")
+    assert all("return" in text or "1,\n    2" in text for text in programs)
+
+
+@pytest.mark.parametrize("name, field, n, left_out", [
+    ("kattis.jsonl", "code", 1918, ": 1 table"), ("HumanEval.jsonl", "canonical_solution", 164, "")])
+def test_real_programs_are_read(name, field, n, left_out):
+    path = ROOT.parent / "shared" / "data" / name
+    if not path.exists():
+        pytest.skip("the file is not here")
+    programs, report = read_corpus(path)
+    assert report == f"{len(programs):,} programs of {n:,} in {path} (field {field}){left_out}"
+    assert len(programs) == n - bool(left_out) and all(map(corpus._parses, programs))

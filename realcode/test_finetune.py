@@ -1,0 +1,144 @@
+"""Tests of `finetune`: what is learned, interruption, and the folder of the checkpoint."""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+import data
+import empower
+from empower import score
+from realcode import corpus as corpora
+from realcode import finetune
+from realcode.corpus import read_programs
+from support.cache import load_checkpoint
+from support.files import read_safetensors
+from support.testing import (ROOT, contents, family, in_process, interrupt, published,
+                             small_corpus, weights)
+from test_empower import algorithm_1
+
+FINETUNE = shlex.split("--context 64 --batch 4 --micro-batch 2 --held-out 2 --lr 0.01 --eta 60 "
+                       "--max-suggestion 8 --save-minutes 0 --device cpu")
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return small_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(scope="module")
+def tuned(corpus, tmp_path_factory):
+    """(base, what finetune made of it, what that printed) in bfloat16."""
+    folder = tmp_path_factory.mktemp("finetune")
+    base, out = published(folder / "base", dtype=torch.bfloat16), folder / "tuned"
+    status, stdout, stderr = in_process("finetune", "--model", base, "--corpus", corpus, "--out",
+                                        out, *FINETUNE)
+    assert status == 0, stderr
+    return base, out, stdout
+
+
+def test_a_fine_tuned_checkpoint_is_as_complete_as_its_base(tuned, corpus, tmp_path):
+    base, out, stdout = tuned
+    before, after = contents(base), contents(out)
+    assert after.keys() - before.keys() == {"inputs.json"} and before.keys() < after.keys()
+    assert [name for name in before if before[name] != after[name]] == ["model.safetensors"]
+    assert read_safetensors(out / "model.safetensors")["lm_head.weight"].dtype == torch.bfloat16
+    assert not torch.equal(weights(out), weights(base))
+    assert not (out.parent / "tuned.partial").exists()
+    loaded = load_checkpoint(out, "cpu")
+    assert loaded.encoding.encode_ordinary("é = 1\n") == family("qwen").encode_ordinary("é = 1\n")
+    assert f"--model {out} " in stdout
+    status, printed, stderr = in_process("finetune", "--model", out, "--corpus", corpus, "--out",
+                                         tmp_path / "twice", "--dtype", "float32", *FINETUNE)
+    assert status == 0, stderr
+    assert read_safetensors(tmp_path / "twice" / "model.safetensors")[
+        "lm_head.weight"].dtype == torch.float32
+
+
+def updates(stdout):
+    """(updates, first losses, last losses) that finetune printed."""
+    return tuple(map(float, re.search(r"(\d+) updates; loss from ([.\d]+) to ([.\d]+)",
+                                      stdout).groups()))
+
+
+def test_fine_tuning_lowers_the_loss(tuned):
+    n, first, last = updates(tuned[2])
+    assert n > 5 and last < first - 0.5
+
+
+def examples_of(monkeypatch, *arguments):
+    """The examples on which `finetune` trains, without training."""
+    def seen(model, examples, *rest):
+        found.extend(examples)
+        return [0.0]
+
+    found = []
+    monkeypatch.setattr(finetune, "train", seen)
+    status, _, stderr = in_process("finetune", *arguments)
+    assert status == 0, stderr
+    return found
+
+
+def test_a_checkpoint_is_trained_on_prefix_completion_and_stop(corpus, tmp_path, monkeypatch):
+    folder = published(tmp_path / "base")
+    arguments = "--model", folder, "--corpus", corpus, *FINETUNE
+    base = load_checkpoint(folder, "cpu")
+    learned, _ = read_programs(finetune.Config(corpus=str(corpus), held_out=2))
+    pieces = corpora.cut(base.encoding, learned, 64)
+    costs = score(base.model, [ids for ids, _ in pieces], base.encoding.start)
+    examples = examples_of(monkeypatch, *arguments, "--out", tmp_path / "a")
+    assert len(examples) == len(pieces) > 2 * len(learned)
+    seen = set()
+    for (ids, start), (piece, ends), nll in zip(examples, pieces, costs):
+        n = start - 1
+        completion = piece[n:n + algorithm_1(nll[n:], 60)]
+        stop = ends or n + len(completion) < len(piece)
+        assert ids == [base.encoding.start, *piece[:n], *completion, *[base.encoding.stop] * stop]
+        seen.add((len(completion), stop))
+    assert len(seen) > 4 and {stop for _, stop in seen} == {True, False}
+    ten = examples_of(monkeypatch, *arguments, "--out", tmp_path / "b", "--rule", "sft-10")
+    assert [ids[:start + 10] for ids, start in ten] == [
+        [*ids[:start], *piece[start - 1:start + 9], *[base.encoding.stop] * ends][:start + 10]
+        for (ids, start), (piece, ends) in zip(examples, pieces)]
+    drawn = [len(ids) - start - 1 for ids, start in examples_of(
+        monkeypatch, *arguments, "--out", tmp_path / "c", "--rule", "sft-rand")]
+    assert max(drawn) <= 30 and len(set(drawn)) > 10
+
+
+def test_an_interrupted_fine_tuning_goes_on_to_the_same_weights(
+        tuned, corpus, tmp_path, monkeypatch):
+    base, whole, printed = tuned
+    out, partial = tmp_path / "tuned", tmp_path / "tuned.partial"
+    command = "finetune", "--model", base, "--corpus", corpus, "--out", out, *FINETUNE
+    interrupt(monkeypatch, empower, "sft_loss", 6)  # the fourth update, of two micro-batches
+    status, _, stderr = in_process(*command)
+    assert status == 130 and "run again to go on" in stderr
+    assert not out.exists() and (partial / "progress.pt").exists()
+    (partial / "progress.pt.1.tmp").write_bytes(b"half")  # as where a computer went off
+    (partial / "costs-train" / "nll-0.npy.1.tmp").write_bytes(b"half")
+    monkeypatch.undo()
+    monkeypatch.setattr(corpora, "score", None)  # the costs are kept too
+    status, stdout, stderr = in_process(*command, "--save-minutes", "9", "--recompute")
+    assert status == 0 and "going on in" in stdout, stderr
+    assert contents(out) == contents(whole) and not partial.exists()
+    assert updates(stdout) == updates(printed)
+
+
+def test_a_finished_checkpoint_is_left_alone(tuned, corpus):
+    base, out, _ = tuned
+    before = contents(out.parent)
+    command = "finetune", "--model", base, "--corpus", corpus, "--out", out, *FINETUNE
+    status, stdout, _ = in_process(*command)
+    assert status == 0 and "is finished: nothing is left to do" in stdout
+    for command in ([*command, "--eta", "9"], [*command, "--rule", "sft-10"],
+                    [*command[:-1], "cpu", "--out", str(corpus)],
+                    [*command, "--out", base], [*command, "--out", base / "config.json"]):
+        status, _, stderr = in_process(*command)
+        assert status == 2 and stderr.count("\n") == 1
+        assert "holds something else, or was begun with other settings: choose another" in stderr
+    assert contents(out.parent) == before

@@ -1,0 +1,385 @@
+"""Tests of `show` and `suggest`, and of one-sentence errors of every command."""
+
+import contextlib
+import dataclasses
+import functools
+import importlib
+import itertools
+import json
+import math
+import os
+import re
+import shlex
+import shutil
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import torch
+
+import data
+from empower import left_to_human
+from realcode import given, suggest
+from realcode import show as show_
+from realcode.corpus import read_corpus
+from support.cache import Checkpoint, load_checkpoint
+from support.cli import UserError
+from support.testing import (ROOT, TINY, contents, empower_py, in_process, published, small_corpus,
+                             tiny_gpt, tiny_run, write_files)
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    return tiny_run(tmp_path_factory.mktemp("run"))
+
+
+# ------------------------------------------------------------------- show
+
+
+@pytest.mark.parametrize("place, n", [
+    ("1:1", 0), ("1:3", 2), ("2:1", 3), ("2:2", 4), ("3:1", 6), ("0:1", "has 3 lines"),
+    ("4:1", "has 3 lines: give LINE:COL"), ("1:4", "line 1 of f.py has 2 characters.*give 1 to 3"),
+    ("1:0", "column is 0: give 1 to 3"), ("3:2", "give 1 to 1"), ("2", "'2' is no place in f.py"),
+    ("a:b", "'a:b' is no place"), ("-1:1", "'-1:1' is no place"), ("", "'' is no place")])
+def test_a_place_in_a_file_is_a_line_and_a_column_from_1(place, n):
+    if isinstance(n, int):
+        assert given.offset("é😀\ncd\n", place, "f.py") == n
+    else:
+        with pytest.raises(UserError, match=n):
+            given.offset("é😀\ncd\n", place, "f.py")
+
+
+def show(monkeypatch, folder, text, costs, *arguments, merges=0, **options):
+    """What `show` prints where a token is a byte, but for some merges, and costs what is given."""
+    encoding = data.train_tokenizer([text], 257 + merges)
+    base = Checkpoint(tiny_gpt(vocab_size=encoding.size), encoding, None)
+    monkeypatch.setattr(show_, "model_at_hand", lambda cfg, name: base)
+    monkeypatch.setattr(show_, "score", lambda model, programs, start: [
+        np.array(costs, dtype=float)] if [len(costs)] == list(map(len, programs)) else None)
+    (folder / "program.py").write_text(text)
+    status, stdout, stderr = in_process("show", folder / "program.py", "--eta", "0.25", *arguments,
+                                        **options)
+    assert status == 0, stderr
+    return stdout
+
+
+def test_a_file_is_read_as_in_a_corpus(tmp_path):
+    (tmp_path / "a.py").write_bytes(b"\xef\xbb\xbfx = 1\r\ny\r\n")
+    assert given.read_source(tmp_path / "a.py") == "x = 1\ny\n"
+    assert read_corpus(tmp_path)[0] == ["x = 1\ny\n"]
+
+
+def test_a_pipe_that_lacks_a_letter_gets_another_one(shelf, monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    status, stdout, stderr = empower_py("show", "a.py", "--model", "model", cwd=shelf)
+    assert status == 0 and stdout.startswith("?x??"), stderr
+
+
+COSTS = [3, 0, 0.125, 0.25, 2, 0]  # of a, b, newline, c, d, newline
+
+SHOWN = [
+    ("every", "‹a›b\n‹c›‹d›\n\nThe assistant would have written 3 of 6 tokens, and the human 3, "
+              "one where each suggestion stops (eta = 0.25 bits).\n"),
+    ("1:1", "▸┃ab\ncd\n\nAt 1:1 the assistant would have written nothing; the next token costs "
+            "3.00 (eta = 0.25 bits).\n"),
+    ("1:2", "a▸b\n┃cd\n\nAt 1:2 the assistant would have written 'b\\n', 0.12 bits; the next token "
+            "costs 0.25 (eta = 0.25 bits).\n"),
+    ("2:3", "ab\ncd▸\n┃\n\nAt 2:3 the assistant would have written '\\n', 0.00 bits "
+            "(eta = 0.25 bits).\n"),
+    ("3:1", "ab\ncd\n▸┃\n\nAt 3:1 the assistant would have written nothing (eta = 0.25 bits).\n"),
+]
+
+
+@pytest.mark.parametrize("at, printed", SHOWN)
+def test_a_figure_worked_by_hand(at, printed, tmp_path, monkeypatch):
+    assert show(monkeypatch, tmp_path, "ab\ncd\n", COSTS, "--at", at) == printed
+
+
+@pytest.mark.parametrize("text, merges, at, n", [
+    ("abab", 1, "1:1", 0), ("abab", 1, "1:2", 0), ("abab", 1, "1:3", 1), ("abab", 1, "1:4", 1),
+    ("abab", 1, "1:5", 2), ("é=1", 0, "1:1", 0), ("é=1", 0, "1:2", 2), ("x😀y", 0, "1:2", 1),
+    ("x😀y", 0, "1:3", 5)])
+def test_a_state_is_before_the_token_at_the_cursor(text, merges, at, n, tmp_path, monkeypatch):
+    """Inside a token, or before a character of several tokens: before all of it."""
+    size = len(data.train_tokenizer([text], 257 + merges).encode_ordinary(text))
+    costs = [1 + k for k in range(size)]
+    printed = show(monkeypatch, tmp_path, text, costs, "--at", at, merges=merges)
+    assert f"nothing; the next token costs {n + 1}.00 (" in printed or n == size
+    assert ("; the next" in printed) == (n < size)
+
+
+def plain(picture):
+    """A picture without its colours and bars."""
+    return re.sub("\033\\[[0-9;]*m|[┃▸]", "", picture)
+
+
+@pytest.mark.parametrize("at", ["every", "1:2", "3:1"])
+def test_a_terminal_gets_colours_and_nothing_else_does(at, tmp_path, monkeypatch):
+    draw = functools.partial(show, monkeypatch, tmp_path, "ab\ncd\n", COSTS, "--at", at)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    coloured, piped = draw(terminal=True), draw()
+    assert "\033[1;31m" in coloured and "\033" not in piped
+    picture, said = coloured.rstrip("\n").rsplit("\n", 1)
+    assert plain(picture).rstrip("\n") == "ab\ncd" and piped.endswith(f"\n\n{said}\n")
+    assert picture.count("┃") == (3 if at == "every" else 1)
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert draw(terminal=True) == piped
+    monkeypatch.setenv("NO_COLOR", "")
+    assert draw(terminal=True) == coloured
+
+
+@pytest.mark.parametrize("bits, colour", [(0, None), (0.09, None), (0.1, 230), (0.49, 230),
+                                          (0.5, 229), (1.5, 222), (3, 215), (7.9, 209), (99, 203)])
+def test_a_token_is_shaded_by_its_cost(bits, colour):
+    assert (show_.shade(bits) or [None])[0] == colour
+    picture = show_.shaded(["a\n", "\nb"], [bits, 0], {})
+    begin, end = (f"\033[30;48;5;{colour}m", "\033[0m") if colour else ("", "")
+    assert picture == f"{begin}a{end}\n{begin}{end}\nb"  # no colour goes beyond a line
+
+
+@pytest.mark.parametrize("text", ["ab\ncd\n", "a<b> & 'c'\n\n\tif \"d\":\n", "é = '😀漢'\n",
+                                  "a\x0c\n\x0cb\x1b[2Jc\x00\n"])
+def test_an_svg_is_xml_with_every_character_and_a_bar_for_each_stop(text, tmp_path, monkeypatch):
+    costs = [(k % 7) / 4 for k in range(len(text.encode()))]
+    printed = show(monkeypatch, tmp_path, text, costs, "--svg", tmp_path / "a.svg")
+    root = ElementTree.parse(tmp_path / "a.svg").getroot()
+    shapes = [(shape.tag.rpartition("}")[2], shape.attrib, shape.text) for shape in root]
+    assert sum(tag == "rect" and of["fill"] == "#cc0000" for tag, of, _ in shapes) == len(
+        left_to_human(costs, 0.25)) == printed.count("‹")
+    written = sorted((int(of["y"]), int(of["x"]), content)
+                     for tag, of, content in shapes if tag == "text")
+    lines = [[content for _, _, content in row]
+             for _, row in itertools.groupby(written, key=lambda row: row[0])]
+    said = printed.splitlines()[-1]
+    assert lines.pop()[0].startswith("from 0.1 bits") and lines.pop() == [said]
+    expected = ["".join(c for c in line if c.isprintable() and c != " ")
+                for line in text.split("\n")]
+    assert ["".join(parts).replace("\ufffd", "") for parts in lines] == list(filter(None, expected))
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+# ------------------------------------------------------------------- suggest
+
+
+def greedy(model, text, most, stops):
+    """Greedy sampling without caches."""
+    new = []
+    while len(new) < most:
+        logits = model(torch.tensor([text + new]))[0, -1, :model.writable]
+        if int(logits.argmax()) in stops:
+            break
+        new.append(int(logits.argmax()))
+    return new
+
+
+@torch.no_grad()
+def healed(network, encoding, ids):
+    """Token healing as a loop over the vocabulary and one full pass: (ids, typed bytes, bits)."""
+    typed = encoding.decode_single_token_bytes(ids[-1])
+    p = network(torch.tensor([[encoding.start, *ids[:-1]]]))[0, -1].double().softmax(-1)
+    fits = {}
+    for i in range(encoding.size):
+        with contextlib.suppress(KeyError):
+            if i not in encoding._special_tokens.values() and \
+                    encoding.decode_single_token_bytes(i).startswith(typed):
+                fits[i] = p[i].item()
+    best = max(fits, key=fits.get)
+    return [*ids[:-1], best], len(typed), -math.log2(fits[best] / sum(fits.values()))
+
+
+def test_a_suggestion_alone_is_printed(tmp_path):
+    folder, path = published(tmp_path / "model", "llama3"), tmp_path / r"C:\new\a b.py"
+    path.write_text("x = int(input())\nprint(é\n")
+    network, encoding, *_ = load_checkpoint(folder, "cpu")
+    written = set()
+    for place, text in [("2:8", "x = int(input())\nprint(é"), ("2:7", "x = int(input())\nprint("),
+                        ("1:4", "x ="), ("1:2", "x"), ("2:1", "x = int(input())\n"), ("1:1", "")]:
+        ids, typed, expected = encoding.encode_ordinary(text), 0, ""
+        if ids:
+            ids, typed, bits = healed(network, encoding, ids)
+        if not ids or bits <= 0.32:
+            new = greedy(network, [encoding.start, *ids], 9, encoding.stops)
+            expected = encoding.decode_bytes(ids[-1:] + new)[typed:].decode(errors="replace")
+        written.add(bool(expected))
+        command = "suggest", f"{path}:{place}", "--model", folder, "--max-suggestion", "9"
+        assert in_process(*command) == (0, expected, "")
+        if expected:
+            assert in_process(*command, terminal=True) == (0, expected + "\n", "")
+    assert written == {True, False}
+
+
+@pytest.mark.parametrize("likely, share, suggestion", [
+    ("():", 0.9, "):"),  # a longer token begins with what stands there: its rest, and on
+    ("(", 0.9, ""),      # what stands there is the token: what comes behind it
+    ("():", 0.7, "")])   # a choice between the two: nothing is obvious
+def test_what_was_typed_may_be_half_of_a_token(likely, share, suggestion, tmp_path, monkeypatch):
+    encoding = data.train_tokenizer(["():"] * 9 + ["def go"], 262)
+    ids = encoding.encode_ordinary("def go(")
+    [long] = [i for i in range(encoding.size - 1) if encoding.decode([i]) == likely]
+    other = ids[-1] if long != ids[-1] else max(
+        i for i in range(encoding.size - 1) if encoding.decode([i]).startswith("("))
+    logits = torch.full((1, 1, encoding.size), -50.0)
+    logits[0, 0, long], logits[0, 0, other] = math.log(share), math.log(1 - share)
+    logits[0, 0, encoding.encode_single_token("d")] = 3.0  # likelier, and does not fit
+    asked = []
+    monkeypatch.setattr(suggest, "extend", lambda model, cache, texts: (
+        asked.extend(texts) or logits))
+    monkeypatch.setattr(suggest, "sample", lambda *rest, **options: ([[]], [True]))
+    tiny_gpt(vocab_size=encoding.size).save_pretrained(tmp_path)
+    data.save_tokenizer(encoding, tmp_path)
+    (tmp_path / "a.py").write_text("def go(")
+    assert in_process("suggest", tmp_path / "a.py:1:8", "--model", tmp_path) == (0, suggestion, "")
+    assert asked == [[encoding.start, *ids[:-1]]]
+
+
+@pytest.mark.parametrize("share, room", [(0.9, 0.5 + math.log2(0.9)), (1.0, 0.5), (0.7, None)])
+def test_the_token_at_the_cursor_is_part_of_what_a_suggestion_costs(
+        share, room, tmp_path, monkeypatch):
+    encoding = data.train_tokenizer(["():"] * 9 + ["def go"], 262)
+    first, second = (i for i in range(encoding.size - 1) if encoding.decode([i]) in ("(", "():"))
+    logits, given_room = torch.full((1, 1, encoding.size), -50.0), []
+    logits[0, 0, first], logits[0, 0, second] = math.log(share), math.log(1 - share + 1e-20)
+    monkeypatch.setattr(suggest, "extend", lambda model, cache, texts: logits)
+    monkeypatch.setattr(suggest, "sample", lambda *rest, max_cost, **options: (
+        given_room.append(max_cost) or [[]], [True]))
+    tiny_gpt(vocab_size=encoding.size).save_pretrained(tmp_path)
+    data.save_tokenizer(encoding, tmp_path)
+    (tmp_path / "a.py").write_text("def go(")
+    in_process("suggest", tmp_path / "a.py:1:8", "--model", tmp_path, "--eta", "0.5")
+    assert given_room == ([] if room is None else [pytest.approx(room)])
+
+
+# ------------------------------------------------------------------- the model at hand
+
+
+def test_without_a_model_that_of_the_last_finished_run_is_at_hand(finished, tmp_path):
+    out, program = tmp_path / "out", ROOT / "figures" / "program.py"
+    shutil.copytree(finished[0], out)
+    commands = ["show", program], ["suggest", f"{program}:3:1"]
+    for eta in ("0.5", "0.32"):  # each run leaves its own assistant beside the older ones
+        assert in_process("--out", out, *TINY, "--eta", eta)[0] == 0
+        models = json.loads((out / "results.json").read_text())["models"]
+        for command, name in zip(commands, ("base", f"Empower ({eta})")):
+            status, stdout, stderr = in_process(*command, "--out", out, "--device", "cpu")
+            assert status == 0 and "using" not in stdout
+            assert stderr == f"empower.py: using {out}/stages/{models[name]}\n"
+    (out / "results.json").write_text("{")
+    status, _, stderr = in_process("show", program, "--out", out)
+    assert status == 2 and "results.json cannot be read" in stderr
+
+
+# ------------------------------------------------------------------- errors
+
+
+def edited_json(path, **edits):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **edits}))
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory):
+    """A folder with a corpus and a model that are well, and with others that are not."""
+    shelf = tmp_path_factory.mktemp("shelf")
+    (shelf / "corpus").mkdir()
+    small_corpus(shelf / "corpus")
+    write_files(shelf, {
+        "empty/note.txt": "", "few/a.py": "a = 1\n", "few/b.py": "b = 1\n", "few/c.py": "c = 1\n",
+        "long.py": "x = 1\n" * 200, "nothing.py": "", "blank.py": " " * 10 ** 6,
+        "latin.py": b"s = '\xe9'\n", "a.py": "x = 1\n", "rows.jsonl": '{"body": "x"}\n',
+        "busy/note.txt": "mine"})
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+    for name in ("model", "gpt2", "truncated", "pointer", "config-pointer", "unigram", "bare"):
+        published(shelf / name)
+    weights = shelf / "truncated" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-99])
+    (shelf / "pointer" / "model.safetensors").write_bytes(pointer)
+    (shelf / "config-pointer" / "config.json").write_bytes(pointer)
+    edited_json(shelf / "gpt2" / "config.json", architectures=["GPT2LMHeadModel"])
+    edited_json(shelf / "unigram" / "tokenizer.json", model={"type": "Unigram", "vocab": []})
+    (shelf / "bare" / "tokenizer.json").unlink()
+    return shelf
+
+
+MODELS = [("absent", "absent/config.json is absent: give the folder"),
+          ("a.py", "a.py/config.json is absent: give the folder"),
+          ("gpt2", "unsupported architecture GPT2LMHeadModel; supported: Llama"),
+          ("truncated", "model.safetensors is truncated or damaged"),
+          ("pointer", "model.safetensors is a Git-LFS pointer: fetch"),
+          ("config-pointer", "config.json is only a Git LFS pointer: fetch"),
+          ("unigram", "tokenizer.json is a Unigram model, which is not supported: choose"),
+          ("bare", "bare has none of tokenizer.json, .*: copy"),
+          ("model --dtype int4", "--dtype is 'int4': choose auto, float32, bfloat16")]
+
+CORPORA = [("", "--corpus is missing: give a folder"),
+           ("--corpus absent", "there is no absent: name a folder"),
+           ("--corpus empty", r"no .py file under empty \(found 1 files: .txt\): name another"),
+           ("--corpus model/model.safetensors", "is no corpus: name a folder"),
+           ("--corpus rows.jsonl", "rows.jsonl has no field code.* has body: name"),
+           ("--corpus rows.jsonl --field text", "rows.jsonl has no field text"),
+           ("--corpus latin.py", "latin.py is not UTF-8 text: convert")]
+
+USES = ["replay --corpus corpus --out new", "finetune --corpus corpus --out new", "show a.py",
+        "suggest a.py:1:2"]
+
+
+@pytest.mark.parametrize("command, message", [
+    *((f"{use} --model {model}", message) for use in USES for model, message in MODELS),
+    *((f"{use} {corpus}", message) for use in ("replay --out new", "finetune --model model "
+                                               "--out new") for corpus, message in CORPORA),
+    ("replay --corpus few --out new", "few has 3 programs: a replay needs at least 10"),
+    ("replay --corpus corpus --out a.py", "cannot write to --out a.py"),
+    ("replay --corpus corpus --out busy", "--out busy is not empty and was not written by this program"),
+    ("replay --corpus corpus --out new --model model --context 250",
+     "--context is 250, and the model reads 256 tokens: give at most"),
+    ("replay --corpus corpus --out new --model model --context 232 --max-suggestion 8",
+     "give at most 231"),  # behind it Base-20 writes 20 tokens and the author 4
+    ("replay --corpus corpus --out new --context 5000", "the model reads 4096 tokens: give at"),
+    ("replay --corpus corpus --out new --context 8", "--context is 8: give"),
+    ("finetune --corpus corpus --out new", "--model is missing: give a folder"),
+    ("finetune --corpus corpus --model model", "--out is missing: give a folder"),
+    ("finetune --corpus corpus --model model --out new", "--context is 1024, and the model reads "
+                                                         "256 tokens: give at most 155"),
+    ("finetune --corpus corpus --model model --out busy --context 64", "busy holds something else"),
+    ("finetune --corpus corpus --model model --out model --context 64", "model holds something"),
+    ("finetune --corpus corpus --model model --out a.py/new --context 64", "a.py"),
+    *((f"finetune --corpus corpus --model model --out new --rule {rule}", f"--rule is '{rule}': "
+       "choose empower, sft-rand or sft-N") for rule in ("sft-0", "sft", "dpo", "SFT-10")),
+    ("show", "FILE; see --help"), ("show absent.py", "cannot read absent.py .*: give a text file"),
+    ("show empty", "cannot read empty .*: give"),
+    ("show latin.py", "latin.py is not UTF-8 text: convert"),
+    ("show a.py", "there is no small GPT in out: run python empower.py first"),
+    ("show long.py --model model", "long.py has .* tokens, .* to 255: show a part of it"),
+    ("show nothing.py --model model", "nothing.py is empty: show another file"),
+    ("show blank.py --model model", "blank.py has 1,000,000 characters: give at most 400,000"),
+    ("suggest blank.py:1:9 --model model", "blank.py has 1,000,000 characters: give"),
+    ("show a.py --model model --at 9:1", "'9:1' is no place in a.py, which has 2 lines: give"),
+    ("show a.py --model model --at here", "'here' is no place in a.py"),
+    ("show a.py --model model --svg absent/a.svg", "cannot write absent/a.svg .*: name another"),
+    ("suggest", "PLACE; see --help"), ("suggest a.py --model model", "'a.py' is no place: give"),
+    ("suggest a.py:1 --model model", "'a.py:1' is no place: give FILE:LINE:COL"),
+    ("suggest absent.py:1:1 --model model", "cannot read absent.py .*: give"),
+    ("suggest a.py:1:99 --model model", "line 1 of a.py has 5 characters.* give 1 to 6"),
+    ("suggest a.py:1:1 --out absent", "there is no small GPT in absent: run python empower.py"),
+    ("suggest a.py:1:1 --model model --max-suggestion 300", "--max-suggestion is 300.*give less"),
+    ("suggest a.py:1:1 --eta -1", "--eta is -1.0: give"),
+    *((f"{use} --no-such-flag", "unrecognized arguments: --no-such-flag; see --help")
+      for use in USES),
+    ("retrain --corpus corpus", "unrecognized arguments: retrain .*; see --help"),
+])
+def test_what_cannot_be_used_is_one_sentence_and_nothing_is_written(
+        command, message, shelf, monkeypatch):
+    monkeypatch.chdir(shelf)
+    before = contents(shelf)
+    status, _, stderr = in_process(*shlex.split(command))
+    assert status == 2 and re.search(message, stderr), stderr
+    assert stderr.startswith("empower.py: ") and stderr.count("\n") == 1
+    assert contents(shelf) == before
+
+
+@pytest.mark.parametrize("name", ["show", "suggest", "replay", "finetune"])
+def test_help_of_a_command_explains_every_setting(name):
+    config = importlib.import_module(f"realcode.{name}").Config
+    status, text, _ = in_process(name, "--help")
+    text = "".join(text.split())  # lines are broken at hyphens too
+    for field in dataclasses.fields(config):
+        positional = field.metadata["positional"]
+        flag = field.name.upper() if positional else f"--{field.name.replace('_', '-')}"
+        assert status == 0 and flag in text and "".join(field.metadata["help"].split()) in text

@@ -1,0 +1,1 @@
+"""The machinery below the method: skip it at first reading."""

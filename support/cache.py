@@ -1,0 +1,235 @@
+"""Finished work in a folder: made once, and again when its inputs or its code have changed.
+
+Each stage is a folder OUT/stages/NAME-KEY. The key is a digest of the inputs and of the code that
+makes the stage: the syntax trees, without comments and docstrings, of the functions and files named
+by the caller and of all code of the project that these refer to. So an edit of the GPT, the game or
+the trainer in place changes the next run, and an edit of a comment does not.
+
+A stage is written under a temporary name of its own process and then moved into place. When two
+runs make the same stage at the same time, the first to finish wins and the other takes what is
+there. After `kill -9` a stage is either whole or absent.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import pickle
+import shutil
+import socket
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+import data
+from model import GPT
+from support.checkpoint import tokenizer_files
+from support.cli import UserError
+from support.files import temporary_name, write_text
+from support.source import code_of, fingerprint
+
+VERSION = 3  # of the layout of --out; a folder written by another version is refused
+
+
+class Cache:
+    """The finished stages in the folder `out`. A UserError says why a folder cannot be used."""
+
+    def __init__(self, out, device="cpu"):
+        self.out, self.device = Path(out), device
+        open_folder(self.out)
+        self.stages = self.out / "stages"
+        remove_leftovers(self.stages)
+
+    def data(self, name, inputs, make, code=()):
+        """The plain data that make() returns, or what an earlier run kept of it, as JSON.
+
+        inputs: plain data that tells this stage from others. code: the functions, classes and
+        modules that make() runs through.
+        """
+        folder = self._folder(name, inputs, code)
+        if not folder.exists():
+            begin, value = time.time(), make()
+            self._keep(folder, name, inputs, begin, lambda new: write_text(
+                new / "value.json", json_rows(value)))
+        with reading(folder):
+            return json.loads((folder / "value.json").read_text(encoding="utf-8"))
+
+    def model(self, name, inputs, make, code=()):
+        """The Checkpoint of the (model, its tokenizer's source) that make() returns, or a kept one.
+
+        The source is a data.Tokenizer, or a Checkpoint whose tokenizer files are copied.
+        """
+        folder = self._folder(name, inputs, code)
+        if not folder.exists():
+            begin, (model, tokenizer) = time.time(), make()
+            self._keep(folder, name, inputs, begin, lambda new: save_checkpoint(
+                model, tokenizer, new))
+        with reading(folder):
+            return load_checkpoint(folder, self.device, name=folder.name)
+
+    def _folder(self, name, inputs, code):
+        """The folder of a stage, whether it is there or not."""
+        folder = self.stages / f"{slug(name)}-{fingerprint([inputs, code_of(*code)])}"
+        if folder.exists():
+            print(f"  {name}: reused from {folder}")
+        return folder
+
+    def _keep(self, folder, name, inputs, begin, save):
+        """Writes a stage with save(a new folder), unless another run was faster."""
+        new = self.stages / f"{folder.name}.{socket.gethostname()}.{os.getpid()}.tmp"
+        new.mkdir(parents=True)
+        try:
+            save(new)
+            write_text(new / "inputs.json", json.dumps(inputs, indent=2) + "\n")
+            if not folder.exists():
+                os.rename(new, folder)
+        except OSError:
+            if not folder.exists():  # otherwise another run has made the same stage meanwhile
+                raise
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+        print(f"  {name}: {time.time() - begin:.0f} s, kept in {folder}")
+
+
+def open_folder(out):
+    """Makes the folder of a run; refuses one that is not empty and was not written by a run."""
+    mark = out / "version"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if not mark.exists():
+            # The folder of another run within this one, and unfinished files, are ours.
+            foreign = [path for path in out.iterdir()
+                       if path.suffix != ".tmp" and not (path / "version").exists()]
+            if foreign and not mark.exists():
+                raise UserError(f"--out {out} is not empty and was not written by this program (it "
+                                f"holds {foreign[0].name}): choose a new or an empty folder")
+            write_text(mark, f"{VERSION}\n")
+        found = mark.read_text().strip()
+    except UnicodeError:
+        found = "unknown"
+    except OSError as error:
+        raise UserError(f"cannot write to --out {out} ({error.strerror}): choose another folder") \
+            from None
+    if found != str(VERSION):
+        raise UserError(f"{out} was written by version {found} of this program and this is version "
+                        f"{VERSION}: choose another --out, or remove that folder")
+
+
+def remove_leftovers(stages):
+    """Removes what processes of this machine that no longer exist have left unfinished."""
+    for path in stages.glob(f"*.{socket.gethostname()}.*.tmp"):
+        try:
+            os.kill(int(path.name.split(".")[-2]), 0)
+        except ProcessLookupError:
+            shutil.rmtree(path, ignore_errors=True)
+        except (OSError, ValueError):
+            pass  # another user's process: it is alive
+
+
+@contextlib.contextmanager
+def reading(path):
+    """Turns an error while a finished stage is read into one sentence with the remedy."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise UserError(f"{path} cannot be read ({error}): remove it and run again; only this "
+                        "stage is made again") from None
+
+
+def json_rows(value):
+    """Plain data as JSON; a list has one element per line, so that it can be read and searched."""
+    if not isinstance(value, list):
+        return json.dumps(value, indent=2) + "\n"
+    return "[\n" + ",\n".join(map(json.dumps, value)) + "\n]\n"
+
+
+def plain_fields(player):
+    """The fields of a dataclass as inputs of a stage: models and functions by their names."""
+    def plain(value):
+        if hasattr(value, "func"):  # functools.partial
+            return [value.func.__name__, value.keywords]
+        return getattr(value, "name", None) or getattr(value, "__qualname__", value)
+
+    return {field.name: plain(getattr(player, field.name))
+            for field in dataclasses.fields(player)}
+
+
+def slug(name):
+    """A row's name as a file name. Example: "Empower (0.32)" -> "empower-0.32"."""
+    return "-".join("".join(c if c.isalnum() or c == "." else " " for c in name.lower()).split())
+
+
+# ------------------------------------------------------------------- checkpoints on disk
+
+
+class Checkpoint(NamedTuple):
+    """A language model with its tokenizer, and the folder that both were read from."""
+
+    model: GPT
+    encoding: data.Tokenizer
+    folder: Path
+
+    @property
+    def name(self):
+        """What tells it from other checkpoints."""
+        return self.model.name
+
+
+def load_checkpoint(folder, device, dtype=None, name=None):
+    """The Checkpoint in a folder, ours or of a published family; in its file's dtype if None.
+
+    name: None for one from the files' sizes and times. FileNotFoundError or ValueError says in one
+    sentence what cannot be used.
+    """
+    folder = Path(folder)
+    model = GPT.from_pretrained(folder, device, dtype).eval()
+    encoding = data.load_tokenizer(folder)
+    model.writable = encoding.size  # published models have more rows than their tokenizers tokens
+    files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns)
+             for path in sorted([*folder.glob("*.safetensors"), folder / "config.json",
+                                 *tokenizer_files(folder)])]
+    model.name = name or fingerprint([str(folder.resolve()), str(model.dtype), files])
+    return Checkpoint(model, encoding, folder)
+
+
+def save_checkpoint(model, tokenizer, folder):
+    """Writes a model and a tokenizer: a data.Tokenizer, or a Checkpoint whose files are copied."""
+    model.save_pretrained(folder)
+    if isinstance(tokenizer, data.Tokenizer):
+        return data.save_tokenizer(tokenizer, folder)
+    for path in tokenizer_files(tokenizer.folder):
+        copy_to = Path(folder, path.relative_to(tokenizer.folder))
+        copy_to.parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, copy_to)
+
+
+class Progress:
+    """The state of an interrupted training in one file, saved again after so many seconds."""
+
+    def __init__(self, path, seconds):
+        self.path, self.seconds, self.saved = Path(path), seconds, time.time()
+
+    def load(self, *parts):
+        """Restores the state of the parts (model, optimizers, ...); returns the losses so far."""
+        if not self.path.exists():
+            return []
+        try:
+            state = torch.load(self.path, map_location=parts[0].device, weights_only=True)
+            for part, values in zip(parts, state["parts"], strict=True):
+                part.load_state_dict(values)
+            return state["losses"]
+        except (OSError, RuntimeError, ValueError, KeyError, EOFError,
+                pickle.UnpicklingError) as error:
+            raise UserError(f"{self.path} cannot be read ({error}): remove it, and training starts "
+                            "from the beginning") from None
+
+    def save(self, losses, *parts):
+        """Saves the state if it is time to, all of it or nothing."""
+        if time.time() - self.saved > self.seconds:
+            temporary = temporary_name(self.path)
+            torch.save({"losses": losses, "parts": [part.state_dict() for part in parts]},
+                       temporary)
+            os.replace(temporary, self.path)
+            self.saved = time.time()

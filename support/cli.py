@@ -1,0 +1,194 @@
+"""The command line: flags from a dataclass, one-sentence errors, the device, and the seeds."""
+
+import argparse
+import contextlib
+import dataclasses
+import hashlib
+import importlib
+import math
+import os
+import platform
+import random
+import sys
+
+import numpy as np
+import torch
+
+
+class UserError(ValueError):
+    """Bad user input; the message says how to fix it."""
+
+
+def checked(work, *arguments):
+    """work(*arguments) on what a person handed over; an error in it becomes a UserError."""
+    try:
+        return work(*arguments)
+    except UserError:
+        raise
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(str(error)) from None
+
+
+# ------------------------------------------------------------------- settings
+
+
+def flag(default, help, least=None, most=None, positional=False, alias=None):
+    """A field of a dataclass of settings, and the flag of the command line that sets it.
+
+    help: what it means, with its unit. With `most`, the range is (least, most]; without it,
+    value >= least. alias: an older spelling that still works.
+    """
+    return dataclasses.field(default=default, metadata={
+        "help": help, "least": least, "most": most, "positional": positional, "alias": alias})
+
+
+def check_ranges(cfg):
+    """Raises a UserError if a number in a dataclass of settings is out of its range."""
+    for field in dataclasses.fields(cfg):
+        value, name = getattr(cfg, field.name), spelled(field)
+        least, most = field.metadata["least"], field.metadata["most"]
+        if None in (value, least):
+            continue
+        if most is None and not least <= value < math.inf:
+            raise UserError(f"{name} is {value}: give a finite number of at least {least}")
+        if most is not None and not least < value <= most:
+            raise UserError(f"{name} is {value}: give a number above {least} and at most {most}")
+
+
+def spelled(field):
+    """The flag of a field. Example: the field sft_lr is --sft-lr."""
+    return f"--{field.name.replace('_', '-')}"
+
+
+def values(cfg, *names):
+    """{name: value} of some settings, as inputs of a cached stage."""
+    return {name: getattr(cfg, name) for name in names}
+
+
+# ------------------------------------------------------------------- seeds
+
+
+def derived_seed(seed, purpose):
+    """A seed for each purpose, so that no stage depends on what ran before it."""
+    digest = hashlib.sha256(f"{seed} {purpose}".encode()).digest()
+    return int.from_bytes(digest[:6], "big")
+
+
+def torch_generator(cfg, purpose, device):
+    """A torch.Generator on `device`, seeded by cfg.seed for one purpose."""
+    return torch.Generator(device).manual_seed(derived_seed(cfg.seed, purpose))
+
+
+def numpy_generator(cfg, purpose):
+    """A numpy Generator, seeded by cfg.seed for one purpose."""
+    return np.random.default_rng(derived_seed(cfg.seed, purpose))
+
+
+def python_generator(cfg, purpose):
+    """A random.Random, seeded by cfg.seed for one purpose."""
+    return random.Random(derived_seed(cfg.seed, purpose))
+
+
+# ------------------------------------------------------------------- the machine
+
+
+def pick_device(name):
+    """The torch device with this name; "auto" is CUDA, else MPS, else the CPU."""
+    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(),
+               "cpu": True}
+    if name == "auto":
+        return next(device for device, is_there in present.items() if is_there)
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError):  # AssertionError: torch was built without CUDA
+        raise UserError(f"--device {name} is not available on this machine: choose from "
+                        + ", ".join(device for device, is_there in present.items() if is_there)) \
+            from None
+    return name
+
+
+def environment(device):
+    """What a result depends on besides its settings, as plain data."""
+    return {"python": platform.python_version(), "torch": torch.__version__, "device": device,
+            "threads": torch.get_num_threads(), "platform": platform.platform()}
+
+
+def describe(cfg, model, device):
+    """Prints the size of the model and where it runs, before any long work."""
+    print(f"A GPT of {sum(p.numel() for p in model.parameters()):,} parameters, seed {cfg.seed}, "
+          f"device {device}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
+          f"output in {cfg.out}")
+
+
+# ------------------------------------------------------------------- commands
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one sentence, with exit status 2."""
+
+    def __init__(self, **options):
+        super().__init__(allow_abbrev=False, **options)
+
+    def error(self, message):
+        self.exit(2, f"{self.prog.split()[0]}: {message}; see --help\n")
+
+
+def parse(argv, config, command, others):
+    """(function, its settings) of a command line.
+
+    config, command: of the command without a name. others: names of more commands, each in
+    realcode/NAME.py with its `Config` and a function NAME; the file is imported when asked for.
+    """
+    argv, name = list(sys.argv[1:] if argv is None else argv), ""
+    description, epilog = command.__doc__, ("Other commands, each with its own --help: "
+                                            f"{', '.join(others)}.")
+    if argv and argv[0] in others:
+        name, epilog = argv.pop(0), None
+        module = importlib.import_module(f"realcode.{name}")
+        config, command = module.Config, getattr(module, name)
+        description = command.__doc__
+    parser = Parser(prog=f"empower.py {name}".strip(), description=description, epilog=epilog)
+    for field in dataclasses.fields(config):
+        add_flag(parser, field)
+    return command, config(**vars(parser.parse_args(argv)))
+
+
+def add_flag(parser, field):
+    """Adds the flag of one field to a parser; what is not given keeps the default of the field."""
+    text = field.metadata["help"]
+    if field.default not in (None, "", False):
+        text += f" (default: {field.default})"
+    options = {"help": text.replace("%", "%%"), "default": argparse.SUPPRESS}
+    options |= {"action": "store_true"} if field.type is bool else {"type": field.type}
+    if field.metadata["positional"]:
+        parser.add_argument(field.name, metavar=field.name.upper(), **options)
+    else:
+        older = [field.metadata["alias"]] if field.metadata["alias"] else []
+        parser.add_argument(spelled(field), *older, dest=field.name, **options)
+
+
+@contextlib.contextmanager
+def plain_errors(program):
+    """Ends the process without a traceback: status 2 after a user's error, 130 after Ctrl-C."""
+    def stop(status, sentence):
+        print(f"{program}: {sentence}", file=sys.stderr)
+        sys.exit(status)
+
+    if hasattr(sys.stdout, "reconfigure"):
+        # A terminal that lacks ┃ shows ? instead, and a log grows line by line.
+        sys.stdout.reconfigure(errors="replace", line_buffering=True)
+    try:
+        yield
+    except UserError as error:
+        stop(2, error)
+    except torch.OutOfMemoryError as error:
+        stop(2, f"out of memory ({str(error).splitlines()[0]}): choose smaller sizes, or "
+                "--context, --micro-batch and --recompute if the command has them")
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        stop(2, f"{error}; finished stages are kept, run again once that is fixed")
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        stop(130, "interrupted; finished stages are kept, run again to go on")

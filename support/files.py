@@ -1,0 +1,109 @@
+"""Reading and writing whole files: text, JSON, and tensors in the safetensors format.
+
+A file is written under a temporary name and then moved into place, so a reader finds all of it or
+nothing. Reading never runs code. This file imports nothing of the project.
+"""
+
+import json
+import math
+import os
+import struct
+from pathlib import Path
+
+import torch
+
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+def read_bytes(path):
+    """The bytes of a file; ValueError for a Git LFS pointer."""
+    content = path.read_bytes()
+    if content.startswith(b"version https://git-lfs"):
+        raise ValueError(f"{path} is only a Git LFS pointer: fetch the file with git lfs pull")
+    return content
+
+
+def read_text(path):
+    """The text of a UTF-8 file, without a byte-order mark; ValueError if it is not UTF-8."""
+    try:
+        return read_bytes(path).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not UTF-8 text: convert it or copy it again") from None
+
+
+def read_json(path):
+    """The object in a JSON file, {} if there is no file; ValueError if it is damaged."""
+    try:
+        return dict(json.loads(read_text(path))) if path.exists() else {}
+    except (json.JSONDecodeError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error}): copy it again") from None
+
+
+def temporary_name(path):
+    """A name next to `path` that no other process uses. Example: out/x -> out/x.4711.tmp."""
+    return Path(f"{path}.{os.getpid()}.tmp")
+
+
+def write_text(path, text):
+    """Writes a text file, all of it or nothing."""
+    temporary = temporary_name(path)
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def write_safetensors(path, tensors):
+    """{name: tensor} as safetensors: size of the header, header in JSON, little-endian data."""
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    header, end = {"__metadata__": {"format": "pt"}}, 0
+    for name, tensor in tensors.items():
+        begin, end = end, end + tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": names[tensor.dtype], "shape": list(tensor.shape),
+                        "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # the data begins at a multiple of 8 bytes
+    temporary = temporary_name(path)
+    with open(temporary, "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for tensor in tensors.values():
+            raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            file.write(raw.numpy().data)
+    os.replace(temporary, path)
+
+
+def read_safetensors(path):
+    """{name: tensor}, mapped from the file and not copied. ValueError says what is damaged.
+
+    What is written into such a tensor goes to memory, never to the file.
+    """
+    size = os.path.getsize(path)
+    with open(path, "rb") as file:
+        start = file.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
+        if length > min(size - 8, 100_000_000):
+            what = ("a Git-LFS pointer" if start == b"version " else
+                    "an HTML page" if start.lstrip().startswith(b"<") else
+                    f"truncated or no safetensors file ({size} bytes, header of {length})")
+            raise ValueError(f"{path} is {what}: fetch the file itself again")
+        text = file.read(length)
+    try:
+        header = json.loads(text)
+        header.pop("__metadata__", None)
+        entries = [(name, str(e["dtype"]), e["shape"], *map(int, e["data_offsets"]))
+                   for name, e in header.items()]
+        sizes = [math.prod(map(int, shape)) for _, _, shape, _, _ in entries]
+        expected = 8 + length + max((end for *_, end in entries), default=0)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ValueError(f"{path} is damaged: its header cannot be read") from None
+    if expected != size:
+        raise ValueError(f"{path} is truncated or damaged: {size} bytes in place of {expected}")
+    data = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)[8 + length:]
+    tensors = {}
+    for (name, dtype, shape, begin, end), count in zip(entries, sizes):
+        if dtype not in DTYPES:
+            raise ValueError(f"{path}: {name} is stored as {dtype}; read are {', '.join(DTYPES)}")
+        if not 0 <= begin <= end == begin + count * DTYPES[dtype].itemsize:
+            raise ValueError(f"{path} is damaged: {name} {shape} {dtype} has {end - begin} bytes")
+        raw = data[begin:end]
+        aligned = raw if raw.storage_offset() % DTYPES[dtype].itemsize == 0 else raw.clone()
+        tensors[name] = aligned.view(DTYPES[dtype]).reshape(shape)
+    return tensors

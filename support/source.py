@@ -1,0 +1,109 @@
+"""A digest of the code that a result depends on, computed from the text of the project's files."""
+
+import ast
+import functools
+import hashlib
+import inspect
+import json
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+# Read when the program starts: an edit made while it runs has no part in what this run makes.
+SOURCES = {path: path.read_text(encoding="utf-8") for path in [*ROOT.glob("*.py"),
+                                                               *ROOT.glob("*/*.py")]}
+
+
+def fingerprint(plain):
+    """Ten letters that change when anything in plain data changes."""
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def code_of(*parts):
+    """A digest of the code of functions, classes and modules and of all project code they refer to.
+
+    It is computed from the text of the files alone: a name in a function is looked up among the
+    definitions and imports of its file, and so on. Methods are found through their class.
+    """
+    found, pending = {}, list(map(place_of, parts))
+    while pending:
+        path, name = pending.pop()
+        if (path, name) in found or path not in SOURCES:
+            continue
+        tree, refers_to = definition(path, name)
+        found[path, name] = tree
+        pending += refers_to
+    return fingerprint(sorted(found.values()))
+
+
+def place_of(part):
+    """(file, top-level name) of a function or class; (file, None) for a file or a module."""
+    if isinstance(part, Path):
+        return part.resolve(), None
+    while hasattr(part, "func") or hasattr(part, "__func__"):  # a partial or a bound method
+        part = getattr(part, "func", None) or part.__func__
+    if inspect.ismodule(part):
+        return Path(part.__file__).resolve(), None
+    part = inspect.unwrap(part)
+    path, name = Path(inspect.getsourcefile(part)).resolve(), part.__qualname__.split(".")[0]
+    SOURCES.setdefault(path, path.read_text(encoding="utf-8"))  # of a script outside the project
+    return path, name if name in names_in(path) else None
+
+
+@functools.lru_cache(maxsize=None)
+def definition(path, name):
+    """(the dumped syntax tree of what `name` is in a file, the places that it refers to)."""
+    names = names_in(path)
+    node = without_docstrings(ast.parse(SOURCES[path])) if name is None else names.get(name)
+    if not isinstance(node, ast.AST):  # an import: look there; None: no name of this file
+        return "", [node] if node else []
+    refers_to = []
+    for part in ast.walk(node):
+        if isinstance(part, ast.Name) and part.id in names:
+            target = names[part.id]
+            if isinstance(target, ast.AST) or target[1] is not None:
+                refers_to.append((path, part.id))
+        elif isinstance(part, ast.Attribute) and isinstance(part.value, ast.Name):
+            target = names.get(part.value.id)
+            if isinstance(target, tuple) and target[1] is None:  # module.name
+                refers_to.append((target[0], part.attr))
+    return ast.dump(node), refers_to
+
+
+@functools.lru_cache(maxsize=None)
+def names_in(path):
+    """{name: its syntax tree, or (file, name) where it is imported from; (file, None): a module}."""
+    found = {}
+    for node in without_docstrings(ast.parse(SOURCES[path])).body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            found[node.name] = node
+        elif isinstance(node, (ast.Assign, ast.AnnAssign, ast.AugAssign)):
+            found |= {part.id: node for target in getattr(node, "targets", None) or [node.target]
+                      for part in ast.walk(target) if isinstance(part, ast.Name)}
+        elif isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                module, file = file_of(path, f"{node.module}.{alias.name}"), file_of(
+                    path, node.module)
+                found[alias.asname or alias.name] = (module, None) if module else (
+                    file, alias.name)
+        elif isinstance(node, ast.Import):
+            found |= {alias.asname or alias.name: (file_of(path, alias.name), None)
+                      for alias in node.names}
+    return found
+
+
+def file_of(path, module):
+    """The project's file of a module that the file `path` imports; None if it has no such file."""
+    inner = Path(*module.split(".")).with_suffix(".py")
+    return next((folder / inner for folder in (ROOT, path.parent) if folder / inner in SOURCES),
+                None)
+
+
+def without_docstrings(tree):
+    """A syntax tree whose functions, classes and module have lost their docstrings."""
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.FunctionDef, ast.ClassDef)) and node.body \
+                and isinstance(node.body[0], ast.Expr) \
+                and isinstance(node.body[0].value, ast.Constant) \
+                and isinstance(node.body[0].value.value, str):
+            del node.body[0]
+    return tree

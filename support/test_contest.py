@@ -1,0 +1,67 @@
+"""Tests of the generated contest: right programs pass, wrong ones do not."""
+
+import itertools
+import random
+
+import pytest
+
+from support.contest import (DOMAINS, INTEGERS, SHAPES, Style, compositions, draw_style,
+                             make_contest, swaps, write_program)
+from support.testing import small_contest, solves
+
+def styles():
+    """Each combination of the four habits, names drawn at random."""
+    rng = random.Random(0)
+    return [Style(*draw_style(rng)[:4], *habits)
+            for habits in itertools.product([False, True], repeat=4)]
+
+
+def test_every_reference_solution_passes_in_every_style():
+    for problem in random.Random(1).sample(small_contest().train + small_contest().held_out, 500):
+        for style in styles():
+            program = write_program(problem.parts, style)
+            assert solves(program, problem), (problem, program)
+
+
+def test_a_program_with_one_part_swapped_fails():
+    rng, passed, tried = random.Random(2), [], 0
+    for problem in rng.sample(small_contest().train + small_contest().held_out, 500):
+        for parts in swaps(problem.parts):
+            tried += 1
+            if solves(write_program(parts, draw_style(rng)), problem):
+                passed.append((problem.parts, parts))
+    assert tried > 10_000 and len(passed) <= 0.01 * tried, (len(passed), tried, passed[:5])
+
+
+def test_no_composition_is_in_two_splits():
+    splits = [{problem.parts for problem in split} for split in small_contest()]
+    assert [len(split) for split in splits] == [600, 100, 300]
+    assert len(set.union(*splits)) == 1000
+
+
+def test_the_contest_is_as_large_as_it_says():
+    assert len(SHAPES) >= 3 and len(compositions()) > 5000
+    assert [len(part) for part in INTEGERS[2:5]] == [11, 9, 12]
+
+
+def test_tests_hold_the_edge_cases():
+    for problem in small_contest().held_out:
+        domain, shape = DOMAINS[problem.parts[0]], list(SHAPES)[problem.parts[1]]
+        lists = []
+        for stdin, _ in problem.tests:
+            lines = stdin.splitlines()
+            lines = {"count": lines[1:], "line": lines, "until": [" ".join(lines[:-1])],
+                     "cases": lines[1:]}[shape]
+            lists += [line.split() for line in lines]
+        if domain is INTEGERS:
+            lists = [[int(x) for x in elements] for elements in lists]
+            assert any(x < 0 for elements in lists for x in elements)
+        keep = domain.select[problem.parts[2]].meaning
+        assert any(len(elements) == 1 for elements in lists)
+        assert any(not any(map(keep, elements)) for elements in lists)
+        assert any(len(set(elements)) < len(elements) for elements in lists)
+
+
+def test_too_many_problems_is_an_error():
+    with pytest.raises(ValueError, match="fewer than"):
+        make_contest(random.Random(0), 5000, 500, 500)

@@ -1,0 +1,202 @@
+"""What the tests of several folders share: tiny models, a small contest, the command line."""
+
+import contextlib
+import functools
+import io
+import itertools
+import json
+import random
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+import data
+import empower
+from model import GPT, GPTConfig
+from support.cache import load_checkpoint
+from support.contest import draw_style, make_contest, write_program
+from support.files import read_safetensors
+
+ROOT = Path(__file__).resolve().parent.parent
+TOKENIZERS = ROOT / "fixtures" / "tokenizers"
+TINY = shlex.split("--pretrain-steps 12 --train-problems 40 --held-out-problems 6 --dev-problems 3 "
+                   "--layers 1 --width 32 --max-suggestion 12 --rounds 3 --device cpu")
+
+# ------------------------------------------------------------------- models and texts
+
+
+def tiny_gpt(seed=0, vocab_size=23, layers=2, **options):
+    """A random GPT whose weights are scaled up, so that attention is not uniform."""
+    cfg = GPTConfig(vocab_size, 32, 64, layers, 4, 2, 8, max_position_embeddings=256, **options)
+    model = GPT(cfg)
+    generator = torch.Generator().manual_seed(seed)
+    for weight in model.parameters():
+        weight.data = torch.randn(weight.shape, generator=generator) * 0.4 + (weight.dim() == 1)
+    return model
+
+
+def random_texts(sizes, seed=0, vocab_size=23):
+    rng = random.Random(seed)
+    return [[rng.randrange(vocab_size) for _ in range(size)] for size in sizes]
+
+
+@functools.lru_cache(maxsize=None)
+def small_contest():
+    """A contest of 1,000 problems."""
+    return make_contest(random.Random(0), 600, 100, 300)
+
+
+class Stdin(io.StringIO):
+    """Fails past its end, where a file would say "" for ever to a program that waits for a word."""
+
+    def readline(self, *arguments):
+        line = super().readline(*arguments)
+        if not line:
+            raise EOFError
+        return line
+
+
+def output(program, stdin):
+    """What one of our own reference programs (compiled) prints; None where it fails.
+
+    In this process, for speed: they are text of data.py. What a model wrote runs in the judge."""
+    stdout, before = io.StringIO(), sys.stdin
+    try:
+        sys.stdin = Stdin(stdin)
+        with contextlib.redirect_stdout(stdout):
+            exec(program, {"__name__": "__main__"})
+    except Exception:
+        return None
+    finally:
+        sys.stdin = before
+    return stdout.getvalue().rstrip()
+
+
+def solves(program, problem):
+    program = compile(program, "program", "exec")
+    return all(output(program, stdin) == expected.rstrip() for stdin, expected in problem.tests)
+
+
+@functools.lru_cache(maxsize=None)
+def tokenizer():
+    rng = random.Random(0)
+    texts = [p.statement + write_program(p.parts, draw_style(rng))
+             for p in small_contest().train]
+    return data.train_tokenizer(texts, 640)
+
+
+@functools.lru_cache(maxsize=None)
+def family(name):
+    return data.load_tokenizer(TOKENIZERS / name)
+
+
+def tiny_base(folder):
+    """A checkpoint of random weights with the tests' tokenizer, in a folder."""
+    tiny_gpt(vocab_size=tokenizer().n_vocab).save_pretrained(folder)
+    data.save_tokenizer(tokenizer(), folder)
+    return load_checkpoint(folder, "cpu")
+
+
+def published(folder, family_name="qwen", dtype=torch.float32):
+    """A checkpoint of random weights as published ones are: rows without a token in its head,
+    which are the likeliest ones here, and the files of its family's tokenizer beside it."""
+    files = TOKENIZERS / family_name
+    size = family(family_name).size
+    model = tiny_gpt(vocab_size=size + 4, tie_word_embeddings=False, architecture={
+        "qwen": "Qwen2ForCausalLM", "llama3": "LlamaForCausalLM"}[family_name],
+        eos_token_id=json.loads((files / "config.json").read_text())["eos_token_id"])
+    model.lm_head.weight.data[size:] = 9 * torch.tensor([[1.0], [-1], [1], [-1]]) * (
+        model.lm_head.weight.data[[5, 5, 6, 6]])
+    model.to(dtype).save_pretrained(folder)
+    for path in files.iterdir():
+        if path.name != "config.json":
+            shutil.copy(path, folder)
+    return folder
+
+
+# ------------------------------------------------------------------- the command line
+
+
+def empower_py(*arguments, cwd=ROOT):
+    """Runs the command line as a user does: (exit status, stdout, stderr)."""
+    done = subprocess.run([sys.executable, ROOT / "empower.py", *map(str, arguments)], cwd=cwd,
+                          capture_output=True, text=True)
+    return done.returncode, done.stdout, done.stderr
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def in_process(*arguments, terminal=False):
+    """What `empower_py` returns, without a process of its own."""
+    stdout, stderr = Terminal() if terminal else io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+        try:
+            empower.main(list(map(str, arguments)))
+            status = 0
+        except SystemExit as end:
+            status = end.code
+    return status, stdout.getvalue(), stderr.getvalue()
+
+
+def interrupt(monkeypatch, module, name, calls):
+    """The call of module.name after so many is Ctrl-C."""
+    work, count = getattr(module, name), itertools.count()
+
+    @functools.wraps(work)  # so that the cache sees the same code
+    def interrupted(*arguments, **options):
+        if next(count) == calls:
+            raise KeyboardInterrupt
+        return work(*arguments, **options)
+
+    monkeypatch.setattr(module, name, interrupted)
+
+
+def small_corpus(folder):
+    """A folder of 25 programs; one of them is there twice."""
+    rng = random.Random(0)
+    for k, problem in enumerate(small_contest().train[:25]):
+        (folder / f"{k}.py").write_text(write_program(problem.parts, draw_style(rng)))
+    shutil.copy(folder / "7.py", folder / "copy.py")
+    return folder
+
+
+def tiny_run(folder):
+    """A finished tiny run in `folder`/out: that folder, and what the run printed."""
+    status, stdout, stderr = in_process("--out", folder / "out", *TINY)
+    assert status == 0, stderr
+    return folder / "out", stdout
+
+
+# ------------------------------------------------------------------- files
+
+
+def contents(folder):
+    """{path: bytes} of everything below a folder."""
+    return {str(path.relative_to(folder)): path.is_file() and path.read_bytes()
+            for path in sorted(folder.rglob("*"))}
+
+
+def weights(folder):
+    return torch.cat([weight.flatten().float() for name, weight in sorted(
+        read_safetensors(folder / "model.safetensors").items())])
+
+
+def write_files(folder, files):
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+def stable(out):
+    """results.json without what may differ between two runs."""
+    results = json.loads((out / "results.json").read_text())
+    del results["seconds"], results["config"]["out"]
+    return results
