@@ -11,6 +11,7 @@ the head tied to the embedding. Every weight carries the name it has in publishe
 This file knows nothing of problems, humans or the paper.
 """
 
+import copy
 import dataclasses
 import functools
 import json
@@ -121,8 +122,10 @@ class Attention(nn.Module):
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))                   # (B, heads, T, D)
         if store is not None:
             k, v = store(k, v)                                             # (B, Hkv, S, D)
+        if T == 1:  # the queries of a group in place of positions: its keys are read only once
+            q = q.reshape(B, Hkv, H // Hkv, D)
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None,
-                                           enable_gqa=True)
+                                           enable_gqa=True).reshape(B, H, T, D)
         return self.o_proj(y.transpose(1, 2).reshape(B, T, H * D))
 
 
@@ -185,20 +188,20 @@ class GPT(nn.Module):
     def dtype(self):
         return self.embed_tokens.weight.dtype
 
-    def forward(self, ids, cache=None, rows=None):
-        """Logits for every position: ids (B, T) -> (B, T, V); cache and rows as in `hidden`."""
-        return self.lm_head(self.hidden(ids, cache, rows))
+    def forward(self, ids, cache=None):
+        """Logits for every position: ids (B, T) -> (B, T, V); cache as in `hidden`."""
+        return self.lm_head(self.hidden(ids, cache))
 
-    def hidden(self, ids, cache=None, rows=None):
+    def hidden(self, ids, cache=None):
         """What the head reads at every position: ids (B, T) -> (B, T, C).
 
-        With a KVCache the ids continue `rows` of it (a tensor; None for all), each from its own
-        length; the caller then moves `cache.lengths` on by as many ids as are no padding.
+        With a KVCache the ids continue its rows, each from its own length; the caller then adds to
+        `cache.lengths` how many of the ids are no padding.
         """
         positions = torch.arange(ids.shape[1], device=ids.device)[None]
         mask = stores = None
         if cache is not None:
-            positions, mask, stores = cache.place(ids, rows)
+            positions, mask, stores = cache.place(ids)
         self.frequencies = self.frequencies.to(ids.device)  # moves in the first call alone
         angle = positions[..., None].float() * self.frequencies            # (B or 1, T, D/2)
         cos, sin = angle.cos(), angle.sin()
@@ -307,12 +310,24 @@ class KVCache:
         self.keys, self.values = self.keys[:, rows], self.values[:, rows]
         self.lengths = self.lengths[rows]
 
-    def place(self, ids, rows=None):
+    def copy(self, rows):
+        """A cache of its own that holds these rows (a tensor of indices)."""
+        part = copy.copy(self)
+        part.select(rows)
+        return part
+
+    def put_back(self, rows, part):
+        """Takes what `part`, a `copy` of these rows that has grown, holds of them."""
+        S = int(part.lengths.max())
+        self._reserve(S)
+        self.keys[:, rows, :, :S] = part.keys[..., :S, :]
+        self.values[:, rows, :, :S] = part.values[..., :S, :]
+        self.lengths[rows] = part.lengths
+
+    def place(self, ids):
         """Where ids (B, T) go: positions (B, T), mask (B, 1, T, S), and a store for each layer."""
-        subset = rows is not None and len(rows) < len(self.lengths)
-        if not subset:
-            rows = torch.arange(len(self.lengths), device=ids.device)
-        positions = self.lengths[rows, None] + torch.arange(ids.shape[1], device=ids.device)
+        rows = torch.arange(len(self.lengths), device=ids.device)[:, None]  # (B, 1)
+        positions = self.lengths[:, None] + torch.arange(ids.shape[1], device=ids.device)
         S = int(positions.max()) + 1
         self._reserve(S)
         # A position sees itself and those before it, all of them real or written in this call. A
@@ -322,10 +337,8 @@ class KVCache:
 
         def store(keys, values, k, v):
             k, v = k.to(keys.dtype), v.to(keys.dtype)  # narrower under autocast
-            keys[rows[:, None], :, positions] = k.transpose(1, 2)          # (B, T, Hkv, D)
-            values[rows[:, None], :, positions] = v.transpose(1, 2)
-            if subset:  # these have to be copied; all rows together need no copy
-                keys, values = keys.index_select(0, rows), values.index_select(0, rows)
+            keys[rows, :, positions] = k.transpose(1, 2)                   # (B, T, Hkv, D)
+            values[rows, :, positions] = v.transpose(1, 2)
             return keys[:, :, :S], values[:, :, :S]                        # (B, Hkv, S, D)
 
         stores = [functools.partial(store, keys, values)
@@ -378,7 +391,11 @@ def draw(logits, temperature, top_p, generator):
         # likelier hold as much without it.
         p, index = p.sort(dim=-1, descending=True)
         p = p.masked_fill(p.cumsum(-1) - p >= top_p, 0).gather(-1, index.argsort(-1))
-    return torch.multinomial(p, 1, generator=generator)[:, 0]
+    # One uniform number a row and the inverse of the distribution function, since multinomial draws
+    # a number for each token of the vocabulary.
+    cum = p.cumsum(-1)                                                     # (B, V)
+    u = torch.rand(len(p), 1, generator=generator, device=p.device) * cum[:, -1:]
+    return torch.searchsorted(cum, u, right=True)[:, 0]
 
 
 @torch.no_grad()
@@ -387,7 +404,7 @@ def sample(model, cache, texts, max_new_tokens, stop_token, temperature=1.0, top
     """Continues the text of each row of the cache by at most `max_new_tokens` ids, in lockstep.
 
     A row ends before a stop token (an id or a list of them), and before the token with which its
-    own cost (-log2 of its probability at temperature 1, summed, in bits) would pass `max_cost`.
+    own cost (-log2 of its probability at temperature 1, summed, in bits) would exceed `max_cost`.
     Returns (new, stopped): a list of ids for each row, and whether a stop token ended it.
     """
     logits = extend(model, cache, texts)[:, -1]                            # (B, V)
@@ -395,9 +412,9 @@ def sample(model, cache, texts, max_new_tokens, stop_token, temperature=1.0, top
     stop_tokens = torch.tensor(stop_token, device=device).reshape(-1)
     new = torch.full((B, max_new_tokens), -1, device=device)               # -1: nothing written
     stopped = torch.zeros(B, dtype=torch.bool, device=device)
-    rows = torch.arange(B, device=device)
-    cost = torch.zeros(B, device=device)
     alive = torch.ones(B, dtype=torch.bool, device=device)                 # still writing
+    rows, part = torch.arange(B, device=device), cache  # the rows in the batch, and their cache
+    cost = torch.zeros(B, device=device)
     for step in range(max_new_tokens):
         token = draw(logits[:, :model.writable], temperature, top_p, generator)    # (rows,)
         cost += token_nll(logits, token)
@@ -407,8 +424,13 @@ def sample(model, cache, texts, max_new_tokens, stop_token, temperature=1.0, top
         new[rows[alive], step] = token[alive]
         if not alive.any() or step + 1 == max_new_tokens:
             break
-        if 2 * alive.sum() <= len(rows):  # go on without those that have ended
+        if alive.sum() <= 0.75 * len(rows):  # go on without those that have ended
+            if part is not cache:
+                cache.put_back(rows, part)
             rows, cost, token, alive = rows[alive], cost[alive], token[alive], alive[alive]
-        logits = model(token[:, None], cache, rows)[:, -1]                 # (rows, V)
-        cache.lengths[rows] += alive
+            part = cache.copy(rows)
+        logits = model(token[:, None], part)[:, -1]                        # (rows, V)
+        part.lengths += alive
+    if part is not cache:
+        cache.put_back(rows, part)
     return [[i for i in row if i >= 0] for row in new.tolist()], stopped.tolist()

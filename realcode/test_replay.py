@@ -200,10 +200,10 @@ def test_a_replay_of_a_published_model_begins_with_bos_and_writes_no_id_without_
     folder, encoding, fed, first = published(tmp_path / "model", name), family(name), [], set()
     hidden = GPT.hidden
 
-    def seen_hidden(self, ids, cache=None, rows=None):
+    def seen_hidden(self, ids, cache=None):
         fed.append(int(ids.max()))
         first.update([] if cache else ids[:, 0].tolist())
-        return hidden(self, ids, cache, rows)
+        return hidden(self, ids, cache)
 
     def seen_extend(network, cache, texts, more=None):
         first.update(text[0] for text in texts)
