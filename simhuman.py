@@ -170,6 +170,12 @@ class Assistant:
     temperature: float = 1.0
     top_p: float = 1.0
 
+    def suggest(self, cache, texts, stop_tokens, generator):
+        """What it writes after each text, up to a stop token; [] is silence."""
+        suggestions, _ = sample(self.model, cache, texts, self.max_tokens, stop_tokens,
+                                self.temperature, self.top_p, self.max_cost, generator)
+        return suggestions
+
 
 # ------------------------------------------------------------------- the game (Section 3)
 
@@ -178,7 +184,6 @@ def play(goals, human, assistant, rounds, start, stop_tokens, generator, label="
     """The game on all problems in lockstep: a list with one Episode for each goal.
 
     For one problem, without batches and caches, it would be:
-
         while not finished and len(turns) < rounds:
             suggestion = assistant.sample(start + code)          # up to a stop token
             if suggestion and human.accepts(nll(suggestion, given=goal + code)):
@@ -186,25 +191,21 @@ def play(goals, human, assistant, rounds, start, stop_tokens, generator, label="
             typed, finished = human.sample(goal + code)          # at most K_H tokens
             code += typed
 
-    goals: what she knows, token ids; for a Human the token `start`, which opens a document, and
-    the statement. assistant: None if she is alone. generator: a torch.Generator on the device.
+    goals: what she knows, as token ids: for a Human the token `start`, which opens a document, and
+    the problem statement. assistant: None if she is alone.
     """
     known = goals if assistant and assistant.knows_goal else [[start]] * len(goals)
-    codes = [[] for _ in goals]
-    episodes = [Episode(problem) for problem in range(len(goals))]
+    codes, episodes = [[] for _ in goals], [Episode(problem) for problem in range(len(goals))]
     human.begin(goals)
     cache = assistant and KVCache(assistant.model, len(goals))
     live = list(range(len(goals)))  # the problem of each row
-    # An episode without room for one more round ends as if its rounds were used up.
     longest_round = human.turn_tokens + (assistant.max_tokens if assistant else 0)
     with tqdm(total=len(goals), desc=label, unit="problem", leave=False, disable=None) as bar:
         for _ in range(rounds):
             suggestions = [[] for _ in live]
             if assistant:
-                suggestions, _ = sample(
-                    assistant.model, cache, [known[p] + codes[p] for p in live],
-                    assistant.max_tokens, stop_tokens, assistant.temperature, assistant.top_p,
-                    assistant.max_cost, generator)
+                suggestions = assistant.suggest(cache, [known[p] + codes[p] for p in live],
+                                                stop_tokens, generator)
             verdicts = human.read([codes[p] for p in live], suggestions)
             for row, (p, new, (nll, accepted)) in enumerate(zip(live, suggestions, verdicts)):
                 episodes[p].turns.append(Turn(new, nll, accepted))
@@ -218,6 +219,7 @@ def play(goals, human, assistant, rounds, start, stop_tokens, generator, label="
                 episodes[p].finished = done
                 codes[p] += tokens
             bar.update(sum(finished))
+            # An episode without room for one more round ends as if its rounds were used up.
             rows = [row for row, p in enumerate(live) if not episodes[p].finished
                     and human.has_room(row, codes[p], longest_round)
                     and (not cache or len(known[p] + codes[p]) + longest_round <= cache.limit)]
@@ -225,9 +227,8 @@ def play(goals, human, assistant, rounds, start, stop_tokens, generator, label="
                 break
             if len(rows) < len(live):
                 live = [live[row] for row in rows]
-                human.select(rows)
-                if cache:
-                    cache.select(rows)
+                for player in (human, cache) if assistant else (human,):
+                    player.select(rows)
     return episodes
 
 

@@ -37,7 +37,7 @@ from support.cli import UserError
 from support.contest import draw_style, write_program
 from support.optim import adamw, muon_and_adamw
 from support.report import summarize
-from support.testing import (ROOT, TINY, empower_py, in_process, interrupt, published, random_texts,
+from support.testing import (ROOT, TINY, empower_py, in_process, interrupt, made, published, random_texts,
                              small_contest, small_corpus, stable, tiny_base, tiny_gpt, tiny_run,
                              tokenizer)
 
@@ -681,11 +681,6 @@ def test_the_same_seed_gives_the_same_results(finished, tmp_path):
     status, stdout, _ = empower_py("--out", tmp_path / "again", *TINY)
     assert status == 0 and ": reused" not in stdout
     assert stable(tmp_path / "again") == stable(finished[0])
-
-
-def made(stdout):
-    """The stages that a run has made, as it printed them."""
-    return [line.split(":")[0].strip() for line in stdout.splitlines() if "kept in" in line]
 
 
 def test_a_finished_stage_is_reused_and_another_eta_trains_one_assistant(finished):

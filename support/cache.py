@@ -16,7 +16,6 @@ import json
 import os
 import pickle
 import shutil
-import socket
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -27,7 +26,7 @@ import data
 from model import GPT
 from support.checkpoint import tokenizer_files
 from support.cli import UserError
-from support.files import temporary_name, write_text
+from support.files import remove_leftovers, temporary_name, write_text
 from support.source import code_of, fingerprint
 
 VERSION = 3  # of the layout of --out; a folder written by another version is refused
@@ -40,7 +39,8 @@ class Cache:
         self.out, self.device = Path(out), device
         open_folder(self.out)
         self.stages = self.out / "stages"
-        remove_leftovers(self.stages)
+        for folder in (self.out, self.stages, self.out / "transcripts"):
+            remove_leftovers(folder)
 
     def data(self, name, inputs, make, code=()):
         """The plain data that make() returns, or what an earlier run kept of it, as JSON.
@@ -78,7 +78,7 @@ class Cache:
 
     def _keep(self, folder, name, inputs, begin, save):
         """Writes a stage with save(a new folder), unless another run was faster."""
-        new = self.stages / f"{folder.name}.{socket.gethostname()}.{os.getpid()}.tmp"
+        new = temporary_name(folder)
         new.mkdir(parents=True)
         try:
             save(new)
@@ -115,17 +115,6 @@ def open_folder(out):
     if found != str(VERSION):
         raise UserError(f"{out} was written by version {found} of this program and this is version "
                         f"{VERSION}: choose another --out, or remove that folder")
-
-
-def remove_leftovers(stages):
-    """Removes what processes of this machine that no longer exist have left unfinished."""
-    for path in stages.glob(f"*.{socket.gethostname()}.*.tmp"):
-        try:
-            os.kill(int(path.name.split(".")[-2]), 0)
-        except ProcessLookupError:
-            shutil.rmtree(path, ignore_errors=True)
-        except (OSError, ValueError):
-            pass  # another user's process: it is alive
 
 
 @contextlib.contextmanager

@@ -7,6 +7,8 @@ nothing. Reading never runs code. This file imports nothing of the project.
 import json
 import math
 import os
+import shutil
+import socket
 import struct
 from pathlib import Path
 
@@ -40,8 +42,20 @@ def read_json(path):
 
 
 def temporary_name(path):
-    """A name next to `path` that no other process uses. Example: out/x -> out/x.4711.tmp."""
-    return Path(f"{path}.{os.getpid()}.tmp")
+    """A name next to `path` that no other process uses. Example: out/x -> out/x.laptop.4711.tmp."""
+    return Path(f"{path}.{socket.gethostname()}.{os.getpid()}.tmp")
+
+
+def remove_leftovers(folder):
+    """Removes what dead processes of this machine have left unfinished right in a folder."""
+    for path in folder.glob(f"*.{socket.gethostname()}.*.tmp"):
+        try:
+            os.kill(int(path.name.split(".")[-2]), 0)
+        except ProcessLookupError:
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(
+                missing_ok=True)
+        except (OSError, ValueError):
+            pass  # another user's process: it is alive
 
 
 def write_text(path, text):

@@ -174,6 +174,11 @@ def tiny_run(folder):
     return folder / "out", stdout
 
 
+def made(stdout):
+    """The stages that a run has made, as it printed them."""
+    return [line.split(":")[0].strip() for line in stdout.splitlines() if "kept in" in line]
+
+
 # ------------------------------------------------------------------- files
 
 

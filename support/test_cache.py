@@ -1,0 +1,171 @@
+"""The cache never lies: edits in place, runs at the same time, and kill -9."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from support.cache import Cache
+from support.cli import UserError
+from support.files import temporary_name
+from support.source import ROOT, code_of
+from support.testing import TINY, contents, made, stable
+
+GAMES = ["row Human alone, no round limit", "row Human alone", "row Base", "row Base-10",
+         "row Base-20", "row Base stopped at 0.32 bits", "row SFT-10", "row SFT-20",
+         "row SFT-RAND", "row Empower (0.32)", "row Empower (4)", "row Base, knows the goal"]
+RULES = ["SFT-10", "SFT-20", "SFT-RAND", "Empower (0.32)", "Empower (4)"]
+STOPPING = [f"stopping of {name}" for name in RULES]
+
+
+def start(project, *arguments):
+    """A run in a copy of the project, as a process of its own.
+
+    With one thread: those of two runs at once would wait for each other in busy loops.
+    """
+    return subprocess.Popen(
+        [sys.executable, project / "empower.py", "--out", project / "out", *TINY, *arguments],
+        cwd=project, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def run(project, *arguments):
+    """What a run prints; it has to end well."""
+    process = start(project, *arguments)
+    stdout, stderr = process.communicate()
+    assert process.returncode == 0, stderr
+    return stdout
+
+
+def edit(project, file, old, new):
+    path = project / file
+    text = path.read_text(encoding="utf-8")
+    assert text.count(old) == 1, f"{file} has changed: give this test another line to edit"
+    path.write_text(text.replace(old, new), encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory):
+    """A copy of the project with a finished tiny run in out/."""
+    project = tmp_path_factory.mktemp("pristine")
+    for name in ("empower.py", "model.py", "data.py", "simhuman.py", "support", "realcode"):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, project / name)
+    assert len(made(run(project))) == 2 + len(RULES + STOPPING + GAMES)
+    return project
+
+
+@pytest.fixture
+def project(pristine, tmp_path):
+    return shutil.copytree(pristine, tmp_path / "project")
+
+
+# ------------------------------------------------------------------- edits in place
+
+
+@pytest.mark.parametrize("file, old, new, remade", [
+    ("simhuman.py", "return sum(nll) <= tau * len(nll)", "return True", GAMES),
+    ("simhuman.py", "        for _ in range(rounds):", "        for _ in range(rounds - 1):", GAMES),
+    ("empower.py", "lambda nll, rng: n\n", "lambda nll, rng: n + 1\n",
+     ["SFT-10", "SFT-20", "stopping of SFT-10", "stopping of SFT-20", "row SFT-10", "row SFT-20"]),
+    ("empower.py", "losses[-1] += loss.item()", "losses[-1] += 2 * loss.item()",
+     ["base", "programs", *RULES, *STOPPING, *GAMES]),
+    ("model.py", "F.silu(", "F.gelu(", ["base", "programs", *RULES, *STOPPING, *GAMES]),
+    ("support/contest.py", "Read one line of", "Read a line of",
+     ["base", "programs", *RULES, *STOPPING, *GAMES]),
+], ids=["skim", "play", "sft", "train", "gpt", "contest"])
+def test_an_edit_in_place_changes_the_next_run(project, file, old, new, remade):
+    before = stable(project / "out")
+    edit(project, file, old, new)
+    assert sorted(made(run(project))) == sorted(remade)
+    if file != "empower.py":  # a tiny assistant says nothing worth another completion
+        assert stable(project / "out")["rows"] != before["rows"]
+
+
+def test_an_edit_that_changes_no_result_makes_nothing_again(project):
+    edit(project, "simhuman.py", "# {name: (rule, its", "# A comment. {name: (rule, its")
+    edit(project, "simhuman.py", '"""Accepts if NO token', '"""A docstring. Accepts if NO token')
+    edit(project, "model.py", '    """The network.\n', '    """A docstring.\n')
+    edit(project, "empower.py", "    # Section 5.2: the tables", '    print("run")\n    # ')
+    edit(project, "empower.py", '            f"Empower ({cfg.eta_wide:g})": empower',
+         '            "Mine": sft(3), f"Empower ({cfg.eta_wide:g})": empower')
+    edit(project, "empower.py", '"Base-10": row(base, max_tokens=10),',
+         '"Base-10": row(base, max_tokens=10), "Base-3": row(base, max_tokens=3),')
+    assert sorted(made(run(project))) == ["Mine", "row Base-3", "row Mine", "stopping of Mine"]
+
+
+def test_code_is_followed_through_names_modules_classes_and_constants(tmp_path):
+    def digest(text):
+        path = tmp_path / f"{len(list(tmp_path.iterdir()))}.py"
+        path.write_text(text, encoding="utf-8")
+        names = {}
+        exec(compile(text, path, "exec"), names)
+        return code_of(names["work"])
+
+    text = ("class A:\n    def f(self):\n        return LIMIT\n"
+            "LIMIT = 1\n"
+            "def other():\n    return 3\n"
+            "def work():\n    '''What it does.'''\n    return A().f()\n")
+    first = digest(text)
+    assert digest(text.replace("'''What it does.'''", "'''Does it.'''  # so")) == first
+    assert digest(text.replace("return 3", "return 4")) == first
+    assert digest(text.replace("LIMIT = 1", "LIMIT = 2")) != first
+    assert digest(text.replace("A().f()", "A().f() + 1")) != first
+    assert digest(text.replace("return LIMIT", "return -LIMIT")) != first
+
+
+# ------------------------------------------------------------------- two runs, and kill -9
+
+
+def test_two_runs_in_one_folder_at_once_both_end_well(project, pristine):
+    shutil.rmtree(project / "out")
+    both = [start(project), start(project)]
+    for process in both:
+        _, stderr = process.communicate()
+        assert process.returncode == 0, stderr
+    assert stable(project / "out") == stable(pristine / "out")
+    assert not list((project / "out").rglob("*.tmp"))
+
+
+def test_after_kill_9_the_same_command_gives_the_same_results(project, pristine):
+    shutil.rmtree(project / "out")
+    for lines, delay in ((4, 0.05), (10, 0.2), (19, 0)):
+        process = start(project)
+        for _ in range(lines):
+            process.stdout.readline()
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    assert made(run(project))
+    assert stable(project / "out") == stable(pristine / "out")
+    assert not list((project / "out").rglob("*.tmp"))
+
+
+# ------------------------------------------------------------------- folders
+
+
+def test_a_folder_that_holds_something_else_is_refused_and_left_alone(tmp_path):
+    (tmp_path / "results.json").write_text("mine")
+    before = contents(tmp_path)
+    with pytest.raises(UserError, match="not empty and was not written by this program"):
+        Cache(tmp_path)
+    assert contents(tmp_path) == before
+
+
+def test_unfinished_files_are_removed_once_their_process_is_gone(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    Cache(tmp_path)
+    mine, host = temporary_name(tmp_path / "stages" / "row"), socket.gethostname()
+    gone = [tmp_path / f"results.json.{host}.{process.pid}.tmp",
+            tmp_path / "stages" / f"row.{host}.{process.pid}.tmp"]
+    other = tmp_path / f"results.json.another-host.{process.pid}.tmp"
+    for path in (mine, other, *gone):
+        path.mkdir(parents=True)
+    Cache(tmp_path)
+    assert mine.exists() and other.exists() and not any(path.exists() for path in gone)

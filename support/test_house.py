@@ -1,0 +1,105 @@
+"""The order of the house: who imports whom, how long a function is, and how far it is to the loss."""
+
+import ast
+import inspect
+import sys
+
+import pytest
+import torch.nn.functional as F
+
+from support.source import ROOT
+from support.testing import TINY, empower
+
+CORE = {"data", "model", "simhuman", "empower"}
+# {file or folder: what it may import}; a folder may also import itself.
+MAY_IMPORT = {
+    "support/files.py": set(), "support/checkpoint.py": {"support/files.py"},
+    "data": {"support/files.py", "support/checkpoint.py"},
+    "model": {"support/files.py", "support/checkpoint.py"},
+    "simhuman": {"model"},
+    "support": {"data", "model", "simhuman"},
+    "empower": {"data", "model", "simhuman", "support"},
+    "realcode": {*CORE, "support"},
+    "figures": {*CORE, "support", "realcode"},
+    "course": {*CORE, "support", "figures"},
+}
+
+
+def source_files():
+    """The Python files that hold no tests, relative to the root; fixtures/ serves tests alone."""
+    return [path.relative_to(ROOT) for path in sorted([*ROOT.glob("*.py"), *ROOT.glob("*/*.py")])
+            if not path.name.startswith("test_") and path.parent.name != "fixtures"
+            and path != ROOT / "support" / "testing.py"]
+
+
+def imports(path):
+    """The project's files that a file imports, wherever in it the import stands."""
+    found = set()
+    for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    files = {ROOT / folder / f"{name.replace('.', '/')}.py" for name in found
+             for folder in (".", path.parent)}  # a script finds the files next to it
+    return {file.resolve().relative_to(ROOT) for file in files if file.exists()}
+
+
+def room(path):
+    """The name of a file in MAY_IMPORT: its own, else that of its folder."""
+    if str(path) in MAY_IMPORT:
+        return str(path)
+    return path.stem if len(path.parts) == 1 else path.parts[0]
+
+
+def test_each_file_imports_only_what_lies_below_it():
+    for path in source_files():
+        allowed = MAY_IMPORT[room(path)] | ({path.parts[0]} if room(path) == path.parts[0] else set())
+        for other in imports(path) - {path}:
+            assert {str(other), other.stem, other.parts[0]} & allowed, f"{path} imports {other}"
+
+
+def test_no_imports_go_in_a_circle():
+    left = {path: imports(path) - {path} for path in source_files()}
+    while left:
+        free = [path for path, needs in left.items() if not needs & left.keys()]
+        assert free, f"a circle among {sorted(map(str, left))}"
+        for path in free:
+            del left[path]
+
+
+def test_only_the_command_line_names_realcode():
+    assert "realcode" not in {room(other) for path in source_files() for other in imports(path)
+                              if room(path) in CORE | {"support"}}
+
+
+def test_the_top_level_holds_what_was_agreed():
+    assert {path.name for path in ROOT.glob("*.py")} == {
+        "empower.py", "model.py", "data.py", "simhuman.py", "test_empower.py"}
+
+
+def test_no_function_is_longer_than_50_lines():
+    for path in source_files():
+        for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno - node.lineno < 50, f"{path}: {node.name}"
+
+
+class Reached(Exception):
+    pass
+
+
+def test_eight_frames_and_one_closure_lie_between_main_and_the_loss(tmp_path, monkeypatch):
+    def reached(*arguments, **options):
+        frame = sys._getframe(1)
+        while frame.f_code is not empower.main.__code__:
+            frames.append(frame.f_code)
+            frame = frame.f_back
+        raise Reached
+
+    frames = []
+    monkeypatch.setattr(F, "cross_entropy", reached)
+    with pytest.raises(Reached):
+        empower.main(["--out", str(tmp_path), *TINY])
+    assert len(frames) <= 8, frames
+    assert sum(bool(code.co_flags & inspect.CO_NESTED) for code in frames) <= 1, frames
