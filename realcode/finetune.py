@@ -12,15 +12,16 @@ import numpy as np
 
 import data
 from empower import choose_completions, empower, sft, sft_example, sft_rand, train
+from model import GPT
 from realcode.corpus import CORPUS, FIELD, STATEMENTS_FLAG, cut, kept_costs, read_programs
 from realcode.given import DTYPE, ETA, check_context, given_model
 from support.cache import Progress, save_checkpoint
 from support.cli import (UserError, check_ranges, describe, flag, numpy_generator, pick_device,
                          python_generator, values)
-from support.files import write_text
+from support.files import temporary_name, write_text
 from support.optim import adamw
 from support.report import STOPPING, check_stopping, table, with_verdict
-from support.source import fingerprint
+from support.source import code_of, fingerprint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,12 +78,16 @@ def finetune(cfg):
     base = given_model(cfg, device)
     check_context(cfg, base.model.config.max_position_embeddings, cfg.max_suggestion)
     inputs = {"base": base.name, "texts": fingerprint(texts), **values(
-        cfg, "seed", "dtype", "rule", "eta", "context", "lr", "batch", "clip")}
+        cfg, "seed", "dtype", "rule", "eta", "context", "lr", "batch", "clip"),
+        "code": code_of(rule_named, completions, tune, GPT)}
     out, partial = Path(cfg.out), Path(f"{cfg.out.rstrip('/')}.partial")
+    problem = try_to_rename(out)
     if begun_before(out, inputs):
         return print(f"{out} is finished: nothing is left to do")
     begun = begun_before(partial, inputs)
-    try_to_rename(out)
+    if problem:
+        raise UserError(f"--out {out} cannot be replaced by a finished folder ({problem}): name a "
+                        "new folder, no link and no mount point")
     with only_one(partial, out):
         if begun_before(out, inputs):
             with contextlib.suppress(OSError):
@@ -173,14 +178,14 @@ def begun_before(folder, inputs):
     except (OSError, ValueError):
         found = None
     if found != inputs:
-        raise UserError(f"{folder} holds something else, or was begun with other settings: choose "
-                        "another --out")
+        raise UserError(f"{folder} holds something else, or was begun with other settings or other "
+                        "code: choose another --out")
     return True
 
 
 def try_to_rename(out):
-    """Raises unless a folder can be renamed to `out`, which is how the work will end."""
-    probe = Path(f"{out}.{os.getpid()}.tmp")
+    """Why no folder can be renamed to `out`, which is how the work will end; None if one can."""
+    probe = temporary_name(out)
     there = out.exists() or out.is_symlink()
     try:
         probe.mkdir(parents=True)
@@ -190,8 +195,7 @@ def try_to_rename(out):
     except OSError as error:
         with contextlib.suppress(OSError):
             probe.rmdir()
-        raise UserError(f"--out {out} cannot be replaced by a finished folder ({error.strerror}): "
-                        "name a new folder, no link and no mount point") from None
+        return error.strerror
 
 
 @contextlib.contextmanager

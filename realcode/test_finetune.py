@@ -140,5 +140,48 @@ def test_a_finished_checkpoint_is_left_alone(tuned, corpus):
                     [*command, "--out", base], [*command, "--out", base / "config.json"]):
         status, _, stderr = in_process(*command)
         assert status == 2 and stderr.count("\n") == 1
-        assert "holds something else, or was begun with other settings: choose another" in stderr
+        assert "holds something else, or was begun with other settings or other code: choose" in stderr
     assert contents(out.parent) == before
+
+
+def test_two_fine_tunings_with_one_out_both_end_well(tuned, corpus, tmp_path):
+    base, whole, _ = tuned
+    out = tmp_path / "tuned"
+    both = [subprocess.Popen(
+        [sys.executable, ROOT / "empower.py", "finetune", "--model", base, "--corpus", corpus,
+         "--out", out, *FINETUNE], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        for _ in range(2)]
+    printed = []
+    for process in both:
+        stdout, stderr = process.communicate()
+        assert process.returncode == 0, stderr
+        printed.append(stdout)
+    assert sum("is finished: nothing" in text or "another run has just finished" in text
+               for text in printed) == 1
+    assert contents(out).keys() == contents(whole).keys()
+    assert [path.name for path in tmp_path.iterdir()] == ["tuned"]
+
+
+def test_an_out_that_cannot_be_renamed_to_is_refused_before_any_work(tuned, corpus, tmp_path,
+                                                                     monkeypatch):
+    base, _, _ = tuned
+    (tmp_path / "empty").mkdir()
+    link = tmp_path / "link"
+    link.symlink_to("empty")
+    before = contents(tmp_path)
+    monkeypatch.setattr(corpora, "score", None)  # where the work begins
+    status, _, stderr = in_process("finetune", "--model", base, "--corpus", corpus, "--out", link,
+                                   *FINETUNE)
+    assert status == 2 and "no link and no mount point" in stderr and stderr.count("\n") == 1
+    assert contents(tmp_path) == before and link.is_symlink()
+
+
+def test_of_one_file_some_pieces_are_held_out(tuned, corpus, tmp_path):
+    base, _, _ = tuned
+    one = tmp_path / "one.py"
+    one.write_text("".join((corpus / f"{k}.py").read_text() for k in range(6)))
+    status, stdout, stderr = in_process("finetune", "--model", base, "--corpus", one, "--out",
+                                        tmp_path / "tuned", *FINETUNE)
+    assert status == 0, stderr
+    assert re.search(r"no program is held out of 1, but [1-9]\d* of its pieces", stdout)
+    assert "Did it learn to stop? On pieces held out:\n\n| assistant" in stdout
