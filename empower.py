@@ -1,10 +1,10 @@
 """Training LLM agents to empower humans (arXiv 2510.13709): write what is obvious, then stop.
 
-The method needs nothing but programs that people wrote. A language model that was not trained for
-the purpose says how predictable each next token is. The assistant is fine-tuned to write exactly
-the predictable part and then a stop token, so that the human's next key is one that matters.
+The method needs nothing but programs that people wrote. An ordinary language model says how
+predictable each next token is. The assistant is fine-tuned to write exactly the predictable part
+and then a stop token, so that the human's next key is one that matters.
 
-    l_{1:N}   a program, N tokens          pi_hat  the scorer: the untrained model, without the goal
+    l_{1:N}   a program, N tokens          pi_hat  the scorer: the base model, without the goal
     l_{1:n}   its prefix, the state        pi_R    an assistant: pi_hat, fine-tuned
     eta       the threshold, in bits       pi_H    the human: the same model, reading the goal too
     i*        how many tokens are obvious  B, T, V batch, positions, vocabulary
@@ -49,16 +49,16 @@ def empower_length(nll, eta):
     return int((np.cumsum(nll, dtype=float) <= eta).sum())  # <- this line is the paper
 
 
-# Why a cheap text leaves the human no choice (Section 4.3): her empowerment in a state is the
-# information that her next token carries about the future, and that is at most the entropy of the
-# token. The cost of the token she wrote is an estimate of this entropy from one sample. So the
-# assistant may write what costs little: it decides nothing. figures/bound.py measures the bound.
+# Why cheap text leaves the human no choice (Section 4.3): her empowerment in a state is the
+# information that her next token carries about the future, and the entropy of that token bounds it.
+# The cost of the token she wrote estimates this entropy from one sample. So the assistant may write
+# text that costs little: it decides little. figures/bound.py measures how tight the bound is.
 
 
 def empower_lengths(nll, eta):
     """i* for every state n = 0 .. N-1 of a program at once: finite costs (N,) -> lengths (N,).
 
-    What is written from state n costs cum[n + i] - cum[n], and cum never falls: a binary search.
+    i tokens from state n cost cum[n + i] - cum[n], and cum never falls: a binary search.
     Example: costs [0.25, 0.5, 2, 0] with eta = 1: [2, 1, 0, 1].
     """
     cum = np.concatenate([[0.0], np.cumsum(nll, dtype=float)])                   # (N + 1,)
@@ -66,10 +66,10 @@ def empower_lengths(nll, eta):
 
 
 def left_to_human(nll, eta):
-    """Positions (a list of int) of the tokens of a whole program that the human has to type.
+    """Positions (a list of int) of the tokens of a whole program that are left to the human.
 
-    The assistant writes what Algorithm 1 allows, she types the next token, and so on in turns;
-    once the assistant reaches the end, nothing is left to type.
+    The assistant writes as far as Algorithm 1 allows, she types the next token, and so on in turns
+    until one of them reaches the end.
     Example: costs [3, 0, 0.2, 0.2, 2] with eta = 0.32: [0, 3, 4].
     """
     lengths, typed, n = empower_lengths(nll, eta), [], 0
@@ -82,12 +82,12 @@ def left_to_human(nll, eta):
 # ------------------------------------------------------------------- completion rules (5.1)
 #
 # A rule says how many tokens an assistant learns to write: rule(costs after the prefix, rng) ->
-# length; rng is a numpy Generator. The length may exceed the number of costs; callers truncate.
+# length, with a numpy Generator. The length may exceed the number of costs; callers truncate.
 # The rule is the only difference between Empower and its baselines.
 
 
 def empower(eta):
-    """As many tokens as cost at most eta bits: Algorithm 1."""
+    """Algorithm 1: the tokens that together cost at most eta bits."""
     return lambda nll, rng: empower_length(nll, eta)
 
 
@@ -102,7 +102,7 @@ def sft_rand(most):
 
 
 def completion_rules(cfg):
-    """{name: rule} of the assistants in the table. Add yours here: it gets a row of its own."""
+    """{name: rule}, one for each trained assistant. Add yours here: it gets its own row."""
     return {"SFT-10": sft(10), "SFT-20": sft(20), "SFT-RAND": sft_rand(30),
             f"Empower ({cfg.eta:g})": empower(cfg.eta),
             f"Empower ({cfg.eta_wide:g})": empower(cfg.eta_wide)}
@@ -115,9 +115,9 @@ def completion_rules(cfg):
 def score(model, programs, start, batch_tokens=8192, cost=token_nll):
     """Cost in bits of every token of every program: a list of arrays (N,).
 
-    One forward pass gives the costs for all states, since a token's cost does not depend on which
-    state was drawn. The model sees only the code, after the token `start` that opens a document.
-    cost(logits, ids) is what to compute. A program longer than the model's context: ValueError.
+    One forward pass serves all states, since a token's cost does not depend on the state that is
+    drawn. The model sees only the code, after the token `start` that opens a document. `cost` is
+    a function of (logits, ids). ValueError: a program is longer than the model's context.
     """
     limit = model.config.max_position_embeddings
     longest = max(map(len, programs), default=0)
@@ -138,7 +138,8 @@ def score(model, programs, start, batch_tokens=8192, cost=token_nll):
 def document_nll(model, ids, cost=token_nll):
     """Cost in bits of ids[:, 1:], each given all tokens before it: (B, T) -> (B, T-1).
 
-    The head reads slices of positions: all logits at once would not fit for a large vocabulary.
+    The head takes a slice of positions at a time: with a large vocabulary, all logits at once
+    would not fit into memory.
     """
     hidden, targets = model.hidden(ids[:, :-1]), ids[:, 1:]                      # (B, T-1, C)
     size = max(1, 2**26 // (len(ids) * model.config.vocab_size))
@@ -147,14 +148,14 @@ def document_nll(model, ids, cost=token_nll):
 
 
 def choose_completions(programs, rule, states_rng, lengths_rng):
-    """[(prefix, completion, whether it ends with a stop)]: one uniform state of each program.
+    """[(prefix, completion, whether it ends with a stop)], at one uniform state of each program.
 
-    programs: (token ids, costs in bits, whether the text ends there) each. A completion that
-    reaches the end of a piece of a longer text was cut there, so it does not end with a stop.
+    programs: [(token ids, costs in bits, whether the text ends there)]. A completion that reaches
+    the end of a piece of a longer text was cut off there, so it does not end with a stop.
     """
+    states = data.draw_states(states_rng, [len(ids) for ids, *_ in programs])
     completions = []
-    for n, (ids, nll, ends) in zip(data.draw_states(states_rng, [len(ids) for ids, *_ in programs]),
-                                   programs):
+    for n, (ids, nll, ends) in zip(states, programs):
         completion = ids[n:n + rule(nll[n:], lengths_rng)]
         completions.append((ids[:n], completion, ends or n + len(completion) < len(ids)))
     return completions
@@ -170,10 +171,10 @@ def sft_example(encoding, prefix, completion, stop=True):
 
 
 def sft_loss(model, ids, labels):
-    """The sum over all labels of -log p(label), in nats: ids, labels (B, T); -100 is no label.
+    """The sum of -log p(label), in nats, over all labels but -100: ids, labels (B, T).
 
-    The head is applied only where there is a label: a completion is short, a vocabulary large.
-    On CUDA the forward pass is in bfloat16.
+    The head is applied only where there is a label, since completions are short and vocabularies
+    large. On CUDA the forward pass is in bfloat16.
     """
     ids, targets = ids[:, :-1].to(model.device), labels[:, 1:].to(model.device)  # (B, T-1)
     with torch.autocast(ids.device.type, torch.bfloat16, enabled=ids.device.type == "cuda"):
@@ -182,7 +183,7 @@ def sft_loss(model, ids, labels):
 
 
 def learning_rate(update, updates):
-    """The share of the learning rate at an update: up over the first 2%, down over the last 60%."""
+    """The factor of the learning rate: up over the first 2% of updates, down over the last 60%."""
     return min(1, (update + 1) / (0.02 * updates), (updates - update) / (0.6 * updates))
 
 
@@ -190,9 +191,9 @@ def train(model, examples, batch_size, optimizers, rng, label, micro_batch=None,
           progress=None):
     """One pass over `examples`, (token ids, start) each, with loss only on ids[start:].
 
-    Pre-training and fine-tuning are this same loop. A batch goes through the model `micro_batch`
-    examples at a time; gradients longer than `clip` are shortened to it. progress: a cache.Progress
-    to resume from. Returns the mean loss of each update, in nats a token.
+    Pre-training and fine-tuning share this loop. A batch goes through the model `micro_batch`
+    examples at a time; gradients are clipped to the norm `clip`. progress: a cache.Progress to
+    resume from. Returns the mean loss of each update, in nats per token.
     """
     batches = data.make_batches(examples, batch_size, rng)
     schedules = [LambdaLR(optimizer, functools.partial(learning_rate, updates=len(batches)))
@@ -228,14 +229,14 @@ def train(model, examples, batch_size, optimizers, rng, label, micro_batch=None,
 # ------------------------------------------------------------------- settings
 
 MINUTES = 5  # that the default run takes on 2 CPU cores
-UNLIMITED_TOKENS = 400  # typed at most by a human without a round limit: six programs
+UNLIMITED_TOKENS = 400  # a cap for a human without a round limit, the length of six programs
 PRETRAINING = ("seed", "vocab_size", "width", "layers", "pretrain_batch", "pretrain_lr")
 SAMPLING = ("seed", "temperature", "top_p")
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Every setting of the experiment on the generated contest. The command line is made of it."""
+    """Every setting of the experiment on the generated contest; each field is also a flag."""
 
     out: str = flag("out", "folder for everything that a run makes")
     device: str = flag("auto", "auto, cpu, cuda or mps")
@@ -243,17 +244,17 @@ class Config:
     # the method
     eta: float = flag(0.32, "threshold of Empower, bits (Section 5.1)", 0)
     eta_wide: float = flag(4.0, "threshold of the second Empower row, bits (Section 5.3)", 0)
-    sft_batch: int = flag(16, "examples an update of fine-tuning; larger ones learn no stop", 1)
+    sft_batch: int = flag(16, "examples per update; larger batches do not learn to stop", 1)
     sft_lr: float = flag(0.01, "Muon's learning rate in fine-tuning; AdamW's is a tenth", 0)
     # the problems and the language model
-    train_problems: int = flag(4138, "problems to learn from, as many as the paper's (5.1)", 10)
+    train_problems: int = flag(4138, "problems to learn from, as many as in the paper (5.1)", 10)
     dev_problems: int = flag(100, "problems on which constants are chosen", 1)
-    held_out_problems: int = flag(300, "problems of the results, compositions never seen", 2)
-    vocab_size: int = flag(640, "tokens of the vocabulary at most, all 256 bytes among them", 257)
+    held_out_problems: int = flag(300, "problems for the results, compositions never seen", 2)
+    vocab_size: int = flag(640, "most tokens in the vocabulary, all 256 bytes included", 257)
     width: int = flag(128, "hidden size of the model", 32)
     layers: int = flag(3, "layers of the model", 1)
     pretrain_steps: int = flag(1400, "updates of pre-training", 1)
-    pretrain_batch: int = flag(16, "documents an update", 1)
+    pretrain_batch: int = flag(16, "documents per update", 1)
     pretrain_lr: float = flag(0.02, "Muon's learning rate; AdamW's is a tenth", 0)
     # the human and the game (5.1)
     accepts: str = flag("skim", "how she decides on a suggestion: skim, careful or strict",
@@ -283,11 +284,11 @@ class Config:
 
 # ------------------------------------------------------------------- the roles (5.1)
 #
-# Functions that return what they make and know no folder.
+# These functions return what they make; none of them touches a folder.
 
 
 def new_model(cfg, vocab_size):
-    """A GPT with heads of 32 features, two query heads to a key-value head, and a long context."""
+    """A GPT with heads of 32 features, two query heads per key-value head, and a long context."""
     heads, end = cfg.width // 32, vocab_size - 1
     shape = GPTConfig(vocab_size, cfg.width, 3 * cfg.width, cfg.layers, heads,
                       num_key_value_heads=heads // 2 if heads % 2 == 0 else heads, head_dim=32,
@@ -296,10 +297,10 @@ def new_model(cfg, vocab_size):
 
 
 def contest_texts(cfg, problems):
-    """What the language model reads: [(statement or "", program)], the programs in many styles.
+    """The training text of the language model: [(statement or "", program)], in many styles.
 
-    Half of them begin with the problem statement. With it in its context the model is the human;
-    without it, the scorer and Base.
+    Half of the documents begin with the problem statement. With the statement in its context the
+    model is the human; without it, the scorer and Base.
     """
     rng = python_generator(cfg, "documents")
     drawn = [rng.choice(problems) for _ in range(cfg.pretrain_steps * cfg.pretrain_batch)]
@@ -308,21 +309,21 @@ def contest_texts(cfg, problems):
 
 
 def pretrain(cfg, encoding, documents, device):
-    """A new GPT that has read the documents (token ids each) once."""
+    """A new GPT, trained on the documents (token ids each) for one epoch."""
     model = new_model(cfg, encoding.n_vocab).to(device)
     losses = train(model, [(ids, 1) for ids in documents], cfg.pretrain_batch,
                    muon_and_adamw(model, cfg.pretrain_lr), python_generator(cfg, "batches"),
                    "pre-train")
     print(f"  {sum(map(len, documents)):,} tokens seen; loss from {losses[0]:.2f} to "
-          f"{np.mean(losses[-50:]):.3f} nats a token")
+          f"{np.mean(losses[-50:]):.3f} nats per token")
     return model
 
 
 def write_programs(cfg, base, human, problems):
-    """Her attempt at each problem, one try, not filtered: [{statement, program, nll}].
+    """Her one attempt at each problem, unfiltered: [{statement, program, nll}].
 
-    human: a model that reads the statement. nll: the bits of each token under pi_hat, which does
-    not. Empty programs are left out.
+    human: a model that reads the statement. nll: the cost in bits of each token under pi_hat, which
+    does not read it. Empty programs are left out.
     """
     encoding = base.encoding
     generator, written = torch_generator(cfg, "programs", human.device), []
@@ -340,7 +341,7 @@ def write_programs(cfg, base, human, problems):
 
 
 def fine_tune(cfg, base, examples, rng, label, optimizers=muon_and_adamw, **options):
-    """Section 4.2: a copy of pi_hat that has learned the examples of `sft_example`."""
+    """Section 4.2: a copy of pi_hat, fine-tuned on the examples of `sft_example`."""
     model = copy.deepcopy(base.model).float()
     train(model, examples, cfg.sft_batch, optimizers(model, cfg.sft_lr), rng, label, **options)
     return model.to(base.model.dtype)
@@ -350,14 +351,14 @@ def fine_tune(cfg, base, examples, rng, label, optimizers=muon_and_adamw, **opti
 
 
 class Lab:
-    """What every row of the table is made with; each part is made once and kept in cfg.out.
+    """All that the rows of the table share. Each part is made once and kept in cfg.out.
 
-    contest: the problems. base: pi_hat, which the assistants are copies of. human: pi_H.
+    contest: the problems. base: pi_hat, from which the assistants start. human: pi_H.
     programs: (token ids, costs in bits, True) of each program that she wrote.
-    human_cfg: settings of a model of her own; without them she is the base model.
+    human_cfg: settings for a model of her own; without them she is the base model.
     """
 
-    fine_tuning = {}  # options of `fine_tune`
+    fine_tuning = {}  # options of `fine_tune`, for a subclass
 
     def __init__(self, cfg, human_cfg=None):
         self.cfg, self.device = cfg, cli.pick_device(cfg.device)
@@ -380,7 +381,7 @@ class Lab:
                           True) for row in written]
 
     def language_model(self, name, cfg, other=None):
-        """A GPT that is pre-trained on the contest, with the tokenizer of another one if given."""
+        """A GPT pre-trained on the contest, with the tokenizer of a Checkpoint `other` if given."""
         texts = contest_texts(cfg, self.contest.train)
 
         def make():
@@ -395,8 +396,8 @@ class Lab:
             pretrain, data.train_tokenizer, data.document, GPT))
 
     def completions(self, rule, programs=None):
-        """What an assistant learns, and the fifth of it that is held out (Section 4.1)."""
-        cfg = self.cfg  # the same states for every rule
+        """The completions to learn from, and the fifth of all that is held out (Section 4.1)."""
+        cfg = self.cfg  # the seeds are the same for every rule, so the states are too
         completions = choose_completions(programs or self.programs, rule,
                                          numpy_generator(cfg, "states"),
                                          numpy_generator(cfg, "lengths"))
@@ -404,7 +405,7 @@ class Lab:
         return completions[:n_train], completions[n_train:]
 
     def train(self, name, rule, programs=None):
-        """Section 4.2: the assistant, a Checkpoint, that learns the completions of a rule."""
+        """Section 4.2: the assistant, a Checkpoint, that has learned the completions of a rule."""
         cfg, (learned, _) = self.cfg, self.completions(rule, programs)
         examples = [sft_example(self.base.encoding, *completion) for completion in learned]
         return self.cache.model(
@@ -414,7 +415,7 @@ class Lab:
                                **self.fine_tuning), self.base), code=(fine_tune, GPT))
 
     def stopping(self, name, rule, assistant, programs=None):
-        """What `report.check_stopping` finds on the completions that the assistant has not learned."""
+        """What `report.check_stopping` finds on the held-out completions."""
         cfg, (_, held_out) = self.cfg, self.completions(rule, programs)
         inputs = {"assistant": assistant.name, "held_out": fingerprint(held_out), "name": name,
                   **values(cfg, *SAMPLING, "max_suggestion")}
@@ -428,7 +429,7 @@ class Lab:
         """Section 3: the judged episodes of a row, one for each problem (default: held out).
 
         assistant: a simhuman.Assistant, or None if she is alone. inputs: plain data that tells
-        this game from others, where `human` is of another kind than simhuman.Human.
+        this game from others, for a `human` of another class than simhuman.Human.
         """
         cfg, encoding, human = self.cfg, self.base.encoding, human or self.human
         problems, rounds = problems or self.contest.held_out, rounds or cfg.rounds
@@ -464,7 +465,7 @@ def rows_of_the_table(cfg, base, trained):
 
 
 def run(cfg):
-    """The paper's experiment in miniature, from nothing to the tables; returns what it found."""
+    """The paper's experiment in miniature, from nothing to the tables. Returns the results."""
     begin, rules = time.time(), completion_rules(cfg)
     print(f"Pre-train a GPT, let the human write {cfg.train_problems} programs, fine-tune "
           f"{len(rules)} assistants\nand play {cfg.held_out_problems} unseen problems with each: "
@@ -475,25 +476,25 @@ def run(cfg):
     lab = Lab(cfg)
     ids, nll, _ = lab.programs[0]
     picture = report.marked(report.token_texts(lab.base.encoding, ids), left_to_human(nll, cfg.eta))
-    print("\nThe human's first program; in ‹angles› what is not obvious without the problem's "
+    print("\nThe human's first program; in ‹angles›, what is not obvious without the problem "
           f"statement:\n\n{picture}")
 
-    # Section 4: the assistants learn, and how well they learned to stop.
+    # Section 4: train the assistants, and check how well they have learned to stop.
     trained = {name: lab.train(name, rule) for name, rule in rules.items()}
     stopping = [lab.stopping(name, rule, trained[name]) for name, rule in rules.items()]
 
-    # Section 3: the game, on problems of compositions that nobody has seen.
+    # Section 3: the game, on problems whose compositions nobody has seen.
     alone = "Human alone, no round limit"
     episodes = {alone: lab.play(alone, None, rounds=UNLIMITED_TOKENS // cfg.turn_tokens + 1)}
     episodes |= {name: lab.play(name, assistant)
                  for name, assistant in rows_of_the_table(cfg, lab.base, trained).items()}
 
-    # Section 5.2: the tables, and whether the claims hold.
+    # Section 5.2: the tables, and whether the paper's claims hold.
     return report.conclude(lab, begin, trained, stopping, episodes)
 
 
 def main(argv=None):
-    """The command line; a command of another name is looked up in realcode/ when asked for."""
+    """The command line. Commands with a name are looked up in realcode/ when they are asked for."""
     with cli.plain_errors("empower.py"):
         command, cfg = cli.parse(argv, Config, run, ("show", "suggest", "replay", "finetune"))
         command(cfg)

@@ -11,7 +11,7 @@ types a few tokens of her own or ends the episode. She knows the problem; both s
 
 All problems are played in lockstep, as one batch with KV caches that live as long as the game.
 Episodes are plain data, and the metrics of Section 5.1 are pure functions of them. This file knows
-nothing of training, and it does not run programs: support/judge.py does.
+nothing about training, and it does not run programs: support/judge.py does.
 """
 
 import dataclasses
@@ -26,11 +26,11 @@ from model import KVCache, extend, sample, token_nll
 
 # ------------------------------------------------------------------- when she accepts
 #
-# Each rule takes the cost in bits of each suggested token under pi_H and a tolerance tau in bits.
+# A rule takes the cost in bits of each suggested token under pi_H, and a tolerance tau in bits.
 
 
 def skim(nll, tau):
-    """Accepts if the MEAN cost per token is at most tau: one wrong token can slip through.
+    """Accepts if the MEAN cost per token is at most tau, so one wrong token can slip through.
 
     Example: costs [0, 0, 3] with tau = 1.25: a mean of 1 bit, accepted.
     """
@@ -66,26 +66,26 @@ class Turn:
 
 @dataclasses.dataclass
 class Episode:
-    """One problem from the first round to the last. Plain data; the metrics are functions of it."""
+    """One problem, from the first round to the last. The metrics are functions of episodes."""
 
     problem: int              # index into the list of problems
     turns: list = dataclasses.field(default_factory=list)
     finished: bool = False    # she ended it herself, before the round limit
-    passed: bool = False      # the program passes every test of the problem, as the judge found
+    passed: bool = False      # the judge found that the program passes every test
 
     @classmethod
     def from_dict(cls, plain):
-        """The episode of which `plain` is dataclasses.asdict, as read from JSON."""
+        """The inverse of dataclasses.asdict, for an episode read from JSON."""
         return cls(**{**plain, "turns": [Turn(**turn) for turn in plain["turns"]]})
 
     @property
     def tokens_read(self):
-        """Every suggested token, rejected ones too: the human had to read them."""
+        """All suggested tokens, including rejected ones: the human had to read them too."""
         return sum(len(turn.suggestion) for turn in self.turns)
 
     @property
     def tokens_written(self):
-        """The tokens that the human typed."""
+        """How many tokens the human typed."""
         return sum(len(turn.typed) for turn in self.turns)
 
     @property
@@ -100,7 +100,7 @@ class Episode:
 
     @property
     def tokens_accepted(self):
-        """The tokens of the program that the assistant wrote."""
+        """How many tokens of the program the assistant wrote."""
         return sum(len(turn.suggestion) for turn in self.turns if turn.accepted)
 
     @property
@@ -116,8 +116,8 @@ class Episode:
 class Human:
     """pi_H: a language model that reads the problem statement, and how she behaves.
 
-    The game calls `begin`, then `read` and `type` in each round; anything that has the methods of
-    this class can take her place.
+    The game calls `begin`, then `read` and `type` in each round. Any class with these methods can
+    take her place.
     """
 
     model: object
@@ -127,7 +127,7 @@ class Human:
     top_p: float = 1.0
 
     def begin(self, goals):
-        """Starts a game with one row for each goal: what she knows, as token ids."""
+        """Starts a game. goals: what she knows, as token ids, one row for each problem."""
         self.goals, self.cache = goals, KVCache(self.model, len(goals))
 
     def select(self, rows):
@@ -150,9 +150,9 @@ class Human:
         return [(nll, bool(nll) and self.accepts(nll)) for nll in costs]
 
     def type(self, codes, stop_tokens, generator):
-        """(what she types after each code, whether a stop token said that she is done).
+        """(what she types after each code, whether she ended the episode with a stop token).
 
-        `sample` rolls the cache back to the code, so what she rejected is forgotten.
+        `sample` rolls the cache back to the code, so that rejected tokens are forgotten.
         """
         texts = [goal + code for goal, code in zip(self.goals, codes)]
         return sample(self.model, self.cache, texts, self.turn_tokens, stop_tokens,
@@ -161,17 +161,17 @@ class Human:
 
 @dataclasses.dataclass(frozen=True)
 class Assistant:
-    """pi_R: a language model that sees the code so far, and how much it may write."""
+    """pi_R: a language model that sees the code so far, with limits on a suggestion."""
 
     model: object
-    max_tokens: int                # a cap on one suggestion; a stop token ends it sooner
-    max_cost: float = math.inf     # it also stops before its own text costs more than this (bits)
-    knows_goal: bool = False       # True only for the ceiling: it reads the statement too
+    max_tokens: int                # a cap on one suggestion, which a stop token ends earlier
+    max_cost: float = math.inf     # a cap on the cost of its own text, in bits
+    knows_goal: bool = False       # whether it reads the statement too, as the ceiling does
     temperature: float = 1.0
     top_p: float = 1.0
 
     def suggest(self, cache, texts, stop_tokens, generator):
-        """What it writes after each text, up to a stop token; [] is silence."""
+        """What it writes after each text, up to a stop token. [] is silence."""
         suggestions, _ = sample(self.model, cache, texts, self.max_tokens, stop_tokens,
                                 self.temperature, self.top_p, self.max_cost, generator)
         return suggestions
@@ -181,7 +181,7 @@ class Assistant:
 
 
 def play(goals, human, assistant, rounds, start, stop_tokens, generator, label="play"):
-    """The game on all problems in lockstep: a list with one Episode for each goal.
+    """Plays all problems in lockstep; returns one Episode for each goal.
 
     For one problem, without batches and caches, it would be:
         while not finished and len(turns) < rounds:
@@ -252,7 +252,7 @@ def pass_at_1(episodes):
 def _ratio(parts, wholes):
     """(sum of parts over sum of wholes, its standard error), one part and whole for each problem.
 
-    The error is that of a ratio of two sums, from the residuals part - ratio * whole.
+    The standard error of a ratio of sums comes from the residuals part - ratio * whole.
     """
     parts, wholes = np.asarray(parts, dtype=float), np.asarray(wholes, dtype=float)
     if wholes.sum() == 0:
@@ -298,7 +298,7 @@ def discounted_pass_rate(episodes, gamma, alpha, beta):
 
 
 def paired_difference(a, b, rng, samples=10_000):
-    """(mean of a - b, and the ends of its 95% interval) from a paired bootstrap over problems.
+    """(mean of a - b, low, high): the 95% interval of a paired bootstrap over problems.
 
     a, b: one value for each problem, in the same order. rng: a numpy Generator.
     """
