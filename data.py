@@ -1,8 +1,8 @@
-"""Text in: the tokenizer, documents, states, and the batches that a model learns from.
+"""The tokenizer, documents, states, and the batches that a model learns from.
 
 A document is what the language model reads. It begins with the start token and ends with the stop
-token (one and the same end of text in a tokenizer that is trained here). In between come the
-statement, which the human knows and an assistant never sees, and the program:
+token (both are the end of text in a tokenizer trained here). In between come the statement, which
+the human knows and an assistant never sees, and the program:
 
     <|endoftext|># Read n, then ... the sum.\\nn = int(input())\\n ... print(sum(b))\\n<|endoftext|>
     <|endoftext|>n = int(input())\\na = list ... print(sum(b))\\n<|endoftext|>
@@ -16,7 +16,7 @@ of the loss; a dash marks a token without one:
     cost in bits        .00  .00  .00  .00  .00   .00   .00  .00   .00   .00           1.87  .00
     labels -  -  -  -   (    map  (    int  ,     input ().  split ()))  \\n <|endoftext|>
 
-This file knows nothing of models.
+This file knows nothing about models.
 """
 
 import collections
@@ -32,7 +32,7 @@ from support.files import write_text
 
 # ------------------------------------------------------------------- tokenizer
 
-# A newline with the indentation behind it; a name; a digit; punctuation; other white space.
+# A newline and the indentation after it; a name; a digit; punctuation; other white space.
 # The two joiners are spelled out because regex engines do not agree on whether they are letters.
 _PATTERN = r"\n *| ?(?:[^\W\d]|[\u200c\u200d])+| ?\d| ?[^\w\s\u200c\u200d]+|\s"
 
@@ -41,16 +41,16 @@ class Tokenizer(tiktoken.Encoding):
     """A tiktoken.Encoding that knows which tokens begin and end a document.
 
     `bos` is the id that its family puts before every text, or None. `start` opens a document: bos,
-    else the end of text, which separates documents where there is no bos. `stops` are the ids that
-    end a text; `stop`, the first, is the one that is trained and written. `size` counts the ids.
+    or else the end of text, which separates documents if there is no bos. `stops` are the ids that
+    end a text; `stop`, the first, is the one we train on and write. `size` counts the ids.
 
     Example: Llama 3.2 has size 128256, start == bos == 128000 (<|begin_of_text|>), stop 128001.
     """
 
     def __init__(self, pattern, ranks, special, stops, bos=None):
         self.size = 1 + max([*ranks.values(), *special.values()])
-        # SmolLM2 has no token for 21 of the bytes, and tiktoken cannot do without: they get ids
-        # from `size` up, which are dropped from what is encoded, as the family's library does.
+        # SmolLM2 has no token for 21 of the bytes, but tiktoken needs them: they get ids from
+        # `size` up, and these are dropped when encoding, as in the family's library.
         missing = [byte for byte in map(bytes, zip(range(256))) if byte not in ranks]
         ranks = {**ranks, **{byte: self.size + n for n, byte in enumerate(missing)}}
         super().__init__("empower", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
@@ -70,10 +70,10 @@ class Tokenizer(tiktoken.Encoding):
 
 
 def train_tokenizer(texts, vocab_size):
-    """Byte-pair encoding on `texts`: a Tokenizer with at most `vocab_size` tokens.
+    """Trains byte-pair encoding on `texts`: a Tokenizer with at most `vocab_size` tokens.
 
-    All 256 single bytes are ranks, so any text can be written; the end-of-text token comes on top
-    of the ranks and within `vocab_size`. Fewer tokens come out where nothing is left to merge.
+    All 256 single bytes have ranks, so any text can be written; the end-of-text token comes after
+    the ranks and counts towards `vocab_size`. There are fewer tokens if nothing is left to merge.
     """
     assert vocab_size > 256, vocab_size
     counts = collections.Counter(m for text in texts for m in re.findall(_PATTERN, text))
@@ -92,7 +92,7 @@ def train_tokenizer(texts, vocab_size):
         n, (left, right) = max(zip(pairs.values(), pairs), default=(0, (b"", b"")))
         if n == 0:
             break
-        ranks.setdefault(left + right, len(ranks))  # two splits of one string are one token
+        ranks.setdefault(left + right, len(ranks))  # different pairs can make the same token
         for word in holders.pop((left, right)):
             count(word, -counts[word])
             words[word] = _merge(words[word], left, right)
@@ -101,7 +101,7 @@ def train_tokenizer(texts, vocab_size):
 
 
 def _merge(pieces, left, right):
-    """`pieces` with each neighbouring left, right made one."""
+    """`pieces` with each adjacent pair of left and right merged."""
     merged = []
     for piece in pieces:
         if merged and merged[-1] == left and piece == right:
@@ -112,10 +112,9 @@ def _merge(pieces, left, right):
 
 
 def save_tokenizer(encoding, directory):
-    """Writes tokenizer.json, and tokenizer_config.json, as the libraries of Hugging Face read them.
+    """Writes tokenizer.json and tokenizer_config.json for the Hugging Face libraries.
 
-    For what `train_tokenizer` made, loaded again or not; of published families the files are
-    copied.
+    Only for tokenizers from `train_tokenizer`, reloaded or not; published ones are copied as files.
     """
     letters = byte_letters()
     tokens = {i: encoding.decode_single_token_bytes(i) for i in range(encoding.n_vocab - 1)}
@@ -141,27 +140,28 @@ def save_tokenizer(encoding, directory):
     }
     write_text(Path(directory, "tokenizer.json"),
                json.dumps(content, ensure_ascii=False, indent=1))
-    # Without it transformers would choose a class by model_type, and that class its own pattern.
+    # Without this, transformers would choose a class by model_type, with a pattern of its own.
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": END_OF_TEXT,
               "clean_up_tokenization_spaces": False}
     write_text(Path(directory, "tokenizer_config.json"), json.dumps(config, indent=1) + "\n")
 
 
 def load_tokenizer(directory):
-    """The Tokenizer of a checkpoint, or of `save_tokenizer`, with the ids of its family's library.
+    """The Tokenizer of a checkpoint or from `save_tokenizer`; its ids match the family's library.
 
-    Text is not normalised (Qwen's library makes it NFC), so that decoding gives back the same
-    bytes. FileNotFoundError where there is none, ValueError where it is damaged or of another kind.
+    Text is not normalised (Qwen's library makes it NFC), so decoding gives back the same bytes.
+    FileNotFoundError if there is none, ValueError if it is damaged or not supported.
     """
     parts = read_tokenizer(directory)
     try:
         return Tokenizer(*parts)
-    except ValueError as error:  # its own pattern is only in this file
-        raise ValueError(f"{directory}/tokenizer.json is damaged ({error}): copy it anew") from None
+    except ValueError as error:  # a bad pattern; only this file can have its own
+        raise ValueError(f"{directory}/tokenizer.json is damaged ({error}): copy it again") \
+            from None
 
 
 def _last_pair(token, ranks):
-    """The ids of the two tokens whose merge makes `token`: byte-pair encoding, one step short."""
+    """The ids of the two tokens that merge into `token`: byte-pair encoding, one step short."""
     pieces = [bytes([byte]) for byte in token]
     while len(pieces) > 2:
         _, k = min((ranks.get(a + b, len(ranks)), k)
@@ -176,17 +176,17 @@ def _last_pair(token, ranks):
 def document(encoding, statement, program):
     """Token ids: the start token, statement ("" for none), program, the stop token.
 
-    Statement and program are encoded apart: a program has the same tokens with and without it.
+    The two are encoded separately: a program has the same tokens with and without its statement.
     """
     return [encoding.start, *encoding.encode_ordinary(statement),
             *encoding.encode_ordinary(program), encoding.stop]
 
 
 def pieces(encoding, text, size):
-    """The token ids of a long text in lists of at most `size`, for one document each.
+    """The token ids of a long text as lists of at most `size`, one per document.
 
-    Each is cut behind its last token with a newline, if it has one, and is never empty; together
-    they are encode_ordinary(text). Example: 5 tokens "a", "\\n", "b", "c", "d" at size 3 are
+    Each is cut after its last token with a newline, if it has one, and is never empty; together
+    they are encode_ordinary(text). Example: 5 tokens "a", "\\n", "b", "c", "d" at size 3 give
     ["a", "\\n"] and ["b", "c", "d"].
     """
     ids, cuts = encoding.encode_ordinary(text), [0]
@@ -210,10 +210,10 @@ def draw_states(rng, lengths):
 
 
 def make_batches(examples, batch_size, rng):
-    """Batches of examples of like length, in random order, each example once.
+    """Batches of examples of similar length, in random order, each example once.
 
     rng: a random.Random. Sorting within 50 batches at a time keeps the padding small and the
-    order still nearly random.
+    order nearly random.
     """
     examples = rng.sample(examples, len(examples))
     batches = []
@@ -225,11 +225,11 @@ def make_batches(examples, batch_size, rng):
 
 
 def collate(batch, limit):
-    """(ids, labels), both (B, T), of examples (token ids, start): no loss before `start`.
+    """(ids, labels), both (B, T), from examples (token ids, start): no loss before `start`.
 
     Example: prefix [7, 8], completion [9], stop 0 -> ids [7, 8, 9, 0], labels [-100, -100, 9, 0].
-    A text longer than `limit` loses its left end, never its tail. Padding has the label -100
-    whatever its id, so that the stop token is learned and the padding is not.
+    A text longer than `limit` loses its beginning, never its end. Padding has the label -100
+    whatever its id, so the stop token is learned and the padding is not.
     """
     cut = [(ids[-limit:], max(start - max(len(ids) - limit, 0), 0)) for ids, start in batch]
     ids = torch.zeros(len(cut), max(len(row) for row, _ in cut), dtype=torch.long)
@@ -241,9 +241,9 @@ def collate(batch, limit):
 
 
 def batches_by_length(lengths, batch_tokens):
-    """Indices in batches of like length, each of at most `batch_tokens` with its padding.
+    """Indices in batches of similar length, each of at most `batch_tokens` including padding.
 
-    Example: lengths [3, 1, 2, 9], 6 tokens -> [1, 2], [0], [3]: at least one in each.
+    Example: lengths [3, 1, 2, 9], 6 tokens -> [1, 2], [0], [3]: at least one index in each.
     """
     batches = [[]]
     for i in sorted(range(len(lengths)), key=lengths.__getitem__):

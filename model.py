@@ -1,14 +1,14 @@
 """A Llama-style language model: forward pass, costs in bits, KV cache, sampling, load and save.
 
-One network runs the published families Llama 3, SmolLM2, Mistral, Qwen2 and Qwen3: RMSNorm, RoPE,
-SwiGLU and grouped-query attention. Our own models are Qwen3 (normalised queries and keys) with
-the head tied to the embedding. Every weight carries the name it has in published checkpoints.
+One network covers the published families Llama 3, SmolLM2, Mistral, Qwen2 and Qwen3: RMSNorm,
+RoPE, SwiGLU and grouped-query attention. Our own models are Qwen3 (normalised queries and keys)
+with the head tied to the embedding. Weights are named as in published checkpoints.
 
     B  rows of a batch       C  hidden_size           H    num_attention_heads
     T  positions in a call   D  head_dim              Hkv  num_key_value_heads
     S  positions in a cache  V  vocab_size
 
-This file knows nothing of problems, humans or the paper.
+This file knows nothing about problems, humans or the paper.
 """
 
 import copy
@@ -33,7 +33,7 @@ from support.files import read_safetensors, write_safetensors, write_text
 
 @dataclasses.dataclass(frozen=True)
 class GPTConfig:
-    """The shape of a model; every field has the name that a Hugging Face config.json uses."""
+    """The shape of a model; the fields are named as in a Hugging Face config.json."""
 
     vocab_size: int = 512
     hidden_size: int = 128
@@ -45,12 +45,12 @@ class GPTConfig:
     max_position_embeddings: int = 512
     rms_norm_eps: float = 1e-6
     rope_theta: float = 10000.0
-    rope_scaling: dict | None = None           # or {"rope_type": "llama3", and its four numbers}
+    rope_scaling: dict | None = None           # or {"rope_type": "llama3", and four numbers}
     tie_word_embeddings: bool = True
     attention_bias: bool = False               # on q, k, v and o
     mlp_bias: bool = False
     architecture: str = "Qwen3ForCausalLM"     # the first of config.json's "architectures"
-    bos_token_id: int | None = None            # these two are for those who serve the model
+    bos_token_id: int | None = None            # these two are for software that serves the model
     eos_token_id: int | list | None = None
 
     @property
@@ -59,7 +59,7 @@ class GPTConfig:
 
     @property
     def qkv_bias(self):
-        return self.attention_bias or self.model_type == "qwen2"  # which has no key for it
+        return self.attention_bias or self.model_type == "qwen2"  # has no config key for it
 
     @property
     def qk_norm(self):
@@ -73,29 +73,29 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x):
-        # Normalised in float32 and cast back before the weight: the order of the published models.
-        # Under autocast the weight is wider than x, and queries have to stay as narrow as values.
+        # Normalise in float32 and cast back before applying the weight, as published models do.
+        # Under autocast the weight is wider than x, but queries must stay as narrow as values.
         normed = F.rms_norm(x.float(), x.shape[-1:], eps=self.eps).to(x.dtype)
         return normed * self.weight.to(x.dtype)
 
 
 def rotary_frequencies(cfg):
-    """Radians by which each pair of features turns from one position to the next: (D / 2,)."""
-    # On the CPU even where the model is built without memory; float32 and in this order of
-    # operations, as in transformers: the last bit counts after some thousand positions.
+    """How far each pair of features turns per position, in radians: (D / 2,)."""
+    # On the CPU even if the model is built without memory; in float32 and with the operations in
+    # the same order as in transformers: after a few thousand positions the last bit matters.
     D = cfg.head_dim
     frequency = 1 / cfg.rope_theta ** (torch.arange(0, D, 2, device="cpu") / D)
     if cfg.rope_scaling is None:
         return frequency
-    # llama3: slow turns, seen less than `low` times over the original context, become `factor`
-    # times slower, fast ones (more than `high` times) stay, those between are interpolated.
+    # llama3: slow pairs (fewer than `low` turns over the original context) become `factor` times
+    # slower, fast ones (more than `high` turns) stay the same, those in between are interpolated.
     factor, low, high, context = (cfg.rope_scaling[name] for name in LLAMA3)
     keep = ((context / (2 * math.pi / frequency) - low) / (high - low)).clamp(0, 1)
     return (1 - keep) * frequency / factor + keep * frequency
 
 
 def rotate(x, cos, sin):
-    """RoPE on x (B, T, heads, D): feature i turns with feature i + D/2 (half-split, not pairs)."""
+    """RoPE on x (B, T, heads, D): feature i pairs with i + D/2 (half-split, not interleaved)."""
     cos, sin = cos[..., None, :].to(x.dtype), sin[..., None, :].to(x.dtype)  # (B, T, 1, D/2)
     a, b = x.chunk(2, dim=-1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
@@ -122,7 +122,7 @@ class Attention(nn.Module):
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))                   # (B, heads, T, D)
         if store is not None:
             k, v = store(k, v)                                             # (B, Hkv, S, D)
-        if T == 1:  # the queries of a group in place of positions: its keys are read only once
+        if T == 1:  # a group's queries take the place of positions: its keys are read only once
             q = q.reshape(B, Hkv, H // Hkv, D)
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None,
                                            enable_gqa=True).reshape(B, H, T, D)
@@ -157,10 +157,10 @@ class Layer(nn.Module):
 class GPT(nn.Module):
     """The network.
 
-    writable: ids from there on have a row in the head and no token in the tokenizer.
-    recompute: in training, keep only the input of each layer and compute the rest a second time in
-    the backward pass, which saves most of the memory and costs about a third more time.
-    name: tells a loaded checkpoint from others; None for a new model.
+    writable: ids from this one up have a row in the head but no token in the tokenizer.
+    recompute: in training, keep only each layer's input and recompute the rest in the backward
+    pass, which saves most of the memory and takes about a third longer.
+    name: identifies a loaded checkpoint; None for a new model.
     """
 
     def __init__(self, cfg, generator=None):
@@ -193,16 +193,16 @@ class GPT(nn.Module):
         return self.lm_head(self.hidden(ids, cache))
 
     def hidden(self, ids, cache=None):
-        """What the head reads at every position: ids (B, T) -> (B, T, C).
+        """The input of the head at every position: ids (B, T) -> (B, T, C).
 
-        With a KVCache the ids continue its rows, each from its own length; the caller then adds to
-        `cache.lengths` how many of the ids are no padding.
+        With a KVCache, the ids continue its rows, each from its own length; the caller then adds
+        the number of ids that are not padding to `cache.lengths`.
         """
         positions = torch.arange(ids.shape[1], device=ids.device)[None]
         mask = stores = None
         if cache is not None:
             positions, mask, stores = cache.place(ids)
-        self.frequencies = self.frequencies.to(ids.device)  # moves in the first call alone
+        self.frequencies = self.frequencies.to(ids.device)  # moves on the first call only
         angle = positions[..., None].float() * self.frequencies            # (B or 1, T, D/2)
         cos, sin = angle.cos(), angle.sin()
         recompute = self.recompute and cache is None and torch.is_grad_enabled()
@@ -213,25 +213,25 @@ class GPT(nn.Module):
         return self.norm(h)                                                # (B, T, C)
 
     def save_pretrained(self, directory):
-        """Writes config.json and model.safetensors, which transformers reads as well."""
+        """Writes config.json and model.safetensors, which transformers can read too."""
         os.makedirs(directory, exist_ok=True)
         fields = dataclasses.asdict(self.config)
         config = {"architectures": [fields.pop("architecture")],
                   "model_type": self.config.model_type, "hidden_act": "silu",
                   "torch_dtype": str(self.dtype).removeprefix("torch."),
-                  # max_position_embeddings is within the window: see `parse_config`.
+                  # max_position_embeddings never exceeds the window: see `parse_config`.
                   "sliding_window": None, "use_sliding_window": False, **fields}
         write_text(Path(directory, "config.json"), json.dumps(config, indent=2) + "\n")
-        write_safetensors(Path(directory, "model.safetensors"),  # a tied head is in it once
+        write_safetensors(Path(directory, "model.safetensors"),  # a tied head is written once
                           {name if name == "lm_head.weight" else f"model.{name}": weight
                            for name, weight in self.named_parameters()})
 
     @classmethod
     def from_pretrained(cls, directory, device="cpu", dtype=None):
-        """The model in a folder of Hugging Face's layout; weights stay mapped where they can.
+        """The model in a folder with the Hugging Face layout; weights stay mapped if possible.
 
-        dtype: None for the file's own. FileNotFoundError or ValueError says what is absent,
-        damaged or of a kind that this network cannot run.
+        dtype: None for the file's own. FileNotFoundError or ValueError says what is missing,
+        damaged or not supported by this network.
         """
         cfg, weights = GPTConfig(**read_config(directory)), {}
         for path in weight_files(directory):
@@ -242,7 +242,7 @@ class GPT(nn.Module):
         head = weights.get("lm_head.weight", embedding)
         if cfg.tie_word_embeddings and (head is embedding or torch.equal(head, embedding)):
             weights.pop("lm_head.weight", None)
-        else:  # a file's own head is used, whatever config.json says: transformers does so too
+        else:  # a head in the file is used whatever config.json says, as in transformers
             cfg = dataclasses.replace(cfg, tie_word_embeddings=False)
         with torch.device("meta"):
             model = cls(cfg)  # takes no memory
@@ -251,14 +251,14 @@ class GPT(nn.Module):
         wrong = sorted(name for name in expected | found if expected.get(name) != found.get(name))
         if wrong:
             raise ValueError(
-                f"{directory}: the weights do not fit config.json: {len(wrong)} differ, the first: "
-                f"{wrong[0]} is {found.get(wrong[0], 'absent')} in the file and has to be "
+                f"{directory}: the weights do not match config.json: {len(wrong)} differ, first: "
+                f"{wrong[0]} is {found.get(wrong[0], 'absent')} in the file but should be "
                 f"{expected.get(wrong[0], 'absent')}")
-        for name in weights:  # one after the other: never all of them twice
+        for name in weights:  # one at a time: never two copies of all of them
             weights[name] = weights[name].to(device, dtype or embedding.dtype)
         model.load_state_dict(weights, strict=False, assign=True)
         if cfg.tie_word_embeddings:
-            model.lm_head.weight = model.embed_tokens.weight  # assign=True has untied them
+            model.lm_head.weight = model.embed_tokens.weight  # assign=True untied them
         return model
 
 
@@ -277,8 +277,8 @@ def token_nll(logits, ids):
 def token_entropy(logits):
     """The entropy of the next token in bits, H(l_{n+1} | l_{1:n}): logits (..., V) -> (...).
 
-    It is the mean of `token_nll` over the tokens that could come next (Section 4.3).
-    Example: logits [0, 0, 0, 0] have 2 bits.
+    This is the mean of `token_nll` over the tokens that could come next (Section 4.3).
+    Example: logits [0, 0, 0, 0] give 2 bits.
     """
     return torch.special.entr(logits.float().softmax(-1)).sum(-1) / math.log(2)
 
@@ -287,10 +287,10 @@ def token_entropy(logits):
 
 
 class KVCache:
-    """Keys and values of `rows` texts of different lengths, kept for as long as a game lasts.
+    """Keys and values of `rows` texts of different lengths, kept for a whole game.
 
     lengths[r] says how many positions of row r are real; later ones are overwritten before they
-    are ever attended to. So rolling a row back to an earlier length is one assignment.
+    are ever attended to, so rolling a row back to an earlier length is one assignment.
     """
 
     def __init__(self, model, rows):
@@ -302,22 +302,22 @@ class KVCache:
         self.limit = cfg.max_position_embeddings
 
     def rollback(self, row, length):
-        """Forgets what `row` holds beyond its first `length` positions."""
+        """Forgets everything in `row` after its first `length` positions."""
         self.lengths[row] = self.lengths[row].clamp(max=length)
 
     def select(self, rows):
-        """Makes these rows the cache's rows, in the order given; a row may be repeated."""
+        """Keeps only these rows, in this order; a row may be repeated."""
         self.keys, self.values = self.keys[:, rows], self.values[:, rows]
         self.lengths = self.lengths[rows]
 
     def copy(self, rows):
-        """A cache of its own that holds these rows (a tensor of indices)."""
+        """A separate cache of these rows (a tensor of indices)."""
         part = copy.copy(self)
         part.select(rows)
         return part
 
     def put_back(self, rows, part):
-        """Takes what `part`, a `copy` of these rows that has grown, holds of them."""
+        """Writes back `part`, a `copy` of these rows that has grown since."""
         S = int(part.lengths.max())
         self._reserve(S)
         self.keys[:, rows, :, :S] = part.keys[..., :S, :]
@@ -330,8 +330,8 @@ class KVCache:
         positions = self.lengths[:, None] + torch.arange(ids.shape[1], device=ids.device)
         S = int(positions.max()) + 1
         self._reserve(S)
-        # A position sees itself and those before it, all of them real or written in this call. A
-        # long text in an empty cache is plainly causal: a mask would cost B * T * T, and time.
+        # A position sees itself and those before it, all of them real or written in this call. For
+        # a long text in an empty cache this is just causal: a mask would cost B * T * T, and time.
         mask = (None if S == ids.shape[1] > 512 else
                 torch.arange(S, device=ids.device) <= positions[:, None, :, None])
 
@@ -346,7 +346,7 @@ class KVCache:
         return positions, mask, stores
 
     def _reserve(self, size):
-        """Room for `size` positions, and half as many again when it has to grow."""
+        """Makes room for `size` positions, plus half as many again when it has to grow."""
         if size > self.limit:
             raise ValueError(f"a text of {size} tokens is longer than the model's {self.limit}")
         missing = size - self.keys.shape[3]
@@ -359,15 +359,15 @@ class KVCache:
 def extend(model, cache, texts, more=None):
     """Logits (B, M + 1, V): [b, j] is for the token that follows texts[b] + more[b][:j].
 
-    texts, more: a list of ids for each row of the cache (more: nothing where None; M is its
-    longest). Row b may hold any prefix of texts[b] beforehand and holds texts[b] + more[b]
-    afterwards: what the rows lack is fed in one call, all together. ValueError where a row plus
-    the longest of these chunks would not fit into the model's context.
+    texts, more: a list of ids for each row of the cache (more: None for none; M is the length of
+    its longest). Before the call, row b may hold any prefix of texts[b]; afterwards it holds
+    texts[b] + more[b]. What the rows lack is fed in one call. ValueError if a row plus the longest
+    of these chunks does not fit into the model's context.
     """
     device = cache.lengths.device
     more = more or [[] for _ in texts]
     sizes = torch.tensor([len(text) for text in texts], device=device)
-    # The last token of a text is fed again even where it is known: its logits are wanted.
+    # The last token of a text is fed again even if it is cached: its logits are needed.
     start = cache.lengths = torch.minimum(cache.lengths, sizes - 1)
     chunks = [torch.tensor((text + tail)[begin:])
               for text, tail, begin in zip(texts, more, start.tolist())]
@@ -377,22 +377,22 @@ def extend(model, cache, texts, more=None):
     cache.lengths = sizes + tails
     at = (sizes - 1 - start)[:, None] + torch.arange(int(tails.max()) + 1, device=device)
     at = at.clamp(max=ids.shape[1] - 1)                                    # (B, M + 1)
-    # Only these meet the head: with 150,000 tokens it is most of the work and of the memory.
+    # Only these go through the head: with 150,000 tokens it is most of the work and the memory.
     return model.lm_head(hidden[torch.arange(len(texts), device=device)[:, None], at])
 
 
 def draw(logits, temperature, top_p, generator):
-    """One token for each row: logits (B, V) -> ids (B,). Temperature 0 takes the likeliest."""
+    """One token for each row: logits (B, V) -> ids (B,). Temperature 0 picks the likeliest."""
     if temperature == 0:
         return logits.argmax(-1)
     p = F.softmax(logits.float() / temperature, dim=-1)
     if top_p < 1:
-        # The fewest tokens with at least top_p of the probability: one goes when those that are
-        # likelier hold as much without it.
+        # Keep the fewest tokens that hold at least top_p of the probability: a token is dropped
+        # if the likelier ones already hold that much.
         p, index = p.sort(dim=-1, descending=True)
         p = p.masked_fill(p.cumsum(-1) - p >= top_p, 0).gather(-1, index.argsort(-1))
-    # One uniform number a row and the inverse of the distribution function, since multinomial draws
-    # a number for each token of the vocabulary.
+    # Invert the cumulative distribution, with one uniform number per row: multinomial draws a
+    # number for each token of the vocabulary.
     cum = p.cumsum(-1)                                                     # (B, V)
     u = torch.rand(len(p), 1, generator=generator, device=p.device) * cum[:, -1:]
     return torch.searchsorted(cum, u, right=True)[:, 0]
@@ -403,8 +403,8 @@ def sample(model, cache, texts, max_new_tokens, stop_token, temperature=1.0, top
            max_cost=math.inf, generator=None):
     """Continues the text of each row of the cache by at most `max_new_tokens` ids, in lockstep.
 
-    A row ends before a stop token (an id or a list of them), and before the token with which its
-    own cost (-log2 of its probability at temperature 1, summed, in bits) would exceed `max_cost`.
+    A row ends before a stop token (an id or a list of them), or before the token that would take
+    its own cost (the sum of -log2 p at temperature 1, in bits) above `max_cost`.
     Returns (new, stopped): a list of ids for each row, and whether a stop token ended it.
     """
     logits = extend(model, cache, texts)[:, -1]                            # (B, V)
@@ -413,7 +413,7 @@ def sample(model, cache, texts, max_new_tokens, stop_token, temperature=1.0, top
     new = torch.full((B, max_new_tokens), -1, device=device)               # -1: nothing written
     stopped = torch.zeros(B, dtype=torch.bool, device=device)
     alive = torch.ones(B, dtype=torch.bool, device=device)                 # still writing
-    rows, part = torch.arange(B, device=device), cache  # the rows in the batch, and their cache
+    rows, part = torch.arange(B, device=device), cache  # the rows in the batch and their cache
     cost = torch.zeros(B, device=device)
     for step in range(max_new_tokens):
         token = draw(logits[:, :model.writable], temperature, top_p, generator)    # (rows,)
@@ -424,7 +424,7 @@ def sample(model, cache, texts, max_new_tokens, stop_token, temperature=1.0, top
         new[rows[alive], step] = token[alive]
         if not alive.any() or step + 1 == max_new_tokens:
             break
-        if alive.sum() <= 0.75 * len(rows):  # go on without those that have ended
+        if alive.sum() <= 0.75 * len(rows):  # drop the rows that have ended
             if part is not cache:
                 cache.put_back(rows, part)
             rows, cost, token, alive = rows[alive], cost[alive], token[alive], alive[alive]

@@ -28,9 +28,9 @@ def priced_length(nll, price):
     """The length that saves most in expectation, if reading a token costs `price` of typing one.
 
     nll (N - n,): the cost in bits of each token that follows the prefix. A suggestion of i tokens
-    is right with the probability 2 ** -(sum of the first i costs), and then saves i tokens of
-    typing; right or wrong, i tokens have to be read. The shortest of the best; 0 where none saves.
-    Example: costs [0, 1, 0] and price 0.2 give 0.8, 0.6 and 0.9 tokens: 3. Price 0.4: 1.
+    is right with probability 2 ** -(sum of the first i costs), and then saves i tokens of typing;
+    right or wrong, i tokens have to be read. Of equally good lengths the shortest; 0 if none saves.
+    Example: costs [0, 1, 0] with price 0.2 save 0.8, 0.6 and 0.9 tokens: 3. With price 0.4: 1.
     """
     tokens = np.arange(len(nll) + 1)
     right = 2 ** -np.concatenate([[0.0], np.cumsum(nll, dtype=float)])
@@ -72,7 +72,7 @@ def with_lapses(accepts, rate, rng):
     """A human who sometimes does not look: with probability `rate` she accepts any suggestion.
 
     accepts(nll) is her verdict when she looks, nll the bits of each suggested token for her. rng: a
-    numpy Generator, asked once for each suggestion, before she looks. Example: rate 0 is `accepts`,
+    numpy Generator, used once for each suggestion, before she looks. Example: rate 0 is `accepts`,
     rate 1 accepts everything.
     """
     return lambda nll: bool(rng.random() < rate) or accepts(nll)
@@ -96,8 +96,8 @@ def experiment_6(lab):
 def keep_best(episodes, share, gamma, alpha, beta):
     """Indices, in order, of the `share` of the episodes with the highest discounted pass rate.
 
-    These are int(share * their number), at least one; of equals the earlier. Example: of the
-    values 0, 0.9, 0.5, 0.9 the half that is best is [1, 3].
+    Keep int(share * number of episodes), at least one; of equals the earlier. Example: the best
+    half of the values 0, 0.9, 0.5, 0.9 is [1, 3].
     """
     values = np.array([simhuman.discounted(episode, gamma, alpha, beta) for episode in episodes])
     best = np.argsort(-values, kind="stable")[:max(1, int(share * len(values)))]
@@ -105,7 +105,7 @@ def keep_best(episodes, share, gamma, alpha, beta):
 
 
 def experiment_7(lab):
-    """Empower trained on the better half of what she wrote with an assistant, and on any half."""
+    """Empower on the better half of what she wrote with an assistant, and on the first half."""
     cfg, episodes = lab.cfg, []
     stopped = empower.rows_of_the_table(cfg, lab.base, {})[f"Base stopped at {cfg.eta:g} bits"]
     for k in range(0, len(lab.contest.train), 1000):
@@ -130,10 +130,10 @@ def another_domain():
 
     Each part says the same thing three times: as a phrase of the statement, as code, and as a
     meaning that does not share the code. Together they make new problems, with their own tests; at
-    least 100 of them have to differ in meaning from all others. `draw` gives a word without spaces
-    (then text=True) or an int, sometimes negative; never `stop`. Each part of `select` keeps some
-    of what is drawn. The noun, and all phrases and codes of a kind, are different; `code` is a
-    format string, so braces of your own are doubled.
+    least 100 of them have to differ in meaning from all others. `draw` returns a word without
+    spaces (then text=True) or an int, sometimes negative; never `stop`. Each part of `select` keeps
+    some of what is drawn. The noun is new, and no two phrases or codes of a kind are the same;
+    `code` is a format string, so double your own braces.
     Example: of times as HH:MM keep the ones before noon, take each hour, print all in order.
     """
     return Domain(
@@ -157,7 +157,7 @@ def another_domain():
 
 
 def experiment_8(lab):
-    """The whole experiment on a contest with the new domain in it, in a folder of its own."""
+    """The whole experiment on a contest that includes the new domain, in its own folder."""
     contest.DOMAINS += another_domain(),
     empower.run(dataclasses.replace(lab.cfg, out=f"{lab.cfg.out}/another-domain"))
     return {}
@@ -183,11 +183,11 @@ def default_rows(lab):
 
 
 def experiment(number, cfg):
-    """Plays the experiment of an exercise; prints and returns its rows with the default's."""
-    print(f"{EXPERIMENTS[number].__doc__} Some minutes on 2 CPU cores.")
+    """Plays the experiment of an exercise; prints and returns its rows and the default ones."""
+    print(f"{EXPERIMENTS[number].__doc__} A few minutes on 2 CPU cores.")
     lab = empower.Lab(cfg)
     found = EXPERIMENTS[number](lab)
-    if not found:  # it has printed a table of its own
+    if not found:  # it has printed its own table
         return []
     default = {name: lab.play(name, row) for name, row in default_rows(lab).items()}
     summaries = [summarize(name, row, cfg) for name, row in {**default, **found}.items()]
@@ -207,8 +207,8 @@ EXPERIMENTS = {4: experiment_4, 5: experiment_5, 6: experiment_6, 7: experiment_
 def main(argv=None):
     """The command line."""
     parser = cli.Parser(prog="course/exercises.py", description=__doc__.split("\n\n")[0])
-    parser.add_argument("number", type=int, choices=EXPERIMENTS, help="of the exercise")
-    parser.add_argument("--out", default="out", help="folder of python empower.py (default: out)")
+    parser.add_argument("number", type=int, choices=EXPERIMENTS, help="the exercise")
+    parser.add_argument("--out", default="out", help="--out of python empower.py (default: out)")
     args = parser.parse_args(argv)
     with cli.plain_errors("course/exercises.py"):
         try:

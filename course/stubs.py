@@ -2,8 +2,8 @@
 
     python course/stubs.py OUT_DIR
 
-In OUT_DIR lies a copy of the project in which the functions of the exercises are their docstrings
-and `raise NotImplementedError`. There `pytest -k exercise` fails, until they are written.
+OUT_DIR gets a copy of the project in which each function of an exercise is only its docstring and
+`raise NotImplementedError`. There `pytest -k exercise` fails until they are written.
 """
 
 import argparse
@@ -28,7 +28,7 @@ COPIED = ("*.py", "*.md", "*.txt", "LICENSE", "support", "realcode", "course", "
 
 
 def stubbed(source, names):
-    """The source with the bodies of these functions replaced, their docstrings left as they are.
+    """The source with the bodies of these functions replaced and their docstrings kept.
 
     Example: 'def f(x):\\n    "Doubles."\\n    return 2 * x\\n' becomes
     'def f(x):\\n    "Doubles."\\n    raise NotImplementedError\\n'.
@@ -37,7 +37,7 @@ def stubbed(source, names):
     found = [node for node in ast.parse(source).body
              if isinstance(node, ast.FunctionDef) and node.name in names]
     assert {node.name for node in found} == set(names), names
-    for node in reversed(found):  # from the last one on: line numbers before it stay right
+    for node in reversed(found):  # from the last one up: line numbers before it stay right
         docstring = node.body[0]
         indent = " " * docstring.col_offset
         lines[docstring.end_lineno:node.end_lineno] = [f"{indent}raise NotImplementedError\n"]

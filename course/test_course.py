@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import exercises  # first: it knows where the other files are
+import exercises  # first: it sets the path to the other files
 import stubs
 from simhuman import Episode, Turn, skim
 from support import contest
@@ -134,7 +134,7 @@ def test_exercise_8_has_parts_of_each_kind_that_are_told_apart(domain):
         assert all(type(x) is int for x in drawn) and min(drawn) < 0
     assert domain.stop not in map(str, drawn)
     for part in domain.select:
-        assert any(map(part.meaning, drawn)), f"{part.phrase}: keeps nothing of what is drawn"
+        assert any(map(part.meaning, drawn)), f"{part.phrase}: keeps nothing that is drawn"
 
 
 def test_exercise_8_programs_solve_their_problems_and_swapped_ones_do_not(domain):
@@ -165,13 +165,13 @@ def tiny(tmp_path_factory):
     (6, [f"{name}, lapses {rate}" for rate in ("0.1", "0.3", "1")
          for name in ("Base-10", "SFT-10", "Empower (0.32)")]),
     (7, ["Best half", "First half"])])
-def test_an_experiment_prints_its_rows_beside_the_default_ones(number, names, tiny, capsys):
+def test_an_experiment_prints_its_rows_next_to_the_default_ones(number, names, tiny, capsys):
     rows = exercises.experiment(number, tiny)
     assert [row["name"] for row in rows] == ["Base-10", "SFT-10", "Empower (0.32)", *names]
     printed = capsys.readouterr().out
     assert all(f"| {name} " in printed for name in names)
     assert printed.count("Pass@1 of") == len(names) - 1
-    if number == 6:  # who never looks accepts all that is offered
+    if number == 6:  # if she never looks, she accepts all that is offered
         assert all(row["accept_ratio"] in (1, None) for row in rows if "lapses 1" in row["name"])
 
 
@@ -184,7 +184,7 @@ def test_another_domain_goes_through_the_whole_experiment(tiny, monkeypatch, cap
 
 
 @pytest.mark.parametrize("arguments", [[], ["3"], ["x"], ["4", "--out", "/dev/null/x"]])
-def test_what_cannot_be_tried_is_one_sentence(arguments, capsys):
+def test_bad_arguments_get_one_sentence(arguments, capsys):
     with pytest.raises(SystemExit) as end:
         exercises.main(arguments)
     error = capsys.readouterr().err

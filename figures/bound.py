@@ -23,11 +23,11 @@ def future_information(model, prefix, stop, steps, samples, generator, least=1e-
     The effective empowerment of a state for a future of k tokens, without the next token itself:
     with it, the information would be its whole entropy. A Monte-Carlo estimate: `samples` futures
     are drawn from the model, Bayes' rule gives the exact posterior of the next token given each,
-    and the estimate is the mean divergence of posterior from prior. Counted are the next tokens
-    with a probability of at least `least`, renormalised; the others are left out of information
-    and entropy alike, so that the two compare. For what it counts, the estimate is unbiased. A
-    text that ended with the token `stop` stays ended. Returns (information (steps,), entropy of
-    the tokens counted).
+    and the estimate is the mean divergence of posterior from prior. Only next tokens with a
+    probability of at least `least` are counted, renormalised; the others are left out of both
+    information and entropy, so the two are comparable. For the tokens counted, the estimate is
+    unbiased. A text that ended with the token `stop` stays ended. Returns (information (steps,),
+    entropy of the tokens counted).
 
     Example: next is a or b, with probability 1/2 each; c follows a, and b is followed by c or d,
     with probability 1/2 each. I = H(3/4, 1/4) - 1/2 = 0.311 bits of 1, for every k.
@@ -53,7 +53,7 @@ def future_information(model, prefix, stop, steps, samples, generator, least=1e-
     nll = torch.zeros(len(ids), steps, device=p.device)                          # (M * X, steps)
     nll[:, :ids.shape[1]] = token_nll(logits[:, :ids.shape[1]], ids.to(p.device))
     nll = nll.cumsum(1).view(samples, len(candidates), steps)                    # (M, X, steps)
-    ended = candidates == stop  # a future that is no text came behind the stop token, and only it
+    ended = candidates == stop  # after the stop token, and only there, the future is not text
     nll[ended[drawn][:, None] != ended] = math.inf
     joint = p.log2()[:, None] - nll                                              # (M, X, steps)
     posterior = (joint * math.log(2)).softmax(1)
@@ -62,15 +62,15 @@ def future_information(model, prefix, stop, steps, samples, generator, least=1e-
 
 
 def entropies(model, programs, start):
-    """The exact entropy of every next token, in bits: a list of arrays (N,), as of `score`."""
+    """The exact entropy of every next token, in bits: a list of arrays (N,), as in `score`."""
     return empower.score(model, programs, start, cost=lambda logits, ids: token_entropy(logits))
 
 
 def measured(cfg, base, programs, horizons, futures):
-    """One state of each program: a list of plain data, in bits.
+    """One state from each program: a list of plain data, in bits.
 
     nll: the cost of the token that was written, which is the estimate from one sample; entropy: the
-    exact one; information: what the token says about the next tokens, for each of the horizons;
+    exact one; information: what the token says about the tokens after it, for each horizon;
     entropy_counted: the entropy of the tokens that the information counts.
     """
     model, encoding, _ = base

@@ -9,8 +9,8 @@ import numpy as np
 import report
 from support.report import paper_means
 
-# Okabe and Ito's colours, which the colour-blind tell apart; in grey they differ in lightness, and
-# every curve has a marker and a dash of its own.
+# Okabe and Ito's colours, which colour-blind people can tell apart; in grey they differ in
+# lightness, and every curve has its own marker and dash.
 BLUE, SKY, ORANGE, GREEN, GREY, BLACK = ("#0072B2", "#56B4E9", "#E69F00", "#009E73", "#999999",
                                          "#000000")
 CURVES = {"Empower": (BLUE, "o", "-"), "Base stopped": (SKY, "s", "--"),
@@ -21,7 +21,7 @@ STYLE = {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False,
          "axes.axisbelow": True, "axes.grid": True, "grid.color": "#dddddd",
          "svg.fonttype": "none", "svg.hashsalt": "empower", "figure.dpi": 110,
          "legend.frameon": False, "legend.fontsize": 10, "savefig.bbox": "tight"}
-PAPER_ERRORS = (0.02, 0.02, 0.015)  # of Pass@1, accept ratio and DPR, as the paper has them
+PAPER_ERRORS = (0.02, 0.02, 0.015)  # of Pass@1, accept ratio and DPR, as in the paper
 
 
 def all_figures(results, folder):
@@ -43,7 +43,7 @@ def panels(n, height=3.4):
 
 
 def rows_as_bars(results):
-    """The layout of the paper's Figure 2: Pass@1, accept ratio and DPR, ours beside the paper's."""
+    """The layout of the paper's Figure 2: Pass@1, accept ratio and DPR, ours next to theirs."""
     figure, axes = panels(3)
     stopped = f"Base stopped at {results['config']['eta']:g} bits"
     names = [report.empowered(results), stopped, "SFT-20", "SFT-10", "Base-10", "Base"]
@@ -107,7 +107,7 @@ def lengths(results):
 
 
 def budget(results):
-    """Pass@1 by the rounds that a problem may take."""
+    """Pass@1 by the round limit of a problem."""
     figure, ax = plt.subplots(figsize=(7.5, 3.6), layout="constrained")
     rounds = results["rounds"]
     for name, shares in results["budget"].items():
@@ -128,24 +128,24 @@ def budget(results):
 
 
 def bound(results):
-    """Section 4.3: how near the information comes to its bound, and one sample to the entropy."""
+    """Section 4.3: how close the information comes to its bound, and one sample to the entropy."""
     figure, (left, right) = panels(2, 3.8)
     states = results["bound"]
     horizons = report.bound_by_horizon(results)
     counted, exact, cost = (np.mean([state[key] for state in states])
                             for key in ("entropy_counted", "entropy", "nll"))
     left.plot([row["k"] for row in horizons], [row["information"] for row in horizons],
-              color=BLUE, marker="o", label="I(next token; the k tokens behind it)")
+              color=BLUE, marker="o", label="I(next token; the k tokens after it)")
     left.axhline(counted, color=BLACK, linestyle="--", label="H of the same tokens, the bound")
     left.axhline(exact, color=BLACK, linestyle=":", label="H of all tokens")
     left.axhline(cost, color=ORANGE, linestyle="-.", linewidth=2, label="the cost of the token written, one sample")
     left.set_xscale("log", base=2)
     left.set_xticks(results["horizons"], [str(k) for k in results["horizons"]])
     left.set_ylim(bottom=0)
-    left.set_xlabel("k, tokens behind the next one")
+    left.set_xlabel("k, tokens after the next one")
     left.set_ylabel(f"bits, mean over {len(states)} states")
     left.legend(loc="lower right")
-    small = 2e-3  # where a logarithmic axis begins; smaller values are drawn on its edge
+    small = 2e-3  # where the logarithmic axes begin; smaller values are drawn on the edge
     right.scatter([max(state["entropy"], small) for state in states],
                   [max(state["nll"], small) for state in states], s=14, color=BLUE, alpha=0.5,
                   linewidths=0)
@@ -162,7 +162,7 @@ def bound(results):
 
 
 def stdlib(results):
-    """The same three panels on Python's own library: an author replayed, so all programs right."""
+    """Three panels on Python's own library: a replayed author, so every program is right."""
     figure, axes = panels(3)
     rows = [row for row in results["stdlib"]["rows"] if row["name"] != "Human alone"]
     colours = [BLUE if row["name"].startswith("Empower") else SKY if "stopped" in row["name"] else

@@ -1,14 +1,14 @@
-"""The evidence: does what the default run shows hold across seeds, lengths and humans?
+"""The evidence: do the results of the default run hold across seeds, lengths and humans?
 
-    python figures/make.py sweep     every experiment, into results.json beside this file
+    python figures/make.py sweep     every experiment, into results.json next to this file
     python figures/make.py plot      results.json drawn, as PNG and SVG (needs matplotlib)
-    python figures/make.py report    results.json as the tables that README.md beside this quotes
+    python figures/make.py report    results.json as the tables quoted in README.md
     python figures/make.py calibrate how the human's tolerance tau was chosen
 
-A sweep reuses the stages in --out, those of `python empower.py` among them, and goes on where it
-was interrupted. What it plays: five seeds of the default experiment, each with a language model of
-its own, and on seed 0 other lengths, budgets of rounds, judges, a second human, the bound of
-Section 4.3, and Python's own library replayed. report.py has the tables, draw.py the pictures.
+A sweep reuses the stages in --out, including those of `python empower.py`, and resumes where it
+was interrupted. It plays five seeds of the default experiment, each with its own language model,
+and on seed 0 other lengths, round limits, rules of acceptance, a second human, the bound of Section
+4.3, and a replay of Python's own library. report.py has the tables, draw.py the pictures.
 """
 
 import contextlib
@@ -43,17 +43,17 @@ from support.source import fingerprint
 SEEDS = 5
 ETAS = (0.05, 0.1, 0.32, 1, 2, 4, 8)                 # bits
 NS = (1, 2, 3, 5, 7, 10, 20)                         # tokens
-ROUNDS = (5, 8, 11, 13, 15, 17, 19, 25, 35, 101)     # the last is no limit
-AT_TAU = (0.5, 1, 2)                                 # times what --calibrate chose
+ROUNDS = (5, 8, 11, 13, 15, 17, 19, 25, 35, 101)     # the last means no limit
+AT_TAU = (0.5, 1, 2)                                 # times the calibrated tau
 HORIZONS = (1, 2, 4, 8, 16)                          # tokens after the next one
 FUTURES = 64                                         # drawn for each state
-SECOND_HUMAN = {"width": 192}                        # 1.4 M parameters, the assistants have 0.7 M
+SECOND_HUMAN = {"width": 192}                        # 1.4 M parameters; the assistants have 0.7 M
 
 # tau in bits that `calibrate` tries: for the mean, the sum and the maximum of the costs
 TAUS = {"skim": [0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.8, 2.0],
         "careful": [8, 12, 16, 20, 24, 32, 48, 64], "strict": [8, 10, 11, 12, 13, 14, 16]}
 
-# Seconds on 2 cores, by which the bar moves.
+# Expected seconds on 2 cores, by which the bar moves.
 EXPECTED = {"base model": 124, "second human": 330, "programs": 27, "assistant": 14, "row": 7,
             "budget": 55, "bound": 50, "stdlib": 700}
 
@@ -72,7 +72,7 @@ class Bar:
 
     @contextlib.contextmanager
     def step(self, label, seconds):
-        """A part of the sweep; the bar moves on by the seconds that it was expected to take."""
+        """A part of the sweep; after it the bar moves on by the expected seconds."""
         self.bar.set_postfix_str(label)
         yield
         self.done += seconds
@@ -80,7 +80,7 @@ class Bar:
 
 
 def expected_seconds(seeds):
-    """What a sweep from nothing takes on 2 cores."""
+    """How long a sweep from scratch takes on 2 cores."""
     assistant, row = EXPECTED["assistant"], EXPECTED["row"]
     one_seed = EXPECTED["base model"] + EXPECTED["programs"] + 6 * assistant + 13 * row
     lengths = (len(ETAS) + len(NS)) * (assistant + 2 * row)
@@ -93,7 +93,7 @@ def expected_seconds(seeds):
 def laboratory(cfg, bar, **her_model):
     """The Lab of a seed, as a step of the sweep.
 
-    her_model: settings of a model of the human's own, as width=192, which is pre-trained on other
+    her_model: settings of the human's own model, such as width=192, which is pre-trained on other
     documents; without them she is the base model.
     """
     hers = her_model and dataclasses.replace(
@@ -104,7 +104,7 @@ def laboratory(cfg, bar, **her_model):
 
 
 def train_each(lab, rules, bar, programs=None):
-    """{name: Checkpoint} of an assistant for each {name: rule}; the bar moves on with each."""
+    """{name: Checkpoint}: an assistant for each {name: rule}; the bar moves on after each."""
     trained = {}
     for name, rule in rules.items():
         with bar.step(f"{name} learns", EXPECTED["assistant"]):
@@ -113,7 +113,7 @@ def train_each(lab, rules, bar, programs=None):
 
 
 def play_each(lab, rows, bar, **options):
-    """{name: episodes} of rows {name: Assistant or None}; the bar moves on with each."""
+    """{name: episodes} of rows {name: Assistant or None}; the bar moves on after each."""
     episodes = {}
     for name, assistant in rows.items():
         with bar.step(f"{name} plays", EXPECTED["row"]):
@@ -135,7 +135,7 @@ def unlimited_rounds(cfg):
 
 
 def one_seed(lab, bar):
-    """The default experiment, and one row more: cut points by the exact entropy (Section 4.3)."""
+    """The default experiment plus one row: cut points by the exact entropy (Section 4.3)."""
     cfg, base, rules = lab.cfg, lab.base, empower.completion_rules(lab.cfg)
     trained = train_each(lab, rules, bar)
     stopping = [lab.stopping(name, rule, trained[name]) for name, rule in rules.items()]
@@ -172,7 +172,7 @@ def beside(lab, trained):
 
 
 def some_rows(lab, *names):
-    """The rows of these names of the default experiment; assistants are trained if they are not."""
+    """The default experiment's rows with these names; assistants are trained if needed."""
     rules = {name: rule for name, rule in empower.completion_rules(lab.cfg).items()
              if name in names}
     rows = empower.rows_of_the_table(
@@ -181,9 +181,9 @@ def some_rows(lab, *names):
 
 
 def budget(lab, bar):
-    """Pass@1 by the rounds that a problem may take: {name: [one for each of ROUNDS]}.
+    """Pass@1 by the round limit of a problem: {name: [one for each of ROUNDS]}.
 
-    One game without a limit holds them all: with fewer rounds it would have been its beginning.
+    One game without a limit is enough: with fewer rounds it would have been its beginning.
     """
     rows = some_rows(lab, "Human alone", "Base-10", "SFT-10", f"Empower ({lab.cfg.eta:g})")
     episodes = play_each(lab, {f"{name}, no round limit": row for name, row in rows.items()}, bar,
@@ -209,7 +209,7 @@ def judged(lab, episodes):
 
 
 def cut_off(episode, rounds):
-    """What an episode would have been with at most so many rounds: one game holds every budget.
+    """What an episode would have been with at most this many rounds.
 
     `passed` is False: it has to be judged again. Example: 3 rounds, then finished; cut off at 2,
     it has 2 and is not finished.
@@ -262,14 +262,14 @@ def tightness(lab, bar):
 
 
 def stdlib(cfg, bar):
-    """`python empower.py replay --corpus stdlib`, whole."""
+    """`python empower.py replay --corpus stdlib`, in full."""
     with bar.step("an author is replayed", EXPECTED["stdlib"]):
         results = replay.replay(cfg)
     return {name: results[name] for name in ("rows", "stopping", "claims", "problems")}
 
 
 def rounded(plain, digits=4):
-    """Plain data with its floats rounded: what is committed shall be read, and differ visibly."""
+    """Plain data with its floats rounded: committed results should be readable, diffs clear."""
     if isinstance(plain, float):
         return round(plain, digits)
     if isinstance(plain, dict):
@@ -281,15 +281,15 @@ def rounded(plain, digits=4):
 
 
 def sweep(cfg, replay_cfg, seeds, results):
-    """Runs every section, or reads it from finished stages; writes and returns what was found."""
+    """Runs every section, or reads it from finished stages; writes and returns the results."""
     begin, device, expected = time.time(), cli.pick_device(cfg.device), expected_seconds(seeds)
     cli.checked(judge.check_judge)
-    Cache(cfg.out)  # which says why a folder cannot be used
+    Cache(cfg.out)  # says why a folder cannot be used
     if results.is_dir() or not os.access(results if results.exists() else results.parent, os.W_OK):
-        raise UserError(f"cannot write --results {results}: name a file in a folder that is there")
-    print(f"{seeds} seeds of the default experiment, then on seed {cfg.seed}: other lengths, "
-          f"budgets, judges, a second human,\nthe bound, and Python's own library. About "
-          f"{expected / 60:.0f} minutes on 2 CPU cores, less where stages are "
+        raise UserError(f"cannot write --results {results}: name a file in a folder that exists")
+    print(f"{seeds} seeds of the default experiment, then on seed {cfg.seed}: other lengths, round "
+          "limits, rules of acceptance,\na second human, the bound, and Python's own library. "
+          f"About {expected / 60:.0f} minutes on 2 CPU cores, less if stages are "
           f"reused.\nDevice {device}, stages in {cfg.out}, log in {cfg.out}/sweep.log, results "
           f"in {results}")
     bar, found = Bar(expected), {}
@@ -322,9 +322,9 @@ def sweep(cfg, replay_cfg, seeds, results):
 
 
 def calibrate(cfg):
-    """Chooses tau on development problems, from the two untrained rows only; returns it.
+    """Chooses tau on development problems, from two untrained rows only; returns it.
 
-    The accept ratios of Base and Base-10 should come as near as possible (least squares) to the
+    The accept ratios of Base and Base-10 should come as close as possible (least squares) to the
     paper's, since the paper does not say how strict its human is.
     """
     lab, tried = Lab(cfg), []
@@ -340,7 +340,7 @@ def calibrate(cfg):
     best = min(tried, key=lambda row: row["distance"])["tau"]
     print(table(tried, {"tau": "{tau:g}", **{name: f"{{{name}:.3f}}" for name in paper},
                         "distance": "{distance:.3f}"}))
-    print(f"--accepts {cfg.accepts} --tau {best:g} is nearest to the paper's "
+    print(f"--accepts {cfg.accepts} --tau {best:g} is closest to the paper's "
           f"{' and '.join(f'{ratio:.3f}' for ratio in paper.values())}")
     return best
 
@@ -362,15 +362,15 @@ def main(argv=None):
     reporting = commands.add_parser("report", help="results.json as tables")
     for command in (sweeping, plotting, reporting):
         command.add_argument("--results", type=Path, default=HERE / "results.json",
-                             help="the file of what was found (default: results.json beside "
-                                  "this); pictures are drawn beside it")
+                             help="the file of results (default: results.json next to "
+                                  "this script); pictures go next to it")
     args = parser.parse_args(argv)
     with cli.plain_errors("figures/make.py"):
         obey(args)
 
 
 def obey(args):
-    """Does what was asked for on the command line."""
+    """Runs the command that the command line asks for."""
     if args.command == "calibrate":
         return calibrate(Config(out=args.out, accepts=args.accepts))
     if args.command == "sweep":
@@ -388,7 +388,7 @@ def obey(args):
     except ModuleNotFoundError:
         raise UserError("matplotlib is missing: pip install -r figures/requirements.txt") from None
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise UserError(f"{args.results} is not what a sweep leaves ({error!r}): run python "
+        raise UserError(f"{args.results} is not the result of a sweep ({error!r}): run python "
                         "figures/make.py sweep") from None
 
 

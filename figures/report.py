@@ -1,4 +1,4 @@
-"""What a sweep found, as the tables that README.md beside this quotes. Needs no matplotlib."""
+"""The results of a sweep, as the tables quoted in README.md. Needs no matplotlib."""
 
 import json
 import math
@@ -17,11 +17,11 @@ METRICS = {"pass@1": "Pass@1", "accept_ratio": "accept ratio", "dpr": "DPR"}
 
 
 def read(path):
-    """The results of a sweep; a UserError where there are none."""
+    """The results of a sweep; a UserError if there are none."""
     try:
         results = json.loads(path.read_text())
         if not isinstance(results, dict):
-            raise ValueError("it is no object")
+            raise ValueError("it is not an object")
         missing = [name for name in SECTIONS if not results.get(name)]
         if missing:
             raise ValueError(f"it has no {', '.join(missing)}")
@@ -30,8 +30,8 @@ def read(path):
         raise UserError(f"cannot read {path} ({error.strerror}): run python figures/make.py sweep, "
                         "or name another file with --results") from None
     except ValueError as error:
-        raise UserError(f"{path} is not what a sweep leaves ({error}): run python figures/make.py "
-                        "sweep") from None
+        raise UserError(f"{path} is not the result of a sweep ({error}): run python "
+                        "figures/make.py sweep") from None
 
 
 def text(results):
@@ -54,7 +54,7 @@ def row_of(rows, name):
 
 
 def over_seeds(results, name, key):
-    """What one row has on each seed: an array (seeds,); nan where it has none."""
+    """The value of one row on each seed: an array (seeds,); nan where it has none."""
     rows = (row_of(seed["rows"], name) for seed in results["seeds"].values())
     return np.array([math.nan if row[key] is None else row[key] for row in rows])
 
@@ -81,7 +81,7 @@ def difference(results, baseline, key):
     ours, theirs = (over_seeds(results, name, key) for name in (empowered(results), baseline))
     mean, low, high = seeds_interval(ours - theirs)
     return {"name": baseline, "mean": mean, "low": low, "high": high,
-            # A ratio to next to nothing says nothing.
+            # A ratio to almost nothing means nothing.
             "gain": ours.mean() / theirs.mean() - 1 if theirs.mean() >= 0.05 else None,
             "paper": paper_gain(baseline, key)}
 
@@ -94,7 +94,7 @@ def per_turn(row):
 def above(points, others, key):
     """At how many points a curve lies above another: (above, comparable), by interpolation.
 
-    points, others: rows. A point beyond the lengths of the other curve cannot be compared.
+    points, others: rows. A point outside the lengths of the other curve cannot be compared.
     """
     x, y = np.array(sorted((per_turn(row), row[key] or 0) for row in others)).T
     comparable = [row for row in points if x[0] <= per_turn(row) <= x[-1]]
@@ -112,7 +112,7 @@ def bound_by_horizon(results):
 
 
 def compared(results, other):
-    """At how many of Empower's points it is above the curve of another way: "5 of 6" by metric."""
+    """At how many of its points Empower is above the curve of another way: "5 of 6" by metric."""
     found = {"name": other}
     for key in ("pass@1", "accept_ratio", "share_saved"):
         count, of = above(results["lengths"]["Empower"], results["lengths"][other], key)
@@ -158,17 +158,17 @@ def bound_facts(results):
 def seeds_interval(differences):
     """(mean, and the ends of its 95% interval) of one paired difference for each of 2..10 seeds.
 
-    Each seed has a model and problems of its own, so the spread of the seeds' differences holds
-    the chance in both: Student's interval with a degree of freedom less than there are seeds. (To
-    draw from so few seeds again, as a bootstrap does, finds intervals that are too short.)
-    Example: 0.1, 0.2, 0.3: the mean 0.2 and 4.303 * 0.1 / sqrt(3) = 0.248 to either side.
+    Each seed has its own model and problems, so the spread of the seeds' differences reflects
+    chance in both: Student's interval with one degree of freedom fewer than seeds. (A bootstrap,
+    which resamples so few seeds, gives intervals that are too short.)
+    Example: 0.1, 0.2, 0.3: the mean 0.2, and 4.303 * 0.1 / sqrt(3) = 0.248 on either side.
     """
     mean, error = mean_and_error(differences)
     return mean, mean - STUDENT[len(differences)] * error, mean + STUDENT[len(differences)] * error
 
 
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306,
-           10: 2.262}  # the 0.975 quantile of Student's t for so many values
+           10: 2.262}  # the 0.975 quantile of Student's t for this many values
 
 
 # ------------------------------------------------------------------- tables
@@ -195,7 +195,7 @@ HORIZONS = {"k": "{k}", "information, bits": "{information:.2f}", "of the entrop
 
 
 def paper_row(human, name):
-    """The paper's means of a row, None where it has no such."""
+    """The paper's means of a row, None if it has no such row."""
     name = name.split(" (")[0]
     return paper_means(human, name) if name in PAPER[human] else None
 

@@ -1,4 +1,4 @@
-"""Tests of the sweep, of what it reports, and of every number in README.md and beside this."""
+"""Tests of the sweep, of what it reports, and of every number in both README.md."""
 
 import dataclasses
 import functools
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-import make  # first: it knows where the other files are
+import make  # first: it sets the path to the other files
 import bound
 import report
 import simhuman
@@ -31,7 +31,7 @@ SMALL = {"ETAS": (0.32, 60), "NS": (10,), "ROUNDS": (1, 3, 101), "AT_TAU": (1,),
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory):
-    """A tiny sweep by the command line: its arguments, its settings, its bar, what it found."""
+    """A tiny sweep from the command line: its arguments, settings, bar and results."""
     folder, bars = tmp_path_factory.mktemp("sweep"), []
     (folder / "corpus").mkdir()
     for k in range(10):
@@ -51,7 +51,7 @@ def swept(tmp_path_factory):
         patch.setattr(simhuman, "ACCEPTANCE", {"skim": simhuman.ACCEPTANCE["skim"]})
         make.main(["sweep", "--seeds", "2", *arguments])
         results = json.loads((folder / "results.json").read_text())
-        make.main(["sweep", "--seeds", "2", *arguments])  # all from its stages
+        make.main(["sweep", "--seeds", "2", *arguments])  # all from finished stages
     assert json.loads((folder / "results.json").read_text()) == results
     return arguments, Config(out=str(folder / "out"), **TINY), bars[0], results
 
@@ -88,7 +88,7 @@ def test_the_second_human_is_larger_and_reads_the_same_tokens(swept):
     assert (base / "model.safetensors").read_bytes() != (human / "model.safetensors").read_bytes()
 
 
-def test_states_of_the_bound_keep_it(swept):
+def test_costs_entropies_and_information_are_not_negative(swept):
     for state in swept[-1]["bound"]:
         assert state["nll"] >= 0 and state["entropy"] >= 0
         assert len(state["information"]) == 2 and state["information"][0] >= -1e-4
@@ -132,7 +132,7 @@ def test_a_curve_is_compared_where_both_have_lengths():
 
     line = rows((10, 0.0), (2, 0.8))
     assert report.above(rows((1, 1), (4, 0.61), (6, 0.39), (11, 1)), line, "y") == (1, 2)
-    silent = [{"suggestion_length": None, "silent_share": 1.0, "y": None}]  # 0 tokens, nothing won
+    silent = [{"suggestion_length": None, "silent_share": 1.0, "y": None}]  # 0 tokens, y = 0
     assert report.above(silent, line, "y") == (0, 0)
     assert report.above(rows((1, 0.3), (1, 0.5)), line + silent, "y") == (1, 2)  # 0.4 at 1 token
 
@@ -153,10 +153,10 @@ def test_the_mean_information_by_hand():
     (["sweep", "--out", "/dev/null/x"], "cannot write"),
     (["sweep", "--results", "nowhere/x.json"], "cannot write --results nowhere"),
     (["plot", "--results", "no.json"], "cannot read no.json"),
-    (["report", "--results", str(HERE / "make.py")], "is not what a sweep leaves"),
+    (["report", "--results", str(HERE / "make.py")], "is not the result of a sweep"),
     (["sweep", "--results", str(HERE)], "cannot write --results"),
-    (["report", "--results", "five.json"], "it is no object"),
-    (["report", "--results", "half.json"], "is not what a sweep leaves"),
+    (["report", "--results", "five.json"], "it is not an object"),
+    (["report", "--results", "half.json"], "is not the result of a sweep"),
     (["report", "--results", str(HERE.parent / "fixtures" / "qwen3" / "config.json")],
      "it has no config"), (["calibrate", "--accepts", "rash", "--out", "x"], "--accepts is 'rash'"),
     ([], "required")])
@@ -186,7 +186,7 @@ def test_every_picture_is_drawn_and_the_same_results_draw_the_same(swept, tmp_pa
 
 
 def markov_chain(p):
-    """A model without layers whose next token depends on the last one alone, with p[last, next]."""
+    """A model without layers whose next token depends only on the last one: p[last, next]."""
     V = len(p)
     model = GPT(GPTConfig(V, 32, 32, 0, 1, 1, 32, 256, tie_word_embeddings=False))
     for weight in model.parameters():
@@ -198,22 +198,22 @@ def markov_chain(p):
 
 
 def information(p, samples=1, steps=3, **options):
-    """What the token behind token 0 says about the texts behind it; the last token ends a text."""
+    """What the token after token 0 says about the texts after it; the last token ends a text."""
     return bound.future_information(markov_chain(p), [0], len(p) - 1, steps, samples,
                                       torch.Generator().manual_seed(0), **options)[0].tolist()
 
 
 def test_information_about_the_future_by_hand():
-    # Behind 0 comes 1 or 2, each in half of the cases. 1: then 3. 2: then 3 or 4, each in half.
+    # After 0 comes 1 or 2, half of the time each; after 1, always 3; after 2, 3 or 4, half each.
     p = np.zeros((6, 6))
     p[0, [1, 2]] = p[2, [3, 4]] = 0.5
     p[1, 3] = p[3, 5] = p[4, 5] = p[5, 5] = 1
     h = -(0.75 * np.log2(0.75) + 0.25 * np.log2(0.25)) - 0.5
     found = information(p, samples=20_000)
     assert found == pytest.approx([h] * 3, abs=0.01) and h == pytest.approx(0.311, abs=1e-3)
-    p[1, [3, 4]] = 0.5  # now both say the same of what follows: nothing
+    p[1, [3, 4]] = 0.5  # now both say the same about what follows: nothing
     assert information(p) == pytest.approx([0] * 3, abs=1e-6)
-    p[1], p[2] = np.eye(6)[3], np.eye(6)[4]  # now all: the bound is met, by every single sample
+    p[1], p[2] = np.eye(6)[3], np.eye(6)[4]  # now everything: every single sample meets the bound
     assert information(p) == pytest.approx([1] * 3, abs=1e-6)
 
 
@@ -267,11 +267,11 @@ def test_quantiles_are_student_s():
 
 
 def test_the_interval_over_seeds_holds_the_chance_in_seeds_and_in_problems():
-    """In 95 of 100 experiments the truth is within; not so with a bootstrap over five seeds."""
+    """The truth is inside in 95 of 100 experiments; not so with a bootstrap over five seeds."""
     rng, truth, within, too_short = np.random.default_rng(0), 0.3, 0, 0
     for _ in range(400):
         of_seeds = truth + 0.05 * rng.standard_normal((5, 1))
-        problems = rng.random((5, 300)) < of_seeds  # each seed has problems of its own
+        problems = rng.random((5, 300)) < of_seeds  # each seed has its own problems
         _, low, high = report.seeds_interval(problems.mean(1))
         within += low <= truth <= high
         again = problems.mean(1)[rng.integers(0, 5, (1000, 5))].mean(1)
@@ -292,7 +292,7 @@ def test_one_game_holds_every_budget():
     assert not make.cut_off(whole[0], 1).passed
 
 
-def test_calibration_names_the_tau_that_is_nearest_to_the_paper(swept, monkeypatch, capsys):
+def test_calibration_names_the_tau_that_is_closest_to_the_paper(swept, monkeypatch, capsys):
     _, cfg, *_ = swept
     monkeypatch.setattr(make, "Config", lambda out, accepts: Config(
         out=out, accepts=accepts, **TINY))
@@ -304,21 +304,21 @@ def test_calibration_names_the_tau_that_is_nearest_to_the_paper(swept, monkeypat
     for row in rows:
         distance = math.dist((float(row[1]), float(row[2])), (0.365, 0.587))
         assert float(row[3]) == pytest.approx(distance, abs=2e-3)
-    assert f"--tau {best[0].strip()} is nearest" in printed
+    assert f"--tau {best[0].strip()} is closest" in printed
 
 
 # ------------------------------------------------------------------- README.md and README.md here
 
 PAGES = {name: (HERE / name).read_text() for name in ("../README.md", "README.md")}
 COMMITTED = HERE / "results.json"
-# Numbers of the pages that no run finds: settings, the paper's, sections, names and years.
+# Numbers on the pages that no run prints: settings, the paper's, sections, names and years.
 SETTINGS = {*map(str, dataclasses.asdict(Config()).values()), "1", "0", "1.1", "4", "1.25", "3.10",
             "2025", "2510.13709", "2", "10", "20", "30", "95%", "5", "8", "11", "20%",
             "18", f"{make.expected_seconds(make.SEEDS) / 60:.0f}"}
 
 
 def prose(page):
-    """A page without tables, code, links and names of sections."""
+    """A page without tables, code, links and section numbers."""
     page = re.sub(r"```.*?```|`[^`]*`|\]\([^)]*\)", "", re.sub(r"(?m)^\|.*\n", "", page),
                   flags=re.DOTALL)
     return re.sub(r"(Sections?|Table|in|Eq.) [\d.]+(?=[\s.,)])", "", page)
@@ -363,7 +363,7 @@ def test_every_number_on_a_page_is_in_a_table_of_the_committed_results(name):
     assert not numbers(prose(PAGES[name])) - printed - unsigned - SETTINGS, "no command prints these"
 
 
-def test_the_evidence_is_whole_and_the_claims_that_are_counted_are_counted():
+def test_the_evidence_is_complete_and_its_counts_are_right():
     results = report.read(COMMITTED)
     for block in report.tables(results).values():
         assert block in PAGES["README.md"]

@@ -1,1 +1,1 @@
-"""The method on a person's own code and models: the commands of empower.py."""
+"""The method on your own code and models: the commands of empower.py."""

@@ -1,6 +1,6 @@
-"""Programs of a person's own: read, without tables, split by near-duplicates, cut and scored.
+"""Your own programs: read, tables left out, split by near-duplicates, cut into pieces and scored.
 
-A corpus is a folder of .py files, one file, a JSONL file, or the word stdlib, which is the library
+A corpus is a folder of .py files, one file, a JSONL file, or the word stdlib, the standard library
 of the Python that runs this.
 """
 
@@ -23,24 +23,24 @@ from support.cli import UserError, checked, python_generator
 from support.files import read_bytes, read_text, temporary_name
 
 CORPUS = "a folder of .py files, one file, a JSONL file, or the word stdlib"
-FIELD = "the JSONL field that holds the code (default: it is found)"
-STATEMENTS_FLAG = ("begin each program of a JSONL row with its statement as comments; the scorer "
-                   "then reads it, against Section 4.1")
+FIELD = "the JSONL field that holds the code (default: found automatically)"
+STATEMENTS_FLAG = ("put the statement of a JSONL row before its program, as comments; the scorer "
+                   "then reads it, unlike in Section 4.1")
 
 # ------------------------------------------------------------------- reading
 
 FIELDS = ("code", "content", "text", "solution", "canonical_solution", "completion")
 STATEMENTS = ("prompt", "description", "question")
-LONGEST = 400_000  # characters of a program; tiktoken fails on a million of white space
+LONGEST = 400_000  # characters in a program; tiktoken fails on a million of white space
 _SKIPPED = {"site-packages", "dist-packages", "__pycache__", "node_modules"}
 
 
 def read_corpus(source, field=None, statements=False):
-    """The programs of a corpus, each once, and one line that says what they are.
+    """The distinct programs of a corpus, and one line that describes them.
 
     source: a folder of .py files, a .py file, a file of JSON rows with programs in `field` (or in
-    the first of FIELDS that it has), or "stdlib", the library of this Python. statements: begin
-    each program of a JSON row with its statement as comments. ValueError says what is wrong.
+    the first of FIELDS that it has), or "stdlib", the library of this Python. statements: put the
+    statement of a JSON row before its program, as comments. ValueError says what is wrong.
 
     Example report: "1,634 programs of 1,918 in kattis.jsonl (field code): 284 duplicates".
     """
@@ -58,7 +58,7 @@ def read_corpus(source, field=None, statements=False):
         texts, field = _read_rows(path, field, statements)
         where += f" (field {field})"
     else:
-        raise ValueError(f"{path} is no corpus: name a folder of .py files, a .py or .jsonl file")
+        raise ValueError(f"{path} is not a corpus: name a folder of .py files, a .py or .jsonl one")
     readable = [text for text in map(_tidy, texts) if text]
     short = [text for text in readable if len(text) <= LONGEST]
     distinct = list(dict.fromkeys(short))
@@ -77,7 +77,7 @@ def read_corpus(source, field=None, statements=False):
 
 
 def _read_folder(folder, skipped):
-    """The text of each .py file below `folder` in order of path, None for what is not UTF-8."""
+    """The text of each .py file under `folder`, sorted by path; None if it is not UTF-8."""
     paths = []
     for root, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if name not in skipped and name[0] != "."]
@@ -97,7 +97,7 @@ def _read_folder(folder, skipped):
 
 
 def _read_rows(path, field, statements):
-    """The program of each row of JSON, None where it has none, and the field that they are in."""
+    """The program of each JSON row (None if it has none), and the field that holds them."""
     content = read_bytes(path)
     rows = (_json_row(content) if content.lstrip().startswith(b"[") else
             map(_json_row, filter(bytes.strip, content.splitlines())))
@@ -119,10 +119,10 @@ def _json_row(line):
 
 
 def _program_of_row(row, field, statements):
-    """The program in a row; with `statements`, after the statement as comments, if it has one.
+    """The program in a row; `statements` puts its statement, if any, before it as comments.
 
     Example: {"prompt": "Add.", "code": "a + b"} is "a + b", or "# Add.\\na + b". A prompt that is
-    the beginning of the program itself, as in HumanEval, always stays.
+    itself the beginning of the program, as in HumanEval, always stays.
     """
     code = row.get(field)
     statement = next((row[name] for name in STATEMENTS
@@ -138,7 +138,7 @@ def _program_of_row(row, field, statements):
 def _parses(program):
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of escapes such as "\d"
+            warnings.simplefilter("ignore")  # about escapes such as "\d"
             ast.parse(program)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False
@@ -146,7 +146,7 @@ def _parses(program):
 
 
 def _tidy(text):
-    """A program with \\n as its line ends and one at its end; "" where it is none."""
+    """A program with \\n line ends and exactly one at its end; "" if it is not usable."""
     if not isinstance(text, str) or not text.strip() or re.search("[\ud800-\udfff]", text):
         return ""  # half a surrogate pair is not a character: no tokenizer could write it
     return re.sub("\r\n?", "\n", text).rstrip("\n") + "\n"
@@ -158,9 +158,9 @@ _LITERALS = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|#.*""")
 
 
 def is_table(text):
-    """Whether at least half of the lines are literals and nothing else: nobody writes that by hand.
+    """Whether at least 100 lines, and half of all, hold only literals: nobody writes that by hand.
 
-    A hundred such lines at least. Example of one: "    0x0041: 'A',  # LATIN CAPITAL LETTER A".
+    Example of such a line: "    0x0041: 'A',  # LATIN CAPITAL LETTER A".
     """
     lines = [_LITERALS.sub(lambda found: "" if found[0][0] == "#" else "''", line)
              for line in text.split("\n") if line.strip()]
@@ -170,12 +170,12 @@ def is_table(text):
 
 
 def near_duplicates(programs, share=0.5, least=5):
-    """Groups of programs, as lists of indices: two are near-duplicates, or linked by others.
+    """Groups of near-duplicates, direct or linked through others, as lists of indices.
 
-    Two programs are near-duplicates if they have at least `share` of the lines of the shorter one
-    in common, and no fewer than `least`. Lines are compared without white space at their ends, each
-    counts once, and those of fewer than 10 characters do not count.
-    Example: the lines {a, b}, {b, c, d}, {e} (each of 10 letters), least = 1: [[0, 1], [2]].
+    Two programs are near-duplicates if they have at least `least` lines in common, and at least
+    `share` of the lines of the shorter one. Lines are compared without white space at either end;
+    each counts once, and those of fewer than 10 characters do not count.
+    Example: the lines {a, b}, {b, c, d}, {e} (10 letters each), least = 1: [[0, 1], [2]].
     """
     lines = [{line.strip() for line in text.split("\n") if len(line.strip()) >= 10}
              for text in programs]
@@ -201,9 +201,9 @@ def near_duplicates(programs, share=0.5, least=5):
 
 
 def split_corpus(programs, held_out, rng):
-    """(the other programs, at most `held_out` programs drawn by rng, a random.Random).
+    """(programs to learn from, at most `held_out` others drawn by rng, a random.Random).
 
-    Near-duplicates are on the same side, so no held-out program is nearly one to learn from.
+    Near-duplicates stay on one side, so no held-out program is nearly one to learn from.
     ValueError if nothing is left to learn from.
     """
     if len(programs) <= held_out:
@@ -222,9 +222,9 @@ def split_corpus(programs, held_out, rng):
 
 
 def read_programs(cfg):
-    """(programs to learn from, programs held out) of cfg.corpus, texts; prints what was found.
+    """(programs to learn from, held-out programs) of cfg.corpus, as texts; prints what was found.
 
-    A small corpus keeps four fifths of its programs to learn from.
+    At most a fifth of the programs is held out.
     """
     if not cfg.corpus:
         raise UserError(f"--corpus is missing: give {CORPUS}")
@@ -233,8 +233,8 @@ def read_programs(cfg):
     learned, held_out = checked(split_corpus, texts, min(cfg.held_out, len(texts) // 5),
                                 python_generator(cfg, "split"))
     if len(held_out) < min(cfg.held_out, len(texts) // 5):
-        print(f"  {len(held_out)} programs are held out: the others are near-duplicates of each "
-              "other")
+        print(f"  only {len(held_out)} programs are held out: the others are near-duplicates of "
+              "each other")
     return learned, held_out
 
 

@@ -1,4 +1,4 @@
-"""python empower.py finetune --model DIR --corpus PATH --out DIR2: an assistant for your own code."""
+"""python empower.py finetune --model DIR --corpus PATH --out DIR2: an assistant for your code."""
 
 import contextlib
 import dataclasses
@@ -26,12 +26,12 @@ from support.source import code_of, fingerprint
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Every setting of fine-tuning a checkpoint on a person's own code."""
+    """Every setting for fine-tuning a checkpoint on your own code."""
 
     out: str = flag("", "folder of the new checkpoint")
     device: str = flag("auto", "auto, cpu, cuda or mps")
     seed: int = flag(0, "feeds all randomness, by separate generators")
-    model: str = flag("", "the checkpoint folder to begin with: Llama, Mistral, Qwen2 or Qwen3")
+    model: str = flag("", "the checkpoint folder to start from: Llama, Mistral, Qwen2 or Qwen3")
     dtype: str = flag("auto", DTYPE + "; weights are trained in float32")
     corpus: str = flag("", CORPUS)
     field: str = flag("", FIELD)
@@ -39,15 +39,15 @@ class Config:
     rule: str = flag("empower", "what the assistant learns: empower, sft-N or sft-rand")
     eta: float = flag(0.32, ETA, 0)
     held_out: int = flag(20, "programs on which its stopping is checked, at most a fifth of all; "
-                             "of fewer than 5 programs, a fifth of the pieces", 1)
+                             "with fewer than 5 programs, a fifth of the pieces", 1)
     context: int = flag(1024, "tokens of a piece; longer programs are cut into pieces", 16)
     lr: float = flag(1e-5, "AdamW's learning rate", 0)
-    batch: int = flag(16, "examples an update", 1)
-    micro_batch: int = flag(4, "examples at a time; their gradients are added up", 1)
-    clip: float = flag(1.0, "longest gradient of an update", 0)
+    batch: int = flag(16, "examples per update", 1)
+    micro_batch: int = flag(4, "examples at a time; their gradients are summed", 1)
+    clip: float = flag(1.0, "maximum norm of an update's gradient", 0)
     recompute: bool = flag(False, "activation checkpointing: less memory, a third more time")
-    save_minutes: float = flag(10, "minutes after which the state of training is saved again", 0)
-    max_suggestion: int = flag(100, "cap on a suggestion in the check of its stopping", 1)
+    save_minutes: float = flag(10, "minutes between saves of the training state", 0)
+    max_suggestion: int = flag(100, "cap on a suggestion in the check of stopping", 1)
 
     def __post_init__(self):
         check_ranges(self)
@@ -66,9 +66,9 @@ def rule_named(name, eta):
 
 
 def finetune(cfg):
-    """Section 4.2 on a person's own code and checkpoint: costs, completions, one epoch of SFT.
+    """Section 4.2 on your own code and checkpoint: costs, completions, one epoch of SFT.
 
-    Until it is whole, the new checkpoint is in OUT.partial, where the same command goes on.
+    Until it is finished, the new checkpoint is in OUT.partial, where the same command resumes.
     """
     rule, device = rule_named(cfg.rule, cfg.eta), pick_device(cfg.device)
     for name in ("model", "out"):
@@ -87,15 +87,15 @@ def finetune(cfg):
     begun = begun_before(partial, inputs)
     if problem:
         raise UserError(f"--out {out} cannot be replaced by a finished folder ({problem}): name a "
-                        "new folder, no link and no mount point")
+                        "new folder, not a link or a mount point")
     with only_one(partial, out):
         if begun_before(out, inputs):
             with contextlib.suppress(OSError):
-                partial.rmdir()  # made by this run, if the other one had already left
+                partial.rmdir()  # made by this run, if the other one had already finished
             return print(f"another run has just finished {out}: nothing is left to do")
         print(f"Score {len(texts[0])} programs, choose completions by {cfg.rule} and train one "
-              f"epoch, {'going on' if begun else 'begun'} in {partial}: the bars say how long it "
-              "takes.")
+              f"epoch, {'resuming' if begun else 'starting'} in {partial}: the bars show how long "
+              "it takes.")
         describe(cfg, base.model, device)
         write_text(partial / "inputs.json", json.dumps(inputs, indent=2) + "\n")
         learned, held_out = completions(cfg, base, texts, rule, partial)
@@ -108,22 +108,22 @@ def finetune(cfg):
 
 
 def completions(cfg, base, texts, rule, folder):
-    """(what it learns, what its stopping is checked on): one completion of each piece.
+    """(what it learns, what its stopping is checked on): one completion for each piece.
 
-    Of a corpus too small to hold out a program, a fifth of the pieces is held out.
+    If the corpus is too small to hold out a program, a fifth of the pieces is held out.
     """
     learned, held_out = (completions_of(cfg, base, some, rule, purpose, folder)
                          for some, purpose in zip(texts, ("train", "held-out")))
     if not texts[1]:
         n = len(learned) // 5
         learned, held_out = learned[:len(learned) - n], learned[len(learned) - n:]
-        print(f"  no program is held out of {len(texts[0])}, but {n} of its pieces" if n else
+        print(f"  no program is held out of {len(texts[0])}, but {n} pieces are" if n else
               "  the corpus is too small to hold anything out: stopping is not checked")
     return learned, held_out
 
 
 def completions_of(cfg, base, texts, rule, purpose, folder):
-    """What `choose_completions` returns for the pieces of texts; costs are kept in `folder`."""
+    """`choose_completions` on the pieces of the texts; costs are kept in `folder`."""
     pieces = cut(base.encoding, texts, cfg.context)
     if not pieces:
         return []
@@ -132,11 +132,11 @@ def completions_of(cfg, base, texts, rule, purpose, folder):
                                numpy_generator(cfg, f"states {purpose}"),
                                numpy_generator(cfg, f"lengths {purpose}"))
     lengths = np.array([len(completion) for _, completion, _ in found])
-    print(f"  {purpose}: {len(pieces):,} pieces of {sum(len(ids) for ids, _ in pieces):,} tokens "
-          f"in all, {np.concatenate(costs).mean():.2f} bits each; completions of "
+    print(f"  {purpose}: {len(pieces):,} pieces, {sum(len(ids) for ids, _ in pieces):,} tokens, "
+          f"{np.concatenate(costs).mean():.2f} bits a token; completions of "
           f"{lengths.mean():.1f} tokens, {(lengths == 0).mean():.0%} empty")
     if (lengths == 0).mean() > 0.9 and purpose == "train":
-        print("  Nearly nothing is obvious to this model here: it will learn to be silent. Take a "
+        print("  Almost nothing is obvious to this model here: it will learn to be silent. Use a "
               "model that knows such code, or a larger --eta.")
     return found
 
@@ -144,7 +144,7 @@ def completions_of(cfg, base, texts, rule, purpose, folder):
 def tune(cfg, base, learned, folder):
     """Trains the base model itself on completions and saves it in the folder.
 
-    The weights are float32 while they learn, since steps of 1e-5 would be lost in bfloat16.
+    The weights are float32 during training, since steps of 1e-5 would be lost in bfloat16.
     """
     dtype, model = base.model.dtype, base.model.float()
     model.recompute = cfg.recompute
@@ -161,7 +161,7 @@ def show_stopping(cfg, tuned, held_out):
     """Prints the lengths that the rule asks for on held-out completions, and those written."""
     if held_out:
         row = check_stopping(cfg.rule, tuned, held_out[:200], cfg.max_suggestion)
-        print("Did it learn to stop? On pieces held out:\n\n"
+        print("Did it learn to stop? On held-out pieces:\n\n"
               f"{table(with_verdict([row]), STOPPING)}\n")
 
 
@@ -169,7 +169,7 @@ def show_stopping(cfg, tuned, held_out):
 
 
 def begun_before(folder, inputs):
-    """Whether this same work is in the folder; a UserError if it holds anything else."""
+    """Whether the folder holds this same work; a UserError if it holds anything else."""
     if not folder.exists() or folder.is_dir() and all(
             path.suffix == ".tmp" for path in folder.iterdir()):
         return False
@@ -184,7 +184,7 @@ def begun_before(folder, inputs):
 
 
 def try_to_rename(out):
-    """Why no folder can be renamed to `out`, which is how the work will end; None if one can."""
+    """Why a folder cannot be renamed to `out`, the last step of the work; None if it can."""
     probe = temporary_name(out)
     there = out.exists() or out.is_symlink()
     try:
@@ -202,7 +202,7 @@ def try_to_rename(out):
 def only_one(partial, out):
     """Makes the folder `partial` and locks it; another run of the same command waits its turn.
 
-    The lock belongs to the open folder, so it ends with the process, however that ends.
+    The lock belongs to the open folder, so it is released when the process ends, however it ends.
     """
     while True:
         partial.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,8 @@
-"""What a person names on the command line: a checkpoint, a source file, a place in it.
+"""What the user names on the command line: a checkpoint, a source file, a place in it.
 
-A checkpoint is a folder of Hugging Face's layout: Llama, Mistral, Qwen2 or Qwen3. A document begins
-with its family's BOS, or with the end-of-text token that separates documents if there is none; what
-an assistant learns ends with the family's stop token.
+A checkpoint is a folder in Hugging Face's layout: Llama, Mistral, Qwen2 or Qwen3. A document begins
+with its family's BOS or, if there is none, with the end-of-text token that separates documents;
+what an assistant learns ends with the family's stop token.
 """
 
 import json
@@ -18,30 +18,30 @@ from support.cli import UserError, checked, pick_device
 from support.files import read_text
 
 DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
-DTYPE = "of the checkpoint's weights: auto (the file's), float32 or bfloat16"
+DTYPE = "type of the checkpoint's weights: auto (the file's), float32 or bfloat16"
 ETA = "threshold of Empower, bits (Section 5.1)"
 
 
 def given_model(cfg, device):
-    """The Checkpoint that is named with --model."""
+    """The Checkpoint given by --model."""
     if cfg.dtype not in DTYPES:
         raise UserError(f"--dtype is {cfg.dtype!r}: choose {', '.join(DTYPES)}")
     return checked(load_checkpoint, cfg.model, device, DTYPES[cfg.dtype])
 
 
 def check_context(cfg, limit, round_tokens):
-    """Raises unless a piece, the token before it and one round after it fit into the context."""
+    """Raises unless a piece, the token before it and one round after it fit in the context."""
     room = limit - 1 - round_tokens
     if room < 16:
-        raise UserError(f"--max-suggestion is {cfg.max_suggestion}, and the model reads {limit} "
+        raise UserError(f"--max-suggestion is {cfg.max_suggestion}, but the model reads {limit} "
                         "tokens in all: give less")
     if cfg.context > room:
-        raise UserError(f"--context is {cfg.context}, and the model reads {limit} tokens: give at "
-                        f"most {room}, since a suggestion has to follow")
+        raise UserError(f"--context is {cfg.context}, but the model reads {limit} tokens: give at "
+                        f"most {room}, to leave room for a suggestion")
 
 
 def model_at_hand(cfg, name):
-    """The Checkpoint of --model, or the one called `name` of the last finished run in --out.
+    """The Checkpoint given by --model, or the one called `name` of the last finished run in --out.
 
     name: a function of the settings of that run. Example: lambda config: "base".
     """
@@ -60,7 +60,7 @@ def model_at_hand(cfg, name):
 
 
 def read_source(path):
-    """The text of a program that a person names, with \\n as its line ends."""
+    """The text of a program that the user names, with \\n line ends."""
     try:
         text = read_text(Path(path)).replace("\r\n", "\n")
     except OSError as error:
@@ -74,16 +74,16 @@ def read_source(path):
 
 
 def offset(text, place, file):
-    """The number of characters before LINE:COL, both from 1.
+    """The number of characters before LINE:COL, both counted from 1.
 
     Example: "ab\\ncd\\n", "2:2" -> 4, between c and d.
     """
     match, lines = re.fullmatch(r"(\d+):(\d+)", place), text.split("\n")
     line, column = map(int, match.groups()) if match else (0, 0)
     if not 1 <= line <= len(lines):
-        raise UserError(f"{place!r} is no place in {file}, which has {len(lines)} lines: give "
+        raise UserError(f"{place!r} is not a place in {file}, which has {len(lines)} lines: give "
                         "LINE:COL, both from 1")
     if not 1 <= column <= len(lines[line - 1]) + 1:
-        raise UserError(f"line {line} of {file} has {len(lines[line - 1])} characters, and the "
+        raise UserError(f"line {line} of {file} has {len(lines[line - 1])} characters, but the "
                         f"column is {column}: give 1 to {len(lines[line - 1]) + 1}")
     return sum(len(before) + 1 for before in lines[:line - 1]) + column - 1

@@ -39,20 +39,20 @@ class Config:
     statements: bool = flag(False, STATEMENTS_FLAG)
     model: str = flag("", "a checkpoint folder (default: a small GPT is pre-trained)")
     dtype: str = flag("auto", DTYPE)
-    held_out: int = flag(100, "programs of the results, at most a fifth of the corpus", 1)
+    held_out: int = flag(100, "programs to replay, at most a fifth of the corpus", 1)
     context: int = flag(None, "tokens of a piece; longer programs are cut into pieces (default: "
                               "256 for the small GPT, 1024 for --model)", 16)
-    train_programs: int = flag(1600, "pieces to learn from, at most; one state of each", 10)
-    vocab_size: int = flag(2048, "tokens of the vocabulary at most, all 256 bytes among them", 257)
+    train_programs: int = flag(1600, "pieces to learn from at most, one state of each", 10)
+    vocab_size: int = flag(2048, "tokens of the vocabulary at most, including all 256 bytes", 257)
     width: int = flag(192, "hidden size of the model", 32)
     layers: int = flag(4, "layers of the model", 1)
     pretrain_tokens: int = flag(1_000_000, "tokens of pre-training; the corpus is repeated", 1)
-    pretrain_batch: int = flag(16, "documents an update", 1)
+    pretrain_batch: int = flag(16, "documents per update", 1)
     pretrain_lr: float = flag(0.02, "Muon's learning rate; AdamW's is a tenth", 0)
     # the method
     eta: float = flag(0.32, "threshold of Empower, bits (Section 5.1)", 0)
     eta_wide: float = flag(4.0, "threshold of the second Empower row, bits (Section 5.3)", 0)
-    sft_batch: int = flag(8, "examples an update of fine-tuning; larger ones learn no stop", 1)
+    sft_batch: int = flag(8, "examples per fine-tuning update; larger ones do not learn to stop", 1)
     sft_lr: float = flag(None, "learning rate of fine-tuning (default: Muon at 0.01 for the small "
                                "GPT, AdamW at 1e-5 for --model)", 0)
     # the game and its discounted pass rate (5.1)
@@ -76,7 +76,7 @@ class Config:
 def replay(cfg):
     """The paper's rows on code without tests: what does each assistant save its author?
 
-    Programs are split into groups of near-duplicates. The assistants learn from one part; on the
+    Programs are split by groups of near-duplicates. The assistants learn from one part; on the
     other, the author wants exactly the program that was written. Everything is kept in --out.
     """
     begin, lab, rules = time.time(), ReplayLab(cfg), completion_rules(cfg)
@@ -85,7 +85,7 @@ def replay(cfg):
     rows = rows_of_the_table(cfg, lab.base, trained)
     del rows["Base, knows the goal"]  # here the goal is the program itself
     episodes = {name: lab.play(name, assistant) for name, assistant in rows.items()}
-    # All rows write the same programs: over their mean length, the pooled share is a mean.
+    # All rows write the same programs: divided by their mean length, the pooled share is a mean.
     return report.conclude(lab, begin, trained, stopping, episodes, {
         "share saved": lambda episode: episode.tokens_accepted / np.mean(lab.ends),
         "dpr": report.discounted_pass(cfg)})
@@ -111,7 +111,7 @@ class ReplayLab(empower.Lab):
         check_context(cfg, model.config.max_position_embeddings, longest + cfg.turn_tokens)
         self.cache = Cache(cfg.out, self.device)
         print(f"Fine-tune {len(completion_rules(cfg))} assistants and replay {len(held_out)} "
-              "programs with each" + (": the bars say how long it takes." if base else
+              "programs with each" + (": the bars show how long it takes." if base else
                                       ", after pre-training a small GPT on the other programs:\n"
                                       "15 to 20 minutes on 2 CPU cores, less if stages are "
                                       "reused."))
@@ -123,7 +123,7 @@ class ReplayLab(empower.Lab):
         self.goals, self.ends = drawn_goals(cfg, self.base, held_out)
 
     def small_gpt(self, texts):
-        """A small GPT that has read the programs as often as cfg.pretrain_tokens allow."""
+        """A small GPT pre-trained on the programs, repeated to make cfg.pretrain_tokens tokens."""
         cfg = self.cfg
 
         def make():
@@ -137,7 +137,7 @@ class ReplayLab(empower.Lab):
             data.train_tokenizer, documents, empower.pretrain, GPT))
 
     def scored_pieces(self, texts):
-        """(token ids, costs, whether its program ends there) of the pieces to learn from (4.1)."""
+        """(token ids, costs, whether its program ends there) of each piece to learn from (4.1)."""
         pieces = cut(self.base.encoding, texts, self.cfg.context)
         pieces = python_generator(self.cfg, "pieces").sample(
             pieces, min(len(pieces), self.cfg.train_programs))
@@ -177,9 +177,9 @@ def documents(cfg, encoding, texts):
 
 
 def drawn_goals(cfg, base, texts):
-    """One piece of each program, drawn at random: ([its tokens and what follows], [its length]).
+    """A random piece of each program: ([its tokens and what follows], [its length]).
 
-    What follows is there so that a suggestion which is right beyond the end is not called wrong.
+    What follows is kept so that a suggestion that is right beyond the end is not rejected.
     """
     rng, goals, ends = numpy_generator(cfg, "goals"), [], []
     for text in texts:
@@ -190,19 +190,19 @@ def drawn_goals(cfg, base, texts):
         ends.append(len(pieces[k]))
     unseen = np.concatenate(score(base.model, [goal[:end] for goal, end in zip(goals, ends)],
                                   base.encoding.start))
-    print(f"  {unseen.mean():.2f} bits a token on a piece of each of {len(goals)} held-out "
-          f"programs, of {np.mean(ends):.0f} tokens")
+    print(f"  {unseen.mean():.2f} bits a token on one piece of each of {len(goals)} held-out "
+          f"programs, {np.mean(ends):.0f} tokens on average")
     return goals, ends
 
 
 class ReplayedAuthor:
-    """A human who wants exactly the program that was written; she plays instead of simhuman.Human.
+    """A human who wants exactly the program that was written; she takes simhuman.Human's place.
 
     Her goals are programs (token ids). She accepts a suggestion if it is what comes next, token
     for token, and then, as in every round, types the next K_H tokens.
-    Example: of the program [1, 2, 3, 4], [1] is there: she accepts [2, 3], and rejects [2, 4].
+    Example: her program is [1, 2, 3, 4]; after [1] she accepts [2, 3] and rejects [2, 4].
 
-    ends: how many tokens of each goal she wants; the rest is there to compare suggestions with.
+    ends: how many tokens of each goal she wants; the rest is only compared with suggestions.
     """
 
     def __init__(self, turn_tokens, ends):
@@ -218,12 +218,12 @@ class ReplayedAuthor:
         return True  # no model, no context that could fill up
 
     def read(self, codes, suggestions):
-        """([], accepted or not) for each row's suggestion: nothing costs her any bits."""
+        """([], accepted or not) for each row's suggestion: without a model, no costs."""
         return [([], bool(new) and goal[len(code):len(code) + len(new)] == new)
                 for (goal, _), code, new in zip(self.rows, codes, suggestions)]
 
     def type(self, codes, stop_tokens, generator):
-        """The next tokens of each program, and whether it is complete with them."""
+        """The next tokens of each program, and whether they complete it."""
         typed = [goal[len(code):min(len(code) + self.turn_tokens, end)]
                  for (goal, end), code in zip(self.rows, codes)]
         return typed, [len(code) + len(new) >= end

@@ -26,14 +26,14 @@ class Config:
     dtype: str = flag("auto", DTYPE)
     at: str = flag("every", "the state: LINE:COL, counted from 1, or every")
     eta: float = flag(0.32, ETA, 0)
-    svg: str = flag("", "a file to which the same picture is written")
+    svg: str = flag("", "a file to write the same picture to")
 
     def __post_init__(self):
         check_ranges(self)
 
 
 def show(cfg):
-    """Figure 1 on a person's own code: tokens shaded by cost, a bar where Algorithm 1 stops."""
+    """Figure 1 on your own code: tokens shaded by cost, a bar where Algorithm 1 stops."""
     text = read_source(cfg.file)
     place = None if cfg.at == "every" else offset(text, cfg.at, cfg.file)
     base = model_at_hand(cfg, lambda config: "base")
@@ -41,7 +41,7 @@ def show(cfg):
     if not ids:
         raise UserError(f"{cfg.file} is empty: show another file")
     if len(ids) >= limit:
-        raise UserError(f"{cfg.file} has {len(ids)} tokens, and the model reads from 1 to "
+        raise UserError(f"{cfg.file} has {len(ids)} tokens, but the model reads at most "
                         f"{limit - 1}: show a part of it")
     [nll] = score(base.model, [ids], base.encoding.start)
     texts = token_texts(base.encoding, ids)
@@ -59,7 +59,7 @@ def show(cfg):
 
 
 def picture_of_all(texts, nll, eta):
-    """(plain text, marks {index: mark}, what to say) of a program that both write by turns."""
+    """(plain text, marks {index: mark}, caption) of a program that both write in turns."""
     human = left_to_human(nll, eta)
     return marked(texts, human), {k: "┃" for k in human}, (
         f"The assistant would have written {len(texts) - len(human)} of {len(texts)} tokens, and "
@@ -67,10 +67,10 @@ def picture_of_all(texts, nll, eta):
 
 
 def picture_at(texts, nll, eta, place):
-    """The same of one state: the last whole token before `place`, a number of characters."""
+    """The same for one state: after the last whole token before `place`, in characters."""
     n = int(np.searchsorted(np.cumsum([len(text) for text in texts]), place, side="right"))
     while n and not texts[n - 1]:
-        n -= 1  # not within a character of several tokens
+        n -= 1  # not inside a character of several tokens
     stop = n + empower_length(nll[n:], eta)
     completion, before = "".join(texts[n:stop]), "".join(texts[:n])
     line, column = before.count("\n") + 1, len(before) - before.rfind("\n")
@@ -81,18 +81,18 @@ def picture_at(texts, nll, eta, place):
     return f"{before}▸{completion}┃{''.join(texts[stop:])}", marks, said
 
 
-# From so many bits on a token is shaded so: xterm's colour, and the same colour in SVG.
+# From this many bits on, a token has this colour: xterm's number, and the same colour in SVG.
 SHADES = [(0.1, 230, "#ffffd7"), (0.5, 229, "#ffffaf"), (1, 222, "#ffd787"), (2, 215, "#ffaf5f"),
           (4, 209, "#ff875f"), (8, 203, "#ff5f5f")]
 
 
 def shade(bits):
-    """(xterm colour, SVG colour) of a token, None for one that is all but free."""
+    """(xterm colour, SVG colour) of a token, None if it costs next to nothing."""
     return next((colours for least, *colours in reversed(SHADES) if bits >= least), None)
 
 
 def shaded(texts, nll, marks):
-    """The picture for a terminal; colours end before a newline and begin anew behind it."""
+    """The picture for a terminal; colours end before a newline and begin again after it."""
     marks, out = {k: f"\033[1;31m{mark}\033[0m" for k, mark in marks.items()}, []
     for k, (text, bits) in enumerate(zip(texts, nll)):
         begin = f"\033[30;48;5;{shade(bits)[0]}m" if shade(bits) else ""
@@ -101,11 +101,11 @@ def shaded(texts, nll, marks):
     return "".join(out) + marks.get(len(texts), "")
 
 
-NOT_XML = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # as a form feed
+NOT_XML = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # such as a form feed
 
 
 def svg(texts, nll, marks, caption):
-    """The picture for a page: a grid of characters of 8 x 18 points, and what the shades mean."""
+    """The picture as SVG: a grid of characters, 8 x 18 points each, and a key to the shades."""
     shapes, behind, row, column, widest = [], [], 0, 0, len(caption)
 
     def draw(text, fill=None):

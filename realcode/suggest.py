@@ -10,7 +10,7 @@ from model import KVCache, extend, sample, token_nll
 from realcode.given import DTYPE, model_at_hand, offset, read_source
 from support.cli import UserError, check_ranges, flag
 
-HEALING = 0.32  # bits that the token at the cursor may cost where --eta is not given
+HEALING = 0.32  # bits that the token at the cursor may cost if --eta is not given
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,10 +20,10 @@ class Config:
     out: str = flag("out", "folder of the run whose assistant is used without --model")
     device: str = flag("auto", "auto, cpu, cuda or mps")
     place: str = flag("", "FILE:LINE:COL, counted from 1", positional=True)
-    model: str = flag("", "a checkpoint folder (default: the Empower assistant of the last run in --out)")
+    model: str = flag("", "a checkpoint folder (default: Empower of the last run in --out)")
     dtype: str = flag("auto", DTYPE)
-    eta: float = flag(None, "for a model that has not learnt to stop: it stops before its text "
-                               "costs more than this, bits", 0)
+    eta: float = flag(None, "for a model that has not learned to stop: it stops before its "
+                               "text costs more than this, bits", 0)
     max_suggestion: int = flag(100, "cap on the suggestion, tokens", 1)
 
     def __post_init__(self):
@@ -31,21 +31,21 @@ class Config:
 
 
 def suggest(cfg):
-    """The suggestion of an assistant at a place in a file, and nothing else, on stdout."""
+    """Prints an assistant's suggestion at a place in a file to stdout, and nothing else."""
     file, *place = cfg.place.rsplit(":", 2)
     if len(place) < 2:
-        raise UserError(f"{cfg.place!r} is no place: give FILE:LINE:COL, as in program.py:3:1")
+        raise UserError(f"{cfg.place!r} is not a place: give FILE:LINE:COL, as in program.py:3:1")
     text = read_source(file)
     text = text[:offset(text, ":".join(place), file)]
     model, encoding, _ = model_at_hand(cfg, lambda config: f"Empower ({config['eta']:g})")
     room = model.config.max_position_embeddings - cfg.max_suggestion - 1
     if room < 1:
-        raise UserError(f"--max-suggestion is {cfg.max_suggestion}, and the model reads "
+        raise UserError(f"--max-suggestion is {cfg.max_suggestion}, but the model reads "
                         f"{model.config.max_position_embeddings} tokens: give less")
 
     ids, typed, bits = heal(model, encoding, encoding.encode_ordinary(text)[-room:])
     if bits > (HEALING if cfg.eta is None else cfg.eta):
-        return  # the cursor is within a choice: nothing is obvious
+        return  # the cursor is inside a choice: nothing is obvious
     [new], _ = sample(model, KVCache(model, 1), [[encoding.start, *ids]], cfg.max_suggestion,
                       encoding.stops, temperature=0,
                       max_cost=math.inf if cfg.eta is None else cfg.eta - bits)
@@ -55,11 +55,11 @@ def suggest(cfg):
 
 @torch.no_grad()
 def heal(model, encoding, ids):
-    """(ids, bytes of the last one that are typed already, its cost in bits) at a cursor.
+    """(ids, bytes of the last one already typed, its cost in bits) at a cursor.
 
     What was typed may be the beginning of a longer token: "def go(" when the model writes "():" as
-    one. So the last token is chosen again, among all tokens that begin with its text; its cost is
-    that of the choice among them, and it is part of what the suggestion costs.
+    one. So the last token is chosen again, among all tokens that begin with its text; the cost of
+    this choice counts towards the cost of the suggestion.
     """
     if not ids:
         return ids, 0, 0.0

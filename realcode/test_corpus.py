@@ -64,10 +64,10 @@ def test_rows_without_a_program_are_counted(tmp_path):
     ("rows.jsonl", "version https://git-lfs.github.com/spec/v1\n", "only a Git LFS pointer: fetch"),
     ("a.py", "version https://git-lfs.github.com/spec/v1\n", "only a Git LFS pointer: fetch"),
     ("a.py", b"\xff", "not UTF-8 text: convert"),
-    ("a.parquet", "PAR1", "is no corpus: name a folder"),
+    ("a.parquet", "PAR1", "is not a corpus: name a folder"),
     ("folder/a.md", "", r"no .py file under .* \(found 1 files: .md\): name"),
 ])
-def test_what_is_no_corpus_gets_one_sentence(tmp_path, name, content, message):
+def test_a_bad_corpus_gets_one_sentence(tmp_path, name, content, message):
     if content is not None:
         write_files(tmp_path, {name: content})
     with pytest.raises(ValueError, match=message) as error:
@@ -136,7 +136,7 @@ def test_a_table_is_left_out(tmp_path):
 def test_real_programs_are_read(name, field, n, left_out):
     path = ROOT.parent / "shared" / "data" / name
     if not path.exists():
-        pytest.skip("the file is not here")
+        pytest.skip("the file is not available")
     programs, report = read_corpus(path)
     assert report == f"{len(programs):,} programs of {n:,} in {path} (field {field}){left_out}"
     assert len(programs) == n - bool(left_out) and all(map(corpus._parses, programs))

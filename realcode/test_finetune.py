@@ -33,7 +33,7 @@ def corpus(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tuned(corpus, tmp_path_factory):
-    """(base, what finetune made of it, what that printed) in bfloat16."""
+    """(base, what finetune made of it, what it printed), in bfloat16."""
     folder = tmp_path_factory.mktemp("finetune")
     base, out = published(folder / "base", dtype=torch.bfloat16), folder / "tuned"
     status, stdout, stderr = in_process("finetune", "--model", base, "--corpus", corpus, "--out",
@@ -119,12 +119,12 @@ def test_an_interrupted_fine_tuning_goes_on_to_the_same_weights(
     status, _, stderr = in_process(*command)
     assert status == 130 and "run again to go on" in stderr
     assert not out.exists() and (partial / "progress.pt").exists()
-    (partial / "progress.pt.1.tmp").write_bytes(b"half")  # as where a computer went off
+    (partial / "progress.pt.1.tmp").write_bytes(b"half")  # as if the computer had gone off
     (partial / "costs-train" / "nll-0.npy.1.tmp").write_bytes(b"half")
     monkeypatch.undo()
     monkeypatch.setattr(corpora, "score", None)  # the costs are kept too
     status, stdout, stderr = in_process(*command, "--save-minutes", "9", "--recompute")
-    assert status == 0 and "going on in" in stdout, stderr
+    assert status == 0 and "resuming in" in stdout, stderr
     assert contents(out) == contents(whole) and not partial.exists()
     assert updates(stdout) == updates(printed)
 
@@ -172,16 +172,16 @@ def test_an_out_that_cannot_be_renamed_to_is_refused_before_any_work(tuned, corp
     monkeypatch.setattr(corpora, "score", None)  # where the work begins
     status, _, stderr = in_process("finetune", "--model", base, "--corpus", corpus, "--out", link,
                                    *FINETUNE)
-    assert status == 2 and "no link and no mount point" in stderr and stderr.count("\n") == 1
+    assert status == 2 and "not a link or a mount point" in stderr and stderr.count("\n") == 1
     assert contents(tmp_path) == before and link.is_symlink()
 
 
-def test_of_one_file_some_pieces_are_held_out(tuned, corpus, tmp_path):
+def test_some_pieces_of_a_single_file_are_held_out(tuned, corpus, tmp_path):
     base, _, _ = tuned
     one = tmp_path / "one.py"
     one.write_text("".join((corpus / f"{k}.py").read_text() for k in range(6)))
     status, stdout, stderr = in_process("finetune", "--model", base, "--corpus", one, "--out",
                                         tmp_path / "tuned", *FINETUNE)
     assert status == 0, stderr
-    assert re.search(r"no program is held out of 1, but [1-9]\d* of its pieces", stdout)
-    assert "Did it learn to stop? On pieces held out:\n\n| assistant" in stdout
+    assert re.search(r"no program is held out of 1, but [1-9]\d* pieces are", stdout)
+    assert "Did it learn to stop? On held-out pieces:\n\n| assistant" in stdout

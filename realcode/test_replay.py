@@ -227,4 +227,4 @@ def test_a_model_in_another_dtype_is_another_model(tmp_path):
     published(tmp_path)
     names = [load_checkpoint(tmp_path, "cpu", dtype).name
              for dtype in (None, torch.bfloat16, torch.bfloat16)]
-    assert names[0] != names[1] == names[2]  # whose costs and games are its own
+    assert names[0] != names[1] == names[2]  # so it has its own costs and games

@@ -1,4 +1,4 @@
-"""Tests of `show` and `suggest`, and of one-sentence errors of every command."""
+"""Tests of `show` and `suggest`, and of the one-sentence errors of every command."""
 
 import contextlib
 import dataclasses
@@ -38,8 +38,8 @@ def finished(tmp_path_factory):
 @pytest.mark.parametrize("place, n", [
     ("1:1", 0), ("1:3", 2), ("2:1", 3), ("2:2", 4), ("3:1", 6), ("0:1", "has 3 lines"),
     ("4:1", "has 3 lines: give LINE:COL"), ("1:4", "line 1 of f.py has 2 characters.*give 1 to 3"),
-    ("1:0", "column is 0: give 1 to 3"), ("3:2", "give 1 to 1"), ("2", "'2' is no place in f.py"),
-    ("a:b", "'a:b' is no place"), ("-1:1", "'-1:1' is no place"), ("", "'' is no place")])
+    ("1:0", "column is 0: give 1 to 3"), ("3:2", "give 1 to 1"), ("2", "'2' is not a place in f"),
+    ("a:b", "'a:b' is not a place"), ("-1:1", "'-1:1' is not a place"), ("", "'' is not a place")])
 def test_a_place_in_a_file_is_a_line_and_a_column_from_1(place, n):
     if isinstance(n, int):
         assert given.offset("é😀\ncd\n", place, "f.py") == n
@@ -49,7 +49,7 @@ def test_a_place_in_a_file_is_a_line_and_a_column_from_1(place, n):
 
 
 def show(monkeypatch, folder, text, costs, *arguments, merges=0, **options):
-    """What `show` prints where a token is a byte, but for some merges, and costs what is given."""
+    """What `show` prints if each token is a byte, but for some merges, and has this cost."""
     encoding = data.train_tokenizer([text], 257 + merges)
     base = Checkpoint(tiny_gpt(vocab_size=encoding.size), encoding, None)
     monkeypatch.setattr(show_, "model_at_hand", lambda cfg, name: base)
@@ -99,7 +99,7 @@ def test_a_figure_worked_by_hand(at, printed, tmp_path, monkeypatch):
     ("abab", 1, "1:5", 2), ("é=1", 0, "1:1", 0), ("é=1", 0, "1:2", 2), ("x😀y", 0, "1:2", 1),
     ("x😀y", 0, "1:3", 5)])
 def test_a_state_is_before_the_token_at_the_cursor(text, merges, at, n, tmp_path, monkeypatch):
-    """Inside a token, or before a character of several tokens: before all of it."""
+    """At a cursor inside a token, or before a character of several tokens: before all of it."""
     size = len(data.train_tokenizer([text], 257 + merges).encode_ordinary(text))
     costs = [1 + k for k in range(size)]
     printed = show(monkeypatch, tmp_path, text, costs, "--at", at, merges=merges)
@@ -133,7 +133,7 @@ def test_a_token_is_shaded_by_its_cost(bits, colour):
     assert (show_.shade(bits) or [None])[0] == colour
     picture = show_.shaded(["a\n", "\nb"], [bits, 0], {})
     begin, end = (f"\033[30;48;5;{colour}m", "\033[0m") if colour else ("", "")
-    assert picture == f"{begin}a{end}\n{begin}{end}\nb"  # no colour goes beyond a line
+    assert picture == f"{begin}a{end}\n{begin}{end}\nb"  # no colour goes on past a line
 
 
 @pytest.mark.parametrize("text", ["ab\ncd\n", "a<b> & 'c'\n\n\tif \"d\":\n", "é = '😀漢'\n",
@@ -186,7 +186,7 @@ def healed(network, encoding, ids):
     return [*ids[:-1], best], len(typed), -math.log2(fits[best] / sum(fits.values()))
 
 
-def test_a_suggestion_alone_is_printed(tmp_path):
+def test_only_the_suggestion_is_printed(tmp_path):
     folder, path = published(tmp_path / "model", "llama3"), tmp_path / r"C:\new\a b.py"
     path.write_text("x = int(input())\nprint(é\n")
     network, encoding, *_ = load_checkpoint(folder, "cpu")
@@ -208,10 +208,10 @@ def test_a_suggestion_alone_is_printed(tmp_path):
 
 
 @pytest.mark.parametrize("likely, share, suggestion", [
-    ("():", 0.9, "):"),  # a longer token begins with what stands there: its rest, and on
-    ("(", 0.9, ""),      # what stands there is the token: what comes behind it
+    ("():", 0.9, "):"),  # a longer token begins with what is there: its rest, and on
+    ("(", 0.9, ""),      # what is there is the token: what comes after it
     ("():", 0.7, "")])   # a choice between the two: nothing is obvious
-def test_what_was_typed_may_be_half_of_a_token(likely, share, suggestion, tmp_path, monkeypatch):
+def test_what_was_typed_may_be_half_a_token(likely, share, suggestion, tmp_path, monkeypatch):
     encoding = data.train_tokenizer(["():"] * 9 + ["def go"], 262)
     ids = encoding.encode_ordinary("def go(")
     [long] = [i for i in range(encoding.size - 1) if encoding.decode([i]) == likely]
@@ -219,7 +219,7 @@ def test_what_was_typed_may_be_half_of_a_token(likely, share, suggestion, tmp_pa
         i for i in range(encoding.size - 1) if encoding.decode([i]).startswith("("))
     logits = torch.full((1, 1, encoding.size), -50.0)
     logits[0, 0, long], logits[0, 0, other] = math.log(share), math.log(1 - share)
-    logits[0, 0, encoding.encode_single_token("d")] = 3.0  # likelier, and does not fit
+    logits[0, 0, encoding.encode_single_token("d")] = 3.0  # likelier, but does not fit
     asked = []
     monkeypatch.setattr(suggest, "extend", lambda model, cache, texts: (
         asked.extend(texts) or logits))
@@ -251,11 +251,11 @@ def test_the_token_at_the_cursor_is_part_of_what_a_suggestion_costs(
 # ------------------------------------------------------------------- the model at hand
 
 
-def test_without_a_model_that_of_the_last_finished_run_is_at_hand(finished, tmp_path):
+def test_without_a_model_the_last_finished_run_has_one(finished, tmp_path):
     out, program = tmp_path / "out", ROOT / "figures" / "program.py"
     shutil.copytree(finished[0], out)
     commands = ["show", program], ["suggest", f"{program}:3:1"]
-    for eta in ("0.5", "0.32"):  # each run leaves its own assistant beside the older ones
+    for eta in ("0.5", "0.32"):  # each run leaves its own assistant next to the older ones
         assert in_process("--out", out, *TINY, "--eta", eta)[0] == 0
         models = json.loads((out / "results.json").read_text())["models"]
         for command, name in zip(commands, ("base", f"Empower ({eta})")):
@@ -276,7 +276,7 @@ def edited_json(path, **edits):
 
 @pytest.fixture(scope="module")
 def shelf(tmp_path_factory):
-    """A folder with a corpus and a model that are well, and with others that are not."""
+    """A folder with a good corpus, a good model, and bad ones."""
     shelf = tmp_path_factory.mktemp("shelf")
     (shelf / "corpus").mkdir()
     small_corpus(shelf / "corpus")
@@ -298,8 +298,8 @@ def shelf(tmp_path_factory):
     return shelf
 
 
-MODELS = [("absent", "absent/config.json is absent: give the folder"),
-          ("a.py", "a.py/config.json is absent: give the folder"),
+MODELS = [("absent", "absent/config.json is missing: give the folder"),
+          ("a.py", "a.py/config.json is missing: give the folder"),
           ("gpt2", "unsupported architecture GPT2LMHeadModel; supported: Llama"),
           ("truncated", "model.safetensors is truncated or damaged"),
           ("pointer", "model.safetensors is a Git-LFS pointer: fetch"),
@@ -311,7 +311,7 @@ MODELS = [("absent", "absent/config.json is absent: give the folder"),
 CORPORA = [("", "--corpus is missing: give a folder"),
            ("--corpus absent", "there is no absent: name a folder"),
            ("--corpus empty", r"no .py file under empty \(found 1 files: .txt\): name another"),
-           ("--corpus model/model.safetensors", "is no corpus: name a folder"),
+           ("--corpus model/model.safetensors", "is not a corpus: name a folder"),
            ("--corpus rows.jsonl", "rows.jsonl has no field code.* has body: name"),
            ("--corpus rows.jsonl --field text", "rows.jsonl has no field text"),
            ("--corpus latin.py", "latin.py is not UTF-8 text: convert")]
@@ -328,14 +328,14 @@ USES = ["replay --corpus corpus --out new", "finetune --corpus corpus --out new"
     ("replay --corpus corpus --out a.py", "cannot write to --out a.py"),
     ("replay --corpus corpus --out busy", "--out busy is not empty and was not written by this program"),
     ("replay --corpus corpus --out new --model model --context 250",
-     "--context is 250, and the model reads 256 tokens: give at most"),
+     "--context is 250, but the model reads 256 tokens: give at most"),
     ("replay --corpus corpus --out new --model model --context 232 --max-suggestion 8",
-     "give at most 231"),  # behind it Base-20 writes 20 tokens and the author 4
+     "give at most 231"),  # after it Base-20 writes 20 tokens and the author 4
     ("replay --corpus corpus --out new --context 5000", "the model reads 4096 tokens: give at"),
     ("replay --corpus corpus --out new --context 8", "--context is 8: give"),
     ("finetune --corpus corpus --out new", "--model is missing: give a folder"),
     ("finetune --corpus corpus --model model", "--out is missing: give a folder"),
-    ("finetune --corpus corpus --model model --out new", "--context is 1024, and the model reads "
+    ("finetune --corpus corpus --model model --out new", "--context is 1024, but the model reads "
                                                          "256 tokens: give at most 155"),
     ("finetune --corpus corpus --model model --out busy --context 64", "busy holds something else"),
     ("finetune --corpus corpus --model model --out model --context 64", "model holds something"),
@@ -346,15 +346,15 @@ USES = ["replay --corpus corpus --out new", "finetune --corpus corpus --out new"
     ("show empty", "cannot read empty .*: give"),
     ("show latin.py", "latin.py is not UTF-8 text: convert"),
     ("show a.py", "there is no small GPT in out: run python empower.py first"),
-    ("show long.py --model model", "long.py has .* tokens, .* to 255: show a part of it"),
+    ("show long.py --model model", "long.py has .* tokens, .* at most 255: show a part of it"),
     ("show nothing.py --model model", "nothing.py is empty: show another file"),
     ("show blank.py --model model", "blank.py has 1,000,000 characters: give at most 400,000"),
     ("suggest blank.py:1:9 --model model", "blank.py has 1,000,000 characters: give"),
-    ("show a.py --model model --at 9:1", "'9:1' is no place in a.py, which has 2 lines: give"),
-    ("show a.py --model model --at here", "'here' is no place in a.py"),
+    ("show a.py --model model --at 9:1", "'9:1' is not a place in a.py, which has 2 lines: give"),
+    ("show a.py --model model --at here", "'here' is not a place in a.py"),
     ("show a.py --model model --svg absent/a.svg", "cannot write absent/a.svg .*: name another"),
-    ("suggest", "PLACE; see --help"), ("suggest a.py --model model", "'a.py' is no place: give"),
-    ("suggest a.py:1 --model model", "'a.py:1' is no place: give FILE:LINE:COL"),
+    ("suggest", "PLACE; see --help"), ("suggest a.py --model model", "'a.py' is not a place: give"),
+    ("suggest a.py:1 --model model", "'a.py:1' is not a place: give FILE:LINE:COL"),
     ("suggest absent.py:1:1 --model model", "cannot read absent.py .*: give"),
     ("suggest a.py:1:99 --model model", "line 1 of a.py has 5 characters.* give 1 to 6"),
     ("suggest a.py:1:1 --out absent", "there is no small GPT in absent: run python empower.py"),
@@ -364,7 +364,7 @@ USES = ["replay --corpus corpus --out new", "finetune --corpus corpus --out new"
       for use in USES),
     ("retrain --corpus corpus", "unrecognized arguments: retrain .*; see --help"),
 ])
-def test_what_cannot_be_used_is_one_sentence_and_nothing_is_written(
+def test_bad_input_gets_one_sentence_and_writes_nothing(
         command, message, shelf, monkeypatch):
     monkeypatch.chdir(shelf)
     before = contents(shelf)

@@ -1,1 +1,1 @@
-"""The machinery below the method: skip it at first reading."""
+"""The machinery below the method: skip it on a first reading."""

@@ -1,13 +1,13 @@
-"""Finished work in a folder: made once, and again when its inputs or its code have changed.
+"""Keeps finished work in a folder: made once, and again when its inputs or its code change.
 
 Each stage is a folder OUT/stages/NAME-KEY. The key is a digest of the inputs and of the code that
 makes the stage: the syntax trees, without comments and docstrings, of the functions and files named
-by the caller and of all code of the project that these refer to. So an edit of the GPT, the game or
-the trainer in place changes the next run, and an edit of a comment does not.
+by the caller and of all project code that they refer to. So editing the GPT, the game or the
+trainer changes the next run, and editing a comment does not.
 
-A stage is written under a temporary name of its own process and then moved into place. When two
-runs make the same stage at the same time, the first to finish wins and the other takes what is
-there. After `kill -9` a stage is either whole or absent.
+A stage is written under a temporary name, unique to its process, and then moved into place. If two
+runs make the same stage at the same time, the first to finish wins and the other uses its result.
+After `kill -9` a stage is either complete or missing.
 """
 
 import contextlib
@@ -43,10 +43,10 @@ class Cache:
             remove_leftovers(folder)
 
     def data(self, name, inputs, make, code=()):
-        """The plain data that make() returns, or what an earlier run kept of it, as JSON.
+        """The plain data that make() returns, kept as JSON, or what an earlier run kept.
 
-        inputs: plain data that tells this stage from others. code: the functions, classes and
-        modules that make() runs through.
+        inputs: plain data that identifies this stage. code: the functions, classes and modules
+        that make() uses.
         """
         folder = self._folder(name, inputs, code)
         if not folder.exists():
@@ -57,7 +57,7 @@ class Cache:
             return json.loads((folder / "value.json").read_text(encoding="utf-8"))
 
     def model(self, name, inputs, make, code=()):
-        """The Checkpoint of the (model, its tokenizer's source) that make() returns, or a kept one.
+        """The Checkpoint of the (model, tokenizer source) that make() returns, or a kept one.
 
         The source is a data.Tokenizer, or a Checkpoint whose tokenizer files are copied.
         """
@@ -70,14 +70,14 @@ class Cache:
             return load_checkpoint(folder, self.device, name=folder.name)
 
     def _folder(self, name, inputs, code):
-        """The folder of a stage, whether it is there or not."""
+        """The folder of a stage, whether it exists or not."""
         folder = self.stages / f"{slug(name)}-{fingerprint([inputs, code_of(*code)])}"
         if folder.exists():
             print(f"  {name}: reused from {folder}")
         return folder
 
     def _keep(self, folder, name, inputs, begin, save):
-        """Writes a stage with save(a new folder), unless another run was faster."""
+        """Writes a stage with save(new folder), unless another run was faster."""
         new = temporary_name(folder)
         new.mkdir(parents=True)
         try:
@@ -86,7 +86,7 @@ class Cache:
             if not folder.exists():
                 os.rename(new, folder)
         except OSError:
-            if not folder.exists():  # otherwise another run has made the same stage meanwhile
+            if not folder.exists():  # otherwise another run has made it in the meantime
                 raise
         finally:
             shutil.rmtree(new, ignore_errors=True)
@@ -94,17 +94,17 @@ class Cache:
 
 
 def open_folder(out):
-    """Makes the folder of a run; refuses one that is not empty and was not written by a run."""
+    """Creates the folder of a run; refuses one that is not empty and was not written by a run."""
     mark = out / "version"
     try:
         out.mkdir(parents=True, exist_ok=True)
         if not mark.exists():
-            # The folder of another run within this one, and unfinished files, are ours.
+            # Unfinished files, and folders of other runs inside this one, are ours.
             foreign = [path for path in out.iterdir()
                        if path.suffix != ".tmp" and not (path / "version").exists()]
             if foreign and not mark.exists():
                 raise UserError(f"--out {out} is not empty and was not written by this program (it "
-                                f"holds {foreign[0].name}): choose a new or an empty folder")
+                                f"holds {foreign[0].name}): choose a new or empty folder")
             write_text(mark, f"{VERSION}\n")
         found = mark.read_text().strip()
     except UnicodeError:
@@ -113,29 +113,29 @@ def open_folder(out):
         raise UserError(f"cannot write to --out {out} ({error.strerror}): choose another folder") \
             from None
     if found != str(VERSION):
-        raise UserError(f"{out} was written by version {found} of this program and this is version "
-                        f"{VERSION}: choose another --out, or remove that folder")
+        raise UserError(f"{out} was written by version {found} of this program, but this is "
+                        f"version {VERSION}: choose another --out or remove that folder")
 
 
 @contextlib.contextmanager
 def reading(path):
-    """Turns an error while a finished stage is read into one sentence with the remedy."""
+    """Turns an error in reading a finished stage into one sentence that says how to fix it."""
     try:
         yield
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise UserError(f"{path} cannot be read ({error}): remove it and run again; only this "
-                        "stage is made again") from None
+                        "stage is remade") from None
 
 
 def json_rows(value):
-    """Plain data as JSON; a list has one element per line, so that it can be read and searched."""
+    """Plain data as JSON; a list has one element per line, for easy reading and searching."""
     if not isinstance(value, list):
         return json.dumps(value, indent=2) + "\n"
     return "[\n" + ",\n".join(map(json.dumps, value)) + "\n]\n"
 
 
 def plain_fields(player):
-    """The fields of a dataclass as inputs of a stage: models and functions by their names."""
+    """The fields of a dataclass as inputs of a stage: models and functions by name."""
     def plain(value):
         if hasattr(value, "func"):  # functools.partial
             return [value.func.__name__, value.keywords]
@@ -154,7 +154,7 @@ def slug(name):
 
 
 class Checkpoint(NamedTuple):
-    """A language model with its tokenizer, and the folder that both were read from."""
+    """A language model, its tokenizer, and the folder that both were read from."""
 
     model: GPT
     encoding: data.Tokenizer
@@ -162,20 +162,20 @@ class Checkpoint(NamedTuple):
 
     @property
     def name(self):
-        """What tells it from other checkpoints."""
+        """Identifies the checkpoint."""
         return self.model.name
 
 
 def load_checkpoint(folder, device, dtype=None, name=None):
-    """The Checkpoint in a folder, ours or of a published family; in its file's dtype if None.
+    """The Checkpoint in a folder, ours or of a published family.
 
-    name: None for one from the files' sizes and times. FileNotFoundError or ValueError says in one
-    sentence what cannot be used.
+    dtype: None for the file's own. name: None for one derived from the files' sizes and times.
+    FileNotFoundError or ValueError says in one sentence what cannot be used.
     """
     folder = Path(folder)
     model = GPT.from_pretrained(folder, device, dtype).eval()
     encoding = data.load_tokenizer(folder)
-    model.writable = encoding.size  # published models have more rows than their tokenizers tokens
+    model.writable = encoding.size  # the head of a published model has more rows than tokens
     files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns)
              for path in sorted([*folder.glob("*.safetensors"), folder / "config.json",
                                  *tokenizer_files(folder)])]
@@ -195,7 +195,7 @@ def save_checkpoint(model, tokenizer, folder):
 
 
 class Progress:
-    """The state of an interrupted training in one file, saved again after so many seconds."""
+    """The state of an unfinished training in one file, saved every so many seconds."""
 
     def __init__(self, path, seconds):
         self.path, self.seconds, self.saved = Path(path), seconds, time.time()
@@ -211,11 +211,11 @@ class Progress:
             return state["losses"]
         except (OSError, RuntimeError, ValueError, KeyError, EOFError,
                 pickle.UnpicklingError) as error:
-            raise UserError(f"{self.path} cannot be read ({error}): remove it, and training starts "
+            raise UserError(f"{self.path} cannot be read ({error}): remove it to start training "
                             "from the beginning") from None
 
     def save(self, losses, *parts):
-        """Saves the state if it is time to, all of it or nothing."""
+        """Saves the state if it is time to, all or nothing."""
         if time.time() - self.saved > self.seconds:
             temporary = temporary_name(self.path)
             torch.save({"losses": losses, "parts": [part.state_dict() for part in parts]},

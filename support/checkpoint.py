@@ -1,9 +1,9 @@
-"""The files of a published checkpoint: config.json, weights in safetensors, tokenizer.
+"""Reads the files of a published checkpoint: config.json, weights in safetensors, tokenizer.
 
-Of the families Llama 3 (SmolLM2 is one), Mistral, Qwen2 and Qwen3, and without the libraries that
-wrote them. What is not known to be equal is refused in one sentence: a wrong angle or a wrong merge
-does not fail, it writes fluent nonsense. Letters as in model.py. This file knows nothing of the
-network.
+Covers the families Llama 3 (including SmolLM2), Mistral, Qwen2 and Qwen3, without the libraries
+that wrote them. Anything not known to be equal is refused in one sentence: a wrong angle or a wrong
+merge does not fail, it writes fluent nonsense. Letters as in model.py. This file knows nothing
+about the network.
 """
 
 import base64
@@ -24,10 +24,10 @@ LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_positio
 
 
 def read_config(directory):
-    """{field: value} of the model.GPTConfig of a checkpoint; FileNotFoundError or ValueError."""
+    """{field: value} for a checkpoint's model.GPTConfig; FileNotFoundError or ValueError."""
     path = Path(directory, "config.json")
     if not path.exists():
-        raise FileNotFoundError(f"{path} is absent: give the folder of a downloaded checkpoint, "
+        raise FileNotFoundError(f"{path} is missing: give the folder of a downloaded checkpoint, "
                                 "names are not looked up")
     raw = read_json(path)
     try:
@@ -37,7 +37,7 @@ def read_config(directory):
 
 
 def parse_config(raw):
-    """The fields of a model.GPTConfig from config.json; ValueError where our network would differ.
+    """The fields of a model.GPTConfig from config.json; ValueError if our network would differ.
 
     Anything not known to be the same is refused: wrong angles write fluent nonsense.
     """
@@ -52,10 +52,10 @@ def parse_config(raw):
     activation, part = raw.get("hidden_act", "silu"), numbers.get("partial_rotary_factor") or 1
     [architecture, *_] = raw.get("architectures") or [None]
     for refused, why in [
-            (architecture is None, "no architectures are named: take the publisher's own file"),
+            (architecture is None, "no architectures are named: use the publisher's own file"),
             (architecture not in ARCHITECTURES, f"unsupported architecture {architecture}; "
              f"supported: {', '.join(ARCHITECTURES)}"),
-            (raw.get("quantization_config"), "quantized weights; take those before quantization"),
+            (raw.get("quantization_config"), "quantized weights; use the unquantized ones"),
             (activation != "silu", f"unsupported hidden_act {activation}; supported: silu"),
             (kind not in ("default", "llama3"),
              f"unsupported RoPE scaling {kind}; supported: default, llama3"),
@@ -65,7 +65,7 @@ def parse_config(raw):
             raise ValueError(why)
     llama, mistral, _, qwen3 = (architecture == name for name in ARCHITECTURES)
     heads, context = raw["num_attention_heads"], raw["max_position_embeddings"]
-    # Within its sliding window attention is full attention: so the window bounds the context.
+    # Within its sliding window, attention is full attention, so the window bounds the context.
     if mistral or not llama and (raw.get("use_sliding_window")
                                  or "sliding_attention" in (raw.get("layer_types") or [])):
         context = min(context, raw.get("sliding_window", 4096) or context)
@@ -86,14 +86,14 @@ def parse_config(raw):
 # ------------------------------------------------------------------- weights
 
 def weight_files(directory):
-    """The files of a checkpoint's weights. Others may lie beside them, in another layout."""
+    """The files of a checkpoint's weights. There may be others next to them, in another layout."""
     single = Path(directory, "model.safetensors")
     index = Path(directory, "model.safetensors.index.json")
     if single.exists():
         return [single]
     if not index.exists():
         raise FileNotFoundError(f"{directory} has neither {single.name} nor {index.name}: "
-                                "pytorch_model.bin, GGUF and consolidated.* are not read")
+                                "pytorch_model.bin, GGUF and consolidated.* are not supported")
     try:
         names = sorted(set(read_json(index)["weight_map"].values()))
         paths = [Path(directory, name) for name in names]
@@ -101,14 +101,14 @@ def weight_files(directory):
         raise ValueError(f"{index} is damaged: its weight_map cannot be read") from None
     for path in paths:
         if not path.exists():
-            raise FileNotFoundError(f"{path} is absent and {index.name} lists it: fetch it")
+            raise FileNotFoundError(f"{path} is missing but {index.name} lists it: fetch it")
     return paths
 
 
 # ------------------------------------------------------------------- tokenizers
 
-END_OF_TEXT = "<|endoftext|>"  # what most families call it, and we
-# How a text is cut into the pieces within which byte pairs are merged, where no file says it.
+END_OF_TEXT = "<|endoftext|>"  # most families' name for it, and ours
+# How a text is cut into the pieces within which byte pairs are merged, if no file says so.
 _GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 # SmolLM2 cuts at every digit first, so white space before a digit is not split as before a word.
 _SMOLLM2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+"
@@ -122,21 +122,21 @@ _LLAMA3_SPECIAL = [
 
 
 class Unsupported(ValueError):
-    """What a tokenizer has that tiktoken cannot do, or does in another way."""
+    """A feature of a tokenizer that tiktoken lacks or handles differently."""
 
 
 def read_tokenizer(directory):
-    """What a `data.Tokenizer` is made of: (pattern, ranks, special, stops, bos) of a checkpoint.
+    """The arguments of a checkpoint's `data.Tokenizer`: (pattern, ranks, special, stops, bos).
 
     Reads tokenizer.json, else vocab.json and merges.txt, else Llama 3's own tokenizer.model.
-    FileNotFoundError where there is none, ValueError where it is damaged or of another kind.
+    FileNotFoundError if there is none, ValueError if it is damaged or not supported.
     """
     directory = Path(directory)
     names = "tokenizer.json", "vocab.json", "tokenizer.model", "original/tokenizer.model"
     path = next((directory / name for name in names if (directory / name).exists()), None)
     if path is None:
         raise FileNotFoundError(f"{directory} has none of {', '.join(names)}: copy the tokenizer's "
-                                "files from where the weights are from")
+                                "files from where the weights came from")
     content = read_bytes(path) if path.suffix == ".model" else read_json(path)
     merges = read_text(directory / "merges.txt") if path.name == "vocab.json" else ""
     config, generation, more = (read_json(directory / f"{name}.json") for name in (
@@ -150,14 +150,14 @@ def read_tokenizer(directory):
         return pattern, ranks, special, _stops(special, config, generation), bos
     except Unsupported as error:
         raise ValueError(f"{path} {error}, which is not supported: choose a model with a "
-                         "tokenizer like that of Llama 3, Qwen 2 or 3 or SmolLM2") from None
+                         "tokenizer like that of Llama 3, Qwen2, Qwen3 or SmolLM2") from None
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
-        raise ValueError(f"{path} is damaged or does not belong to config.json ({error!r}): copy "
-                         "both anew") from None
+        raise ValueError(f"{path} is damaged or does not match config.json ({error!r}): copy "
+                         "both again") from None
 
 
 def tokenizer_files(directory):
-    """The paths in a checkpoint that a fine-tuned one copies: its tokenizer, how it generates."""
+    """The files that a fine-tuned checkpoint copies: the tokenizer and the generation settings."""
     names = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt",
              "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
              "generation_config.json", "chat_template.jinja", "original/tokenizer.model")
@@ -181,7 +181,7 @@ def _from_json(content):
 
 
 def _pattern(pre_tokenizer):
-    """The regex of a pre_tokenizer: one that is in the file, GPT-2's or SmolLM2's."""
+    """The regex of a pre_tokenizer: the one in the file, GPT-2's or SmolLM2's."""
     steps = (pre_tokenizer or {"pretokenizers": []}).get("pretokenizers", [pre_tokenizer])
     types, first = [step["type"] for step in steps], steps[0] if steps else {}
     if types[-1:] == ["ByteLevel"] and not steps[-1]["add_prefix_space"]:
@@ -193,7 +193,7 @@ def _pattern(pre_tokenizer):
         if form == ("Split", "ByteLevel", False) and "Regex" in first["pattern"] and (
                 first["behavior"], first["invert"]) == ("Isolated", False):
             return first["pattern"]["Regex"]
-    raise Unsupported(f"has another pre_tokenizer ({' + '.join(types) or 'null'})")
+    raise Unsupported(f"has an unknown pre_tokenizer ({' + '.join(types) or 'null'})")
 
 
 def _bos(post_processor):
@@ -208,11 +208,11 @@ def _bos(post_processor):
 
 
 def _byte_pairs(vocab, merges, added, ignore_merges=False):
-    """(ranks, special) of a vocabulary; Unsupported where its ids do not rank the merges.
+    """(ranks, special) of a vocabulary; Unsupported if its ids do not rank the merges.
 
-    tiktoken merges the neighbours whose union has the lowest id and takes a whole piece that is a
-    token as it is; the format has a list of merges. They agree if the ids rise along the list, and
-    each token is made by a merge or `ignore_merges` takes whole pieces too.
+    tiktoken merges the neighbours whose union has the lowest id, unless the whole piece is a token;
+    the format has a list of merges. They agree if the ids rise along the list, and each token is
+    made by a merge or `ignore_merges` keeps whole pieces too.
     """
     special, vocab, made = _special_tokens(added), dict(vocab), [-1]
     for content, i in special.items():
@@ -221,26 +221,26 @@ def _byte_pairs(vocab, merges, added, ignore_merges=False):
     for pair in merges:  # "a b" in older files, ["a", "b"] in newer ones
         made.append(vocab["".join(pair).replace(" ", "")])
         if made[-1] < made[-2]:
-            raise Unsupported(f"has ids in another order than its merges, as at {pair!r}")
+            raise Unsupported(f"has ids in a different order from its merges, e.g. {pair!r}")
     whole = {i: text for text, i in vocab.items() if len(text) > 1 and not ignore_merges}
     for i in whole.keys() - set(made):
-        raise Unsupported(f"has tokens that no merge makes, as {whole[i]!r}")
+        raise Unsupported(f"has tokens that no merge makes, e.g. {whole[i]!r}")
     byte_of = {letter: byte for byte, letter in byte_letters().items()}
     return {bytes(map(byte_of.__getitem__, text)): i for text, i in vocab.items()}, special
 
 
 def _special_tokens(added):
-    """{content: id} of added tokens, those that are not marked as special too.
+    """{content: id} of all added tokens, even those not marked as special.
 
-    Unsupported where tiktoken would find them elsewhere in a text: it takes the first that fits,
-    not the longest, and leaves the white space around it alone.
+    Unsupported if tiktoken would find them elsewhere in a text: it takes the first that fits, not
+    the longest, and leaves the white space around it alone.
     """
     for token in added:
         if not token["content"].strip() or any(
                 token.get(flag) for flag in ("lstrip", "rstrip", "single_word")):
-            raise Unsupported(f"has the added token {token['content']!r} with or of white space")
+            raise Unsupported(f"has the white-space-sensitive added token {token['content']!r}")
     special = {token["content"]: token["id"] for token in added}
-    ordered = sorted(special)  # a beginning stands right before what it begins
+    ordered = sorted(special)  # a string sorts right before those it begins
     for first, second in zip(ordered, ordered[1:]):
         if second.startswith(first):
             raise Unsupported(f"has the added token {first!r} that begins {second!r}")
@@ -248,10 +248,10 @@ def _special_tokens(added):
 
 
 def _from_files(vocab, merges, tokenizer_config, config):
-    """What `_from_json` returns, of vocab.json and the files beside it: Qwen has such."""
+    """The same as `_from_json`, from vocab.json and the files next to it, which Qwen has."""
     if config.get("model_type") not in ("qwen2", "qwen3"):
-        raise Unsupported(f"of model_type {config.get('model_type')} is without tokenizer.json")
-    lines = merges.split("\n")  # other lines than the first may begin with # too: "# #"
+        raise Unsupported(f"of model_type {config.get('model_type')} has no tokenizer.json")
+    lines = merges.split("\n")  # lines after the first may begin with # too: "# #"
     lines = lines[lines[0].startswith("#version"):]
     added = [{**token, "id": int(i)}
              for i, token in tokenizer_config.get("added_tokens_decoder", {}).items()]
@@ -259,7 +259,7 @@ def _from_files(vocab, merges, tokenizer_config, config):
 
 
 def _from_ranks(content):
-    """What `_from_json` returns, of Llama 3's own file, whose lines are: token in base64, rank."""
+    """The same as `_from_json`, from Llama 3's own file, whose lines are: token in base64, rank."""
     if not re.match(rb"[\w+/]+=* \d+\s", content):
         raise Unsupported("is a SentencePiece tokenizer")
     rows = map(bytes.split, content.splitlines())
@@ -280,9 +280,9 @@ def _check_ids(ranks, special, config):
 
 
 def _stops(special, config, generation):
-    """The ids that end a text, the one that config.json names first.
+    """The ids that end a text, starting with the one that config.json names.
 
-    Example: [151643, 151645] for generation and 151645 in config.json are [151645, 151643]. Where
+    Example: [151643, 151645] for generation and 151645 in config.json give [151645, 151643]. If
     neither names any, it is the end of text.
     """
     named = [file["eos_token_id"] for file in (generation, config)
@@ -295,7 +295,7 @@ def _stops(special, config, generation):
 
 
 def byte_letters():
-    """The letter that stands for each byte in a tokenizer.json (the table that GPT-2 began)."""
+    """The letter that stands for each byte in a tokenizer.json (GPT-2's table)."""
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     rest = [byte for byte in range(256) if byte not in plain]
     return {byte: chr(byte) for byte in plain} | {b: chr(256 + n) for n, b in enumerate(rest)}

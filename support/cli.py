@@ -20,7 +20,7 @@ class UserError(ValueError):
 
 
 def checked(work, *arguments):
-    """work(*arguments) on what a person handed over; an error in it becomes a UserError."""
+    """Calls work(*arguments) on user input; an error in it becomes a UserError."""
     try:
         return work(*arguments)
     except UserError:
@@ -33,7 +33,7 @@ def checked(work, *arguments):
 
 
 def flag(default, help, least=None, most=None, positional=False, alias=None):
-    """A field of a dataclass of settings, and the flag of the command line that sets it.
+    """A field of a settings dataclass, and the command-line flag that sets it.
 
     help: what it means, with its unit. With `most`, the range is (least, most]; without it,
     value >= least. alias: an older spelling that still works.
@@ -43,7 +43,7 @@ def flag(default, help, least=None, most=None, positional=False, alias=None):
 
 
 def check_ranges(cfg):
-    """Raises a UserError if a number in a dataclass of settings is out of its range."""
+    """Raises a UserError if a number in a settings dataclass is out of range."""
     for field in dataclasses.fields(cfg):
         value, name = getattr(cfg, field.name), spelled(field)
         least, most = field.metadata["least"], field.metadata["most"]
@@ -56,7 +56,7 @@ def check_ranges(cfg):
 
 
 def spelled(field):
-    """The flag of a field. Example: the field sft_lr is --sft-lr."""
+    """The flag of a field. Example: the field sft_lr becomes --sft-lr."""
     return f"--{field.name.replace('_', '-')}"
 
 
@@ -134,10 +134,10 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse(argv, config, command, others):
-    """(function, its settings) of a command line.
+    """(function, its settings) for a command line.
 
-    config, command: of the command without a name. others: names of more commands, each in
-    realcode/NAME.py with its `Config` and a function NAME; the file is imported when asked for.
+    config, command: for the command without a name. others: names of other commands, each in
+    realcode/NAME.py with a `Config` and a function NAME; the file is imported only when asked for.
     """
     argv, name = list(sys.argv[1:] if argv is None else argv), ""
     description, epilog = command.__doc__, ("Other commands, each with its own --help: "
@@ -154,7 +154,7 @@ def parse(argv, config, command, others):
 
 
 def add_flag(parser, field):
-    """Adds the flag of one field to a parser; what is not given keeps the default of the field."""
+    """Adds the flag of one field to a parser; if it is not given, the field keeps its default."""
     text = field.metadata["help"]
     if field.default not in (None, "", False):
         text += f" (default: {field.default})"
@@ -169,7 +169,7 @@ def add_flag(parser, field):
 
 @contextlib.contextmanager
 def plain_errors(program):
-    """Ends the process without a traceback: status 2 after a user's error, 130 after Ctrl-C."""
+    """Ends the process without a traceback: status 2 after a user error, 130 after Ctrl-C."""
     def stop(status, sentence):
         print(f"{program}: {sentence}", file=sys.stderr)
         sys.exit(status)
@@ -183,12 +183,12 @@ def plain_errors(program):
         stop(2, error)
     except torch.OutOfMemoryError as error:
         stop(2, f"out of memory ({str(error).splitlines()[0]}): choose smaller sizes, or "
-                "--context, --micro-batch and --recompute if the command has them")
+                "use --context, --micro-batch and --recompute if the command has them")
     except BrokenPipeError:  # whoever read the output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
-        stop(2, f"{error}; finished stages are kept, run again once that is fixed")
+        stop(2, f"{error}; finished stages are kept, run again once this is fixed")
     except KeyboardInterrupt:
         print(file=sys.stderr)
         stop(130, "interrupted; finished stages are kept, run again to go on")

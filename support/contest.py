@@ -1,19 +1,19 @@
 """A generated programming contest: problems, their tests, and programs in several authors' styles.
 
-A problem of the contest is a composition of four independent parts, and its statement names each:
+A problem in the contest is a composition of four independent parts, all named in its statement:
 
     # Read n, then n integers on one line.                      <- shape
     # Keep the even ones, square each, and print the sum.       <- select, change, reduce
 
 A reference program is that composition in some author's style (names, loop or comprehension,
-input() or sys.stdin, script or function), so that boilerplate is predictable and decisions are not:
+input() or sys.stdin, script or function), so boilerplate is predictable and decisions are not:
 
     n = int(input())
     a = list(map(int, input().split()))
     b = [x * x for x in a if x % 2 == 0]
     print(sum(b))
 
-This file knows nothing of tokens and models.
+This file knows nothing about tokens or models.
 """
 
 import dataclasses
@@ -26,10 +26,10 @@ from typing import Callable, NamedTuple
 
 
 class Part(NamedTuple):
-    """One choice in a composition: how the statement says it, how a program says it, what it means.
+    """One choice in a composition: its wording in the statement, its code, and what it means.
 
-    `meaning` is written apart from `code`, so that the expected output of a test never comes from
-    the programs that it judges.
+    `meaning` is written independently of `code`, so the expected output of a test never comes from
+    the programs it judges.
     """
 
     phrase: str
@@ -44,9 +44,9 @@ class Domain(NamedTuple):
     stop: str       # the line that ends an input without a count
     select: tuple   # which elements are kept: element -> bool
     change: tuple   # what is done to each: element -> element
-    reduce: tuple   # what is printed of them: list -> a value, or a list to print in one line
+    reduce: tuple   # what is printed: list -> a value, or a list to print on one line
     draw: Callable  # one random element
-    text: bool = False  # an element is a word, else an integer
+    text: bool = False  # the elements are words, else integers
 
 
 def _draw_word(rng):
@@ -57,7 +57,7 @@ def _draw_word(rng):
     return word + word[-2::-1] if rng.random() < 0.2 else word
 
 
-# {x} stands for one element, {b} for the list of those that were kept and changed.
+# {x} stands for one element, {b} for the list of elements that were kept and changed.
 INTEGERS = Domain(
     "integers", "0",
     select=(
@@ -151,7 +151,7 @@ SHAPES = {  # how the input comes: the statement's first line
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """A composition, its statement (comment lines), its tests ((stdin, expected stdout), ...)."""
+    """A composition, its statement (comments), and its tests ((stdin, expected stdout), ...)."""
 
     parts: tuple  # (domain, shape, select, change, reduce): indices into the tables above
     statement: str
@@ -174,7 +174,7 @@ def swaps(parts):
 
 
 def answer(parts, elements):
-    """The line that a right program prints for one list: the parts' meanings, applied in turn.
+    """The line that a correct program prints for one list: the parts' meanings, applied in turn.
 
     Example: keep the even ones, square each, print the sum: [3, 2, -4] -> "20".
     """
@@ -188,7 +188,7 @@ def answer(parts, elements):
 def _bank(d):
     """The lists that tests are chosen from: the same 60 of 5 to 9 elements in every contest.
 
-    Each repeats some of its elements, and has a negative one where they are numbers.
+    Each repeats some of its elements, and has a negative one if they are numbers.
     """
     rng, lists = random.Random(d), []
     while len(lists) < 60:
@@ -213,16 +213,16 @@ def _wrong_answers(meaning):
 
 
 def ambiguous(parts):
-    """True where another wording means the same: the absolute value of the negative is the negated.
+    """True if another wording means the same: negating negative ones gives their absolute values.
 
-    Such compositions are left out of the contest, so that every wrong part is a wrong program.
+    These compositions are left out of the contest, so every wrong part makes a wrong program.
     """
     meaning = parts[:1] + parts[2:]
     return _bank_answers(meaning) in _wrong_answers(meaning)
 
 
 def _telling_lists(parts):
-    """Lists on which every swap of a part answers otherwise, most telling first (greedy cover)."""
+    """Lists that expose every swap of a part, most telling first (greedy cover)."""
     assert not ambiguous(parts), parts
     meaning = parts[:1] + parts[2:]
     mine, others = _bank_answers(meaning), _wrong_answers(meaning)
@@ -250,8 +250,8 @@ def _stdin(parts, lists):
 def make_problem(parts):
     """The problem of a composition: the same statement and the same tests every time.
 
-    The tests: lists that tell it from every swap of one part (negative numbers and repeats among
-    them), one list of a single element, and one from which nothing is kept.
+    The tests: lists that expose every swap of one part (negative numbers and repeats among them),
+    a list of a single element, and a list from which nothing is kept.
     """
     domain = DOMAINS[parts[0]]
     _, shape, select, change, reduce = parts
@@ -269,7 +269,7 @@ def make_problem(parts):
 
 
 class Contest(NamedTuple):
-    """Three lists of problems without a composition in common."""
+    """Three lists of problems with no composition in common."""
 
     train: list     # the language model and every assistant learn from these
     dev: list       # constants are chosen on these
@@ -281,10 +281,10 @@ def make_contest(rng, n_train, n_dev, n_held_out):
     usable = [parts for parts in compositions() if not ambiguous(parts)]
     if n_train + n_dev + n_held_out > len(usable):
         raise ValueError(f"the contest has {len(usable)} problems, fewer than the "
-                         f"{n_train} + {n_dev} + {n_held_out} that were asked for: lower "
+                         f"{n_train} + {n_dev} + {n_held_out} asked for: lower "
                          "--train-problems")
     rng.shuffle(usable)
-    # From both ends: how many are held out does not change what is learned.
+    # From both ends: the number held out does not change what is learned.
     splits = usable[:n_train], usable[n_train:n_train + n_dev], usable[-n_held_out:]
     return Contest(*([make_problem(parts) for parts in split] for split in splits))
 
@@ -302,7 +302,7 @@ class Style(NamedTuple):
     loop: bool       # b is built in a loop, else by a comprehension
     use_map: bool    # list(map(int, ...)), else [int(s) for s in ...]
     use_sys: bool    # sys.stdin.readline(), else input()
-    function: bool   # the program is a function and a call of it, else a script
+    function: bool   # the program is a function and a call to it, else a script
 
 
 # The names that an author gives to the list, an element, the result and her function.

@@ -1,7 +1,7 @@
 """Reading and writing whole files: text, JSON, and tensors in the safetensors format.
 
 A file is written under a temporary name and then moved into place, so a reader finds all of it or
-nothing. Reading never runs code. This file imports nothing of the project.
+nothing. Reading never runs code. This file imports nothing from the project.
 """
 
 import json
@@ -47,7 +47,7 @@ def temporary_name(path):
 
 
 def remove_leftovers(folder):
-    """Removes what dead processes of this machine have left unfinished right in a folder."""
+    """Removes unfinished files that dead processes of this machine left directly in a folder."""
     for path in folder.glob(f"*.{socket.gethostname()}.*.tmp"):
         try:
             os.kill(int(path.name.split(".")[-2]), 0)
@@ -59,7 +59,7 @@ def remove_leftovers(folder):
 
 
 def write_text(path, text):
-    """Writes a text file, all of it or nothing."""
+    """Writes a text file, all or nothing."""
     temporary = temporary_name(path)
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
@@ -87,7 +87,7 @@ def write_safetensors(path, tensors):
 def read_safetensors(path):
     """{name: tensor}, mapped from the file and not copied. ValueError says what is damaged.
 
-    What is written into such a tensor goes to memory, never to the file.
+    Writing to one of these tensors changes memory, never the file.
     """
     size = os.path.getsize(path)
     with open(path, "rb") as file:
@@ -96,7 +96,7 @@ def read_safetensors(path):
         if length > min(size - 8, 100_000_000):
             what = ("a Git-LFS pointer" if start == b"version " else
                     "an HTML page" if start.lstrip().startswith(b"<") else
-                    f"truncated or no safetensors file ({size} bytes, header of {length})")
+                    f"truncated or not a safetensors file ({size} bytes, header of {length})")
             raise ValueError(f"{path} is {what}: fetch the file itself again")
         text = file.read(length)
     try:
@@ -109,12 +109,12 @@ def read_safetensors(path):
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ValueError(f"{path} is damaged: its header cannot be read") from None
     if expected != size:
-        raise ValueError(f"{path} is truncated or damaged: {size} bytes in place of {expected}")
+        raise ValueError(f"{path} is truncated or damaged: {size} bytes instead of {expected}")
     data = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)[8 + length:]
     tensors = {}
     for (name, dtype, shape, begin, end), count in zip(entries, sizes):
         if dtype not in DTYPES:
-            raise ValueError(f"{path}: {name} is stored as {dtype}; read are {', '.join(DTYPES)}")
+            raise ValueError(f"{path}: {name} is stored as {dtype}; supported: {', '.join(DTYPES)}")
         if not 0 <= begin <= end == begin + count * DTYPES[dtype].itemsize:
             raise ValueError(f"{path} is damaged: {name} {shape} {dtype} has {end - begin} bytes")
         raw = data[begin:end]

@@ -1,18 +1,18 @@
-"""The judge: runs a program that nobody has checked on the tests of its problem.
+"""The judge: runs an unchecked program on the tests of its problem.
 
     python support/judge.py --self-check     tries it on a dozen kinds of program
 
-What each test limits: wall time; memory of each process; the size of stdout, of stderr and of each
-file written; open files. What it does not limit: the number of processes or of files, so the sum of
-their memory and the disk used within the time. When a run ends, every process it started is
-killed and its folder is emptied. Handled: endless loops, waits and output, closed pipes, signals to
-the parent or its group, every way to exit, children left running. macOS does not enforce the limit
-on memory, and a child that calls setsid lives on until its limit of CPU time. Windows is not
-supported. This is NOT a security sandbox: a program can read your files, use the network, and kill
-your processes. Where that matters, use a container.
+Each test limits wall time; memory per process; the size of stdout, stderr and each file written;
+and open files. It does not limit the number of processes or files, and so neither their total
+memory nor the disk used within the time. When a run ends, every process it started is killed and
+its folder is emptied. Handled: endless loops, waits and output, closed pipes, signals to the parent
+or its group, every way to exit, children left running. macOS does not enforce the memory limit, and
+there a child that calls setsid lives on until its CPU time limit. Windows is not supported. This is
+NOT a security sandbox: a program can read your files, use the network, and kill your processes. If
+that matters, use a container.
 
 `exec` in this process would share its stdin, signals and memory with the program, so each run is
-a process of its own, with a file as stdin and pipes as stdout and stderr. Starting Python takes
+a separate process, with a file as stdin and pipes as stdout and stderr. Starting Python takes
 longer than most of these programs run, so each worker starts one helper (bare Python, no
 threads), which forks twice for each run:
 
@@ -21,8 +21,8 @@ threads), which forks twice for each run:
                               cleans up after  does to its parent
 
 On Linux the helper adopts the orphans of a run (it is a child subreaper). It has no other
-children, so it may kill all that it finds, and nothing looks at the children of this process.
-This file imports nothing of the project.
+children, so it may kill all it finds, and nothing looks at the children of this process.
+This file imports nothing from the project.
 """
 
 import argparse
@@ -43,7 +43,7 @@ from tqdm import tqdm
 
 MB = 2**20
 HELPER = Path(__file__).with_name("judge_helper.py")
-GRACE = 60  # seconds past the time limit after which a helper that says nothing is a fault
+GRACE = 60  # seconds past the time limit after which a silent helper is a fault
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Verdict:
 
 
 def _temporary_folder():
-    # Both sides remove it: the helper when this process was killed, this one otherwise.
+    # Both sides remove it: the helper if this process was killed, this process otherwise.
     return tempfile.TemporaryDirectory(prefix="judge-", ignore_cleanup_errors=True)
 
 
@@ -101,7 +101,7 @@ def _helper():
 
 
 def _lines(text):
-    """What counts of an output: its lines without trailing space, without blank lines at the end.
+    """The part of an output that counts: lines without trailing space or blank lines at the end.
 
     >>> _lines("1 2 \\r\\n3\\n\\n") == _lines("1 2\\n3")
     True
@@ -145,8 +145,8 @@ def _judge(ask, program, tests, limits):
 def judge(program: str, tests, time_limit=2.0, memory_limit=512 * MB, output_limit=MB) -> Verdict:
     """Judge one program on (stdin, expected stdout) pairs, up to the first that fails.
 
-    Limits: seconds of wall time a test, bytes of memory a process, bytes of stdout, of stderr and
-    of any file.
+    Limits: seconds of wall time per test, bytes of memory per process, bytes of stdout, of stderr
+    and of any file.
 
     >>> judge("while True: pass", (("", ""),), time_limit=0.5)
     Verdict(outcome='time limit', test=0, detail='still running after 0.5 s')
@@ -161,8 +161,8 @@ def judge_all(jobs, workers=None, time_limit=2.0, memory_limit=512 * MB, output_
     >>> [v.outcome for v in judge_all([("print(1)", (("", "1"),)), ("1/0", (("", "1"),))])]
     ['passed', 'runtime error']
 
-    workers: programs at a time, by default one per core. label: of the bar; None shows no bar.
-    A fault of the judge raises; it is never a verdict.
+    workers: programs at a time, by default one per core. label: for the bar; None shows no bar.
+    A fault of the judge raises an error; it is never a verdict.
     """
     if not hasattr(os, "fork"):
         raise RuntimeError("The judge needs Linux or macOS; on Windows, run it under WSL.")
@@ -184,7 +184,7 @@ def judge_all(jobs, workers=None, time_limit=2.0, memory_limit=512 * MB, output_
     with ThreadPoolExecutor(workers) as pool, ExitStack() as stack:
         for _ in range(workers):
             idle.put(stack.enter_context(_helper()))
-        stack.callback(pool.shutdown, wait=False, cancel_futures=True)  # on Ctrl-C: first this
+        stack.callback(pool.shutdown, wait=False, cancel_futures=True)  # on Ctrl-C, do this first
         bar = tqdm(pool.map(one, distinct), total=len(distinct), desc=label, leave=False,
                    disable=None if label else True)
         verdicts = dict(zip(distinct, bar))
@@ -201,37 +201,37 @@ def judge_episodes(episodes, problems, decode):
 
 
 def check_judge():
-    """Raise unless a right program passes and a wrong one fails: call before trusting Pass@1."""
+    """Raise unless a correct program passes and a wrong one fails: call before trusting Pass@1."""
     tests = (("2 3\n", "5\n"),)
     right, wrong = (judge(f"a, b = map(int, input().split())\nprint(a {sign} b)", tests)
                     for sign in "+-")
     if not right.passed or wrong.outcome != "wrong answer":
-        raise RuntimeError("Pass@1 would mean nothing: the judge calls a right program "
+        raise RuntimeError("Pass@1 would mean nothing: the judge calls a correct program "
                            f"'{right.outcome}' and a wrong one '{wrong.outcome}'.")
 
 
-KINDS = [  # (kind, program, stdin, expected stdout, the right outcomes): tried by self_check
-    ("a right answer", "print(sum(map(int, input().split())))", "2 3\n", "5\n", "passed"),
+KINDS = [  # (kind, program, stdin, expected stdout, the right outcome): tried by self_check
+    ("a correct answer", "print(sum(map(int, input().split())))", "2 3\n", "5\n", "passed"),
     ("a wrong answer", "print(6)", "2 3\n", "5\n", "wrong answer"),
-    ("a loop without end", "while True: pass", "", "", "time limit"),
+    ("an endless loop", "while True: pass", "", "", "time limit"),
     ("a loop that catches everything", "while True:\n try:\n  while True: pass\n"
      " except BaseException: pass", "", "", "time limit"),
     ("a big list", "a = [0] * 10**9", "", "", "memory limit"),
-    ("output without end", "while True: print('x' * 999)", "", "", "output limit"),
-    ("input that is not there", "input()\ninput()", "1\n", "", "runtime error"),
+    ("endless output", "while True: print('x' * 999)", "", "", "output limit"),
+    ("missing input", "input()\ninput()", "1\n", "", "runtime error"),
     ("a syntax error", "def f(:", "", "", "runtime error"),
     ("exit before the end", "print(1)\nexit()\nprint(2)", "", "1\n", "passed"),
     ("its parent killed", "import os\nos.kill(os.getppid(), 9)\nprint(1)", "", "1",
      "runtime error"),
     ("a child that holds the pipes", "import os, time\nif os.fork() == 0: time.sleep(60)\n"
      "print(1)", "", "1\n", "passed"),
-    ("a child in a session of its own", "import os, time\nif os.fork() == 0:\n os.setsid()\n"
+    ("a child in its own session", "import os, time\nif os.fork() == 0:\n os.setsid()\n"
      " if os.fork() == 0: time.sleep(60)\n os._exit(0)\nos.wait()\nprint(1)", "", "1\n", "passed"),
 ]
 
 
 def self_check(time_limit=1.0):
-    """Try each kind of program; print its verdict and time; the number of wrong verdicts."""
+    """Try each kind of program, print its verdict and time; return the number of wrong verdicts."""
     wrong = 0
     for kind, program, stdin, expected, right in KINDS:
         start = time.monotonic()
@@ -240,12 +240,12 @@ def self_check(time_limit=1.0):
         note = "ok" if got == right else "not enforced here" if known else f"WRONG: not {right}"
         wrong += note.startswith("WRONG")
         print(f"{kind:32} {got:14} {time.monotonic() - start:5.2f} s  {note}")
-    print(f"{len(KINDS) - wrong} of {len(KINDS)} verdicts are as they should be.")
+    print(f"{len(KINDS) - wrong} of {len(KINDS)} verdicts are correct.")
     return wrong
 
 
 def main():
-    """The command line of the judge: --self-check, exit status 1 after a wrong verdict."""
+    """The command line of the judge; --self-check exits with status 1 after a wrong verdict."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--self-check", action="store_true",
                         help="try the judge on a dozen kinds of program; run it on a new machine")

@@ -1,7 +1,7 @@
 """The judge's helper: the process that starts programs, watches them and cleans up after them.
 
 support/judge.py runs this source in a bare Python: a helper that imported the judge would carry
-tqdm and the rest through every fork. See there for how the processes are arranged.
+tqdm and the rest through every fork. That file shows how the processes are arranged.
 """
 
 import builtins
@@ -16,15 +16,15 @@ import time
 
 
 def _serve():
-    """Answer requests until the channel closes. Returns only in a forked process: the program."""
+    """Answer requests until the channel closes. Returns only in a forked process, the program's."""
     if sys.platform == "linux":
         import ctypes
         ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # 36 is PR_SET_CHILD_SUBREAPER
     channel = os.dup(1)  # both ways; 1 itself will be the program's stdout
-    # closefd=False: in a program the number may be another file's when these two are freed.
+    # closefd=False: in a program, the number may be another file's by the time these are freed.
     requests, replies = (open(channel, mode, closefd=False) for mode in ("rb", "wb"))
-    compile("", "", "exec")  # the first call of compile takes 2 ms more: not in each program
-    gc.freeze()  # nor does each visit at its exit what was made so far: 1 to 2 ms
+    compile("", "", "exec")  # the first compile takes 2 ms more: spend it here, not in each program
+    gc.freeze()  # nor need each program visit at exit what exists so far: 1 to 2 ms
     home, folder, stdin_file = os.getcwd(), "0", None  # see _prepared
     while True:
         try:
@@ -33,7 +33,7 @@ def _serve():
             _leave(home)
         folder, stdin_file = _prepared(home, folder, stdin_file)
         os.pwrite(stdin_file, stdin, 0)  # a file: nobody has to feed it, and it can seek
-        os.ftruncate(stdin_file, len(stdin))  # to write one file anew saves 3 ms over a new one
+        os.ftruncate(stdin_file, len(stdin))  # reusing one file saves 3 ms over a new one
         deadline = time.monotonic() + limits[0]
         started = _start(folder, limits)
         if started is None:
@@ -56,7 +56,7 @@ def _start(folder, limits):
         for _, write_end in pipes:
             os.close(write_end)
         return parent, *(read_end for read_end, _ in pipes)
-    os.setsid()  # the run is a group of its own, without the helper
+    os.setsid()  # the run gets its own group, without the helper
     fds = [os.open("stdin", os.O_RDONLY), *(write_end for _, write_end in pipes)]
     for target, fd in enumerate(fds):
         os.dup2(fd, target)
@@ -70,7 +70,7 @@ def _start(folder, limits):
         code = os.waitstatus_to_exitcode(os.waitpid(program, 0)[1])
         os.write(3, str(code).encode())
     finally:
-        os._exit(0)  # also when the program interrupts its parent
+        os._exit(0)  # even if the program interrupts its parent
 
 
 def _confine(folder, time_limit, memory_limit, output_limit):
@@ -79,14 +79,14 @@ def _confine(folder, time_limit, memory_limit, output_limit):
     os.environ["HOME"] = os.environ["TMPDIR"] = os.getcwd()
     sys.argv = ["program.py"]
     builtins.exit = builtins.quit = sys.exit  # contest code calls them; -S leaves them out
-    cpu = int(time_limit) + 2  # for what outlives the deadline: see macOS above
+    cpu = int(time_limit) + 2  # for what outlives the deadline: see macOS in judge.py
     for kind, limit in ((resource.RLIMIT_CPU, cpu), (resource.RLIMIT_AS, memory_limit),
                         (resource.RLIMIT_FSIZE, output_limit), (resource.RLIMIT_CORE, 0),
                         (resource.RLIMIT_NOFILE, 256)):
         try:
             resource.setrlimit(kind, (limit, limit))
         except (ValueError, OSError):
-            pass  # a stricter limit holds already, or the system (macOS) has none of this kind
+            pass  # a stricter limit is already set, or the system (macOS) has none of this kind
 
 
 def _watch(out, err, status, channel, deadline, output_limit):
@@ -98,7 +98,7 @@ def _watch(out, err, status, channel, deadline, output_limit):
     why, code = "time limit", b""
     while why == "time limit" and (left := deadline - time.monotonic()) > 0:
         for fd, _ in poll.poll(left * 1000):
-            if fd == channel:  # nothing is sent during a run, so the other side has gone
+            if fd == channel:  # nothing is sent during a run, so the other side is gone
                 why = "channel closed"
             elif why == "channel closed":
                 break
@@ -108,7 +108,7 @@ def _watch(out, err, status, channel, deadline, output_limit):
                 poll.unregister(fd)  # closed by a program that may go on
             elif len(texts[fd]) > output_limit:
                 why = "output limit"
-    if why == "exit":  # take what the pipes hold, not more: a child left behind keeps them open
+    if why == "exit":  # take what the pipes hold, no more: a child left behind keeps them open
         for fd, text in texts.items():
             os.set_blocking(fd, False)
             while len(text) <= output_limit and _read(fd, text):
@@ -121,7 +121,7 @@ def _watch(out, err, status, channel, deadline, output_limit):
 
 
 def _read(fd, text):
-    """Append up to 64 KB from a pipe to text; False at its end, or when it does not block."""
+    """Append up to 64 KB from a pipe to text; False at its end, or if reading would block."""
     try:
         data = os.read(fd, 2**16)
     except BlockingIOError:
@@ -131,8 +131,8 @@ def _read(fd, text):
 
 
 def _sweep(parent):
-    """Kill the run's group, then its orphans, until no child is left; the parent's exit code."""
-    for kill in (os.kill, os.killpg):  # the parent is not reaped yet: the number is still its own
+    """Kill the run's group, then its orphans until none is left; return the parent's exit code."""
+    for kill in (os.kill, os.killpg):  # the parent is not reaped yet: its pid is still its own
         try:
             kill(parent, signal.SIGKILL)
         except OSError:
@@ -155,7 +155,7 @@ def _children():
             with open(f"/proc/{pid}/stat", "rb") as file:
                 ppid = int(file.read().rpartition(b")")[2].split()[1])
         except OSError:
-            continue  # it has ended meanwhile
+            continue  # it has ended in the meantime
         if ppid == os.getpid():
             yield int(pid)
 
@@ -177,7 +177,7 @@ def _prepared(home, folder, stdin_file):
         os.chdir(home)
         for name in os.listdir():
             if os.path.isdir(name):
-                shutil.rmtree(name, ignore_errors=True)  # what resists goes when the helper does
+                shutil.rmtree(name, ignore_errors=True)  # the rest goes when the helper does
             else:
                 os.remove(name)
     folder = str(int(folder) + 1)

@@ -4,9 +4,9 @@ import torch
 
 
 def muon_and_adamw(model, lr):
-    """For a model that is pre-trained here: Muon for weight matrices, AdamW at lr / 10 for the rest.
+    """For a model pre-trained here: Muon for weight matrices, AdamW at lr / 10 for the rest.
 
-    It needs a third of the tokens that AdamW needs on its own.
+    This needs a third of the tokens that AdamW alone needs.
     """
     inner = {name: name.startswith("layers.") and p.dim() == 2
              for name, p in model.named_parameters()}
@@ -16,7 +16,7 @@ def muon_and_adamw(model, lr):
 
 
 def adamw(model, lr):
-    """For a checkpoint that was pre-trained elsewhere, most likely with this optimizer too."""
+    """For a checkpoint pre-trained elsewhere, most likely with this optimizer too."""
     return [_adamw(model.parameters(), lr)]
 
 
@@ -25,11 +25,11 @@ def _adamw(parameters, lr):
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose update, for each weight matrix, is made orthogonal (K. Jordan, 2024).
+    """Momentum whose update is made orthogonal for each weight matrix (K. Jordan, 2024).
 
     The same update as torch.optim.Muon, which computes in bfloat16 and is therefore slow on a CPU
     without instructions for it (`python test_empower.py` prints the ratio). This one computes in
-    float32, and matrices of the same shape go through it together.
+    float32, and handles matrices of the same shape together.
     """
 
     def __init__(self, params, lr, momentum=0.95):
@@ -43,7 +43,7 @@ class Muon(torch.optim.Optimizer):
                 shapes.setdefault(weight.shape, []).append(weight)
             for (rows, columns), weights in shapes.items():
                 scale = group["lr"] * max(1, rows / columns) ** 0.5
-                n = max(1, 2**24 // (rows * columns))  # so many at once: a stack is one more copy
+                n = max(1, 2**24 // (rows * columns))  # how many at once: a stack is an extra copy
                 for k in range(0, len(weights), n):
                     chunk = weights[k:k + n]
                     stack = torch.stack([self._momentum(w, group["momentum"]) for w in chunk])
@@ -53,11 +53,11 @@ class Muon(torch.optim.Optimizer):
     def _momentum(self, weight, momentum):
         buffer = self.state[weight].setdefault("momentum", torch.zeros_like(weight))
         buffer.lerp_(weight.grad, 1 - momentum)
-        return weight.grad.lerp(buffer, momentum)  # Nesterov's look ahead
+        return weight.grad.lerp(buffer, momentum)  # Nesterov's look-ahead
 
 
 def orthogonalize(x, steps=5):
-    """Singular values of x (n, rows, columns) brought near 1: a quintic Newton-Schulz iteration.
+    """Brings the singular values of x (n, rows, columns) near 1: quintic Newton-Schulz iteration.
 
     The coefficients are Jordan's: five steps take any singular value above 0.01 to about 0.7..1.2.
     """

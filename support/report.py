@@ -17,7 +17,7 @@ from support.files import write_text
 
 # ------------------------------------------------------------------- the paper's numbers
 
-# The paper's (Pass@1, accept ratio, DPR) of three assistants with each of its two humans,
+# The paper's (Pass@1, accept ratio, DPR) for three assistants with each of its two humans,
 # Gemma-3-27B-it and Llama-3.3-70B-Instruct. It has no Base-20 in simulation.
 PAPER = {
     "Gemma": {"Empower": [(.176, .670, .150), (.178, .630, .156), (.170, .659, .148)],
@@ -40,9 +40,9 @@ def paper_means(human, row):
 
 
 def paper_gain(baseline, metric):
-    """How much better Empower is than a baseline in the paper's table, relative; None: no such.
+    """The relative gain of Empower over a baseline in the paper's table; None if it has none.
 
-    With its first human, or with the second where it has the row for her alone (SFT-RAND).
+    With its first human, or with the second if only she has the row (SFT-RAND).
     """
     human = next((human for human, rows in PAPER.items() if baseline in rows), None)
     if human is None or metric not in PAPER_METRICS:
@@ -97,7 +97,7 @@ def claims(cfg, episodes, values):
 
 
 def table(rows, columns):
-    """An aligned table of dicts that reads as well in a terminal as in a README.
+    """An aligned table of dicts that reads well in a terminal and in a README.
 
     columns: {header: template of a cell}. A cell whose value is None is a dash.
     """
@@ -131,10 +131,10 @@ CLAIMS = {"against": "{baseline}, {metric}", "difference": "{difference:+.3f}",
 
 def check_stopping(name, assistant, completions, max_suggestion, temperature=0.0, top_p=1.0,
                    generator=None):
-    """The lengths that a rule asks for on held-out completions, and those its assistant writes."""
+    """The lengths that a rule asks for on held-out completions, and those the assistant writes."""
     (model, encoding, _), written = assistant, []
     longest = max(len(prefix) for prefix, *_ in completions) + max_suggestion
-    rows = max(1, 2**25 // (longest * model.config.hidden_size))  # as many as fit into memory
+    rows = max(1, 2**25 // (longest * model.config.hidden_size))  # as many as fit in memory
     for k in range(0, len(completions), rows):
         prefixes = [[encoding.start, *prefix] for prefix, *_ in completions[k:k + rows]]
         new, _ = sample(model, KVCache(model, len(prefixes)), prefixes, max_suggestion,
@@ -147,7 +147,7 @@ def check_stopping(name, assistant, completions, max_suggestion, temperature=0.0
 
 
 def with_verdict(stopping):
-    """Rows that say whether each assistant writes about as much as its rule asks for."""
+    """The rows, plus whether each assistant writes about as much as its rule asks for."""
     return [{**row, "close": "yes" if abs(row["suggestion_length"] - row["target_length"])
              <= 0.2 * row["target_length"] else "NO"} for row in stopping]
 
@@ -156,22 +156,22 @@ def report(results):
     """The tables of a run as one text."""
     rows = results["rows"]
     first = ("Pass@1: share of the problems that are solved" if "pass@1" in rows[0] else
-             "Share saved: of the program's tokens, those that the assistant wrote;\nevery "
-             "program is right in the end, so DPR is the discount alone")
+             "Share saved: the share of the program's tokens that the assistant wrote;\nevery "
+             "program is right in the end, so DPR is only the discount")
     columns = {header: template for header, template in RESULTS.items()
                if header != ("share saved" if "pass@1" in rows[0] else "Pass@1")}
     return "\n\n".join([
         f"The game on {results['problems']} held-out problems. {first};\naccept ratio: accepted "
         "over offered suggestions; DPR: discounted pass rate; ± one\nstandard error over "
         "problems. Then means over problems of tokens read, tokens written\nand suggestions; "
-        "tokens a suggestion; share of silent turns.",
+        "tokens per suggestion; share of silent turns.",
         table(rows, columns),
         "Did the assistants learn to stop? Tokens that the rule asks for, tokens written, and the "
         "share\nof each that is empty, on programs held out of fine-tuning.",
         table(with_verdict(results["stopping"]), STOPPING),
         f"Empower (eta = {results['config']['eta']:g}) minus each baseline, with a 95% interval "
-        "(paired bootstrap over\nproblems). It holds where the interval is above zero. Gains are "
-        "relative; the paper's, where it has\nthem, are means over its three assistants.",
+        "(paired bootstrap over\nproblems). A claim holds if its interval is above zero. Gains are "
+        "relative; the paper's, if it has\nany, are means over its three assistants.",
         table([{**claim, "holds": "yes" if claim["holds"] else "NO"}
                for claim in results["claims"]],
               {header: template for header, template in CLAIMS.items() if "pass@1" in rows[0]
@@ -202,7 +202,7 @@ def conclude(lab, begin, trained, stopping, episodes, values=None):
 
 
 def discounted_pass(cfg):
-    """The discounted pass of one episode under the settings: a function of it (Section 5.1)."""
+    """A function that gives the discounted pass of one episode under cfg (Section 5.1)."""
     return functools.partial(simhuman.discounted, gamma=cfg.gamma, alpha=cfg.alpha, beta=cfg.beta)
 
 
@@ -210,7 +210,7 @@ def discounted_pass(cfg):
 
 
 def token_texts(encoding, ids):
-    """The text of each token; a character of several tokens belongs to the last of them."""
+    """The text of each token; a character split over several tokens goes to the last of them."""
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     return [decoder.decode(encoding.decode_single_token_bytes(i)) for i in ids]
 
@@ -222,7 +222,7 @@ def marked(texts, positions):
 
 
 def transcript(episode, statement, decode):
-    """An episode as a person reads it: who wrote what, and what it cost the human's model."""
+    """An episode for people to read: who wrote what, and what it cost the human's model."""
     lines = [statement]
     for k, turn in enumerate(episode.turns, 1):
         if turn.suggestion:

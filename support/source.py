@@ -8,20 +8,20 @@ import json
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-# Read when the program starts: an edit made while it runs has no part in what this run makes.
+# Read when the program starts: edits made while it runs do not affect this run.
 SOURCES = {path: path.read_text(encoding="utf-8") for path in [*ROOT.glob("*.py"),
                                                                *ROOT.glob("*/*.py")]}
 
 
 def fingerprint(plain):
-    """Ten letters that change when anything in plain data changes."""
+    """Ten hex digits that change when anything in the plain data changes."""
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:10]
 
 
 def code_of(*parts):
-    """A digest of the code of functions, classes and modules and of all project code they refer to.
+    """A digest of some functions, classes and modules and of all project code they refer to.
 
-    It is computed from the text of the files alone: a name in a function is looked up among the
+    It is computed only from the text of the files: a name in a function is looked up among the
     definitions and imports of its file, and so on. Methods are found through their class.
     """
     found, pending = {}, list(map(place_of, parts))
@@ -45,16 +45,16 @@ def place_of(part):
         return Path(part.__file__).resolve(), None
     part = inspect.unwrap(part)
     path, name = Path(inspect.getsourcefile(part)).resolve(), part.__qualname__.split(".")[0]
-    SOURCES.setdefault(path, path.read_text(encoding="utf-8"))  # of a script outside the project
+    SOURCES.setdefault(path, path.read_text(encoding="utf-8"))  # for a script outside the project
     return path, name if name in names_in(path) else None
 
 
 @functools.lru_cache(maxsize=None)
 def definition(path, name):
-    """(the dumped syntax tree of what `name` is in a file, the places that it refers to)."""
+    """(the dumped syntax tree of `name` in a file, the places that it refers to)."""
     names = names_in(path)
     node = without_docstrings(ast.parse(SOURCES[path])) if name is None else names.get(name)
-    if not isinstance(node, ast.AST):  # an import: look there; None: no name of this file
+    if not isinstance(node, ast.AST):  # an import: look there; None: not a name in this file
         return "", [node] if node else []
     refers_to = []
     for part in ast.walk(node):
@@ -71,7 +71,7 @@ def definition(path, name):
 
 @functools.lru_cache(maxsize=None)
 def names_in(path):
-    """{name: its syntax tree, or (file, name) where it is imported from; (file, None): a module}."""
+    """{name: its syntax tree, or the (file, name) it is imported from; (file, None): a module}."""
     found = {}
     for node in without_docstrings(ast.parse(SOURCES[path])).body:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
@@ -92,14 +92,14 @@ def names_in(path):
 
 
 def file_of(path, module):
-    """The project's file of a module that the file `path` imports; None if it has no such file."""
+    """The project file of a module that the file `path` imports; None if there is none."""
     inner = Path(*module.split(".")).with_suffix(".py")
     return next((folder / inner for folder in (ROOT, path.parent) if folder / inner in SOURCES),
                 None)
 
 
 def without_docstrings(tree):
-    """A syntax tree whose functions, classes and module have lost their docstrings."""
+    """A syntax tree with the docstrings of its functions, classes and module removed."""
     for node in ast.walk(tree):
         if isinstance(node, (ast.Module, ast.FunctionDef, ast.ClassDef)) and node.body \
                 and isinstance(node.body[0], ast.Expr) \

@@ -1,4 +1,4 @@
-"""The cache never lies: edits in place, runs at the same time, and kill -9."""
+"""The cache never lies: edits in place, simultaneous runs, and kill -9."""
 
 import os
 import shutil
@@ -24,9 +24,9 @@ STOPPING = [f"stopping of {name}" for name in RULES]
 
 
 def start(project, *arguments):
-    """A run in a copy of the project, as a process of its own.
+    """A run in a copy of the project, as a separate process.
 
-    With one thread: those of two runs at once would wait for each other in busy loops.
+    With one thread: those of two simultaneous runs would wait for each other in busy loops.
     """
     return subprocess.Popen(
         [sys.executable, project / "empower.py", "--out", project / "out", *TINY, *arguments],
@@ -35,7 +35,7 @@ def start(project, *arguments):
 
 
 def run(project, *arguments):
-    """What a run prints; it has to end well."""
+    """What a run prints; it must succeed."""
     process = start(project, *arguments)
     stdout, stderr = process.communicate()
     assert process.returncode == 0, stderr
@@ -83,11 +83,11 @@ def test_an_edit_in_place_changes_the_next_run(project, file, old, new, remade):
     before = stable(project / "out")
     edit(project, file, old, new)
     assert sorted(made(run(project))) == sorted(remade)
-    if file != "empower.py":  # a tiny assistant says nothing worth another completion
+    if file != "empower.py":  # the rows of a tiny assistant may stay the same
         assert stable(project / "out")["rows"] != before["rows"]
 
 
-def test_an_edit_that_changes_no_result_makes_nothing_again(project):
+def test_an_edit_that_changes_no_result_remakes_nothing(project):
     edit(project, "simhuman.py", "# {name: (rule, its", "# A comment. {name: (rule, its")
     edit(project, "simhuman.py", '"""Accepts if NO token', '"""A docstring. Accepts if NO token')
     edit(project, "model.py", '    """The network.\n', '    """A docstring.\n')

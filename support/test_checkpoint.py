@@ -1,4 +1,4 @@
-"""Tests of published checkpoints: tokenizers and logits are those of the families' own libraries."""
+"""Tests of published checkpoints: tokenizers and logits match those of the families' libraries."""
 
 import contextlib
 import dataclasses
@@ -31,7 +31,7 @@ FAMILIES = ["qwen", "qwen-files", "llama3", "llama3-ranks", "smollm2", "gpt2"]
 
 
 def awkward_page(name):
-    """(text, the ids that the `tokenizers` library gives it), ... for a folder of fixtures."""
+    """[(text, its ids in the `tokenizers` library), ...] for a folder of fixtures."""
     expected = json.loads((TOKENIZERS / "expected.json").read_text(encoding="utf-8"))
     return list(zip(expected["page"], expected["ids"][name.split("-")[0]]))
 
@@ -41,7 +41,7 @@ def test_a_checkpoint_s_tokenizer_gives_the_ids_of_its_family_s_library(name):
     for text, ids in awkward_page(name):
         form = unicodedata.normalize("NFC", text) if "qwen" in name else text
         assert family(name).encode_ordinary(form) == ids, text
-        if "Ա" not in text or name != "smollm2":  # of which it lacks a byte
+        if "Ա" not in text or name != "smollm2":  # it lacks a byte of Ա
             assert family(name).decode(family(name).encode_ordinary(text)) == text
 
 
@@ -97,7 +97,7 @@ def test_bytes_without_a_token_are_dropped():
 
 
 def merged(token, ranks):
-    """The tokens that merging the neighbours of lowest rank makes of the bytes of `token`."""
+    """The tokens that the bytes of `token` become by merging the neighbours of lowest rank."""
     pieces = [bytes([byte]) for byte in token]
     while found := [(ranks[a + b], k) for k, (a, b) in enumerate(zip(pieces, pieces[1:]))
                     if a + b in ranks]:
@@ -108,7 +108,7 @@ def merged(token, ranks):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_merged_bytes_of_a_token_are_the_token(name):
-    """Not so for a token of Llama 3 that is found only as a whole: `ignore_merges` is for it."""
+    """Except one token of Llama 3 that is only found whole: `ignore_merges` is for it."""
     ranks = family(name)._mergeable_ranks
     assert sum(merged(token, ranks) != [token] for token in ranks) == ("llama3" in name)
 
@@ -130,7 +130,7 @@ def with_json(folder, name, change):
 
 
 def shuffle_ids(content, model):
-    """The same tokens and merges, with the ids of two merged tokens exchanged."""
+    """The same tokens and merges, with the ids of two merged tokens swapped."""
     a, b = list(model["vocab"])[-2:]
     model["vocab"][a], model["vocab"][b] = model["vocab"][b], model["vocab"][a]
 
@@ -146,14 +146,14 @@ def added_token(**flags):
     (lambda c, m: m.update(unk_token="<unk>"), "sets unk_token"),
     (lambda c, m: m.update(continuing_subword_prefix="##"), "sets continuing_subword_prefix"),
     (lambda c, m: c.update(normalizer={"type": "Lowercase"}), "has the normalizer Lowercase"),
-    (lambda c, m: c.update(pre_tokenizer=None), r"has another pre_tokenizer \(null\)"),
+    (lambda c, m: c.update(pre_tokenizer=None), r"has an unknown pre_tokenizer \(null\)"),
     (lambda c, m: c.update(pre_tokenizer={"type": "Metaspace"}), r"\(Metaspace\)"),
     (lambda c, m: c["pre_tokenizer"]["pretokenizers"][0].update(invert=True),
      r"\(Split \+ ByteLevel\)"),
     (lambda c, m: c["pre_tokenizer"]["pretokenizers"][1].update(add_prefix_space=True),
      r"\(Split \+ ByteLevel\)"),
     (lambda c, m: c.update(post_processor={"type": "RobertaProcessing"}), "RobertaProcessing"),
-    (shuffle_ids, "ids in another order than its merges"),
+    (shuffle_ids, "ids in a different order from its merges"),
     (lambda c, m: m["merges"].pop(), "tokens that no merge makes"),
     (added_token(lstrip=True), "added token '<x>'"),
     (added_token(single_word=True), "added token '<x>'"),
@@ -248,7 +248,7 @@ def fixture(name):
 
 
 def worst(logits, theirs):
-    return (logits[:, 4::5] - theirs).abs().max().item()  # they are kept for each fifth position
+    return (logits[:, 4::5] - theirs).abs().max().item()  # only every fifth position is kept
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -345,11 +345,11 @@ def copied(name, folder, **edits):
     ({"partial_rotary_factor": 0.5}, "unsupported partial_rotary_factor 0.5"),
     ({"num_attention_heads": ...}, "no positive number for num_attention_heads"),
     ({"hidden_size": None}, "no positive number for hidden_size"),
-    ({"head_dim": ...}, r"k_proj.weight is \(16, 16\) in the file and has to be \(8, 16\)"),
-    ({"num_key_value_heads": 4}, "4 differ, the first: layers.0.self_attn.k_proj.weight is"),
+    ({"head_dim": ...}, r"k_proj.weight is \(16, 16\) in the file but should be \(8, 16\)"),
+    ({"num_key_value_heads": 4}, "4 differ, first: layers.0.self_attn.k_proj.weight is"),
     ({"vocab_size": 33}, "embed_tokens.weight is"),
     ({"num_hidden_layers": 3}, "layers.2.input_layernorm.weight is absent in the file"),
-    ({"num_hidden_layers": 1}, r"layernorm.weight is \(16,\) in the file and has to be absent")])
+    ({"num_hidden_layers": 1}, r"layernorm.weight is \(16,\) in the file but should be absent")])
 def test_a_model_that_would_be_another_one_is_refused(edits, message, tmp_path):
     copied("mistral", tmp_path, **edits)
     with pytest.raises(ValueError, match=message) as error:
@@ -358,8 +358,8 @@ def test_a_model_that_would_be_another_one_is_refused(edits, message, tmp_path):
 
 
 @pytest.mark.parametrize("absent, message", [
-    ("config.json", "config.json is absent"),
-    ("model-00002-of-00004.safetensors", "model-00002-of-00004.safetensors is absent and model.s"),
+    ("config.json", "config.json is missing"),
+    ("model-00002-of-00004.safetensors", "model-00002-of-00004.safetensors is missing but model"),
     ("model.safetensors.index.json", "has neither model.safetensors nor model.safetensors.index")])
 def test_an_absent_file_is_named(absent, message, tmp_path):
     (copied("qwen3", tmp_path) / absent).unlink()
@@ -410,11 +410,11 @@ def test_weights_are_mapped_and_the_file_is_never_written(tmp_path):
         for weight in model.parameters():
             weight.zero_()
     assert path.read_bytes() == before
-    model.save_pretrained(tmp_path)  # over the file that it is mapped from
+    model.save_pretrained(tmp_path)  # over the file it is mapped from
     assert not GPT.from_pretrained(tmp_path).norm.weight.any()
 
 
-@pytest.mark.parametrize("name", ["llama", "mistral"])  # 4 and 2 bytes a number
+@pytest.mark.parametrize("name", ["llama", "mistral"])  # 4 and 2 bytes per number
 def test_tensors_may_lie_at_any_offset(name, tmp_path):
     model, ids, theirs = fixture(name)
     path = copied(name, tmp_path) / "model.safetensors"

@@ -1,4 +1,4 @@
-"""Tests of the generated contest: right programs pass, wrong ones do not."""
+"""Tests of the generated contest: correct programs pass, wrong ones do not."""
 
 import itertools
 import random

@@ -1,4 +1,4 @@
-"""The order of the house: who imports whom, how long a function is, and how far it is to the loss."""
+"""The order of the house: who imports whom, how long functions are, and how far the loss is."""
 
 import ast
 import inspect
@@ -26,14 +26,14 @@ MAY_IMPORT = {
 
 
 def source_files():
-    """The Python files that hold no tests, relative to the root; fixtures/ serves tests alone."""
+    """The Python files without tests, relative to the root; fixtures/ is only for tests."""
     return [path.relative_to(ROOT) for path in sorted([*ROOT.glob("*.py"), *ROOT.glob("*/*.py")])
             if not path.name.startswith("test_") and path.parent.name != "fixtures"
             and path != ROOT / "support" / "testing.py"]
 
 
 def imports(path):
-    """The project's files that a file imports, wherever in it the import stands."""
+    """The project's files that a file imports, wherever in the file the import is."""
     found = set()
     for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -46,7 +46,7 @@ def imports(path):
 
 
 def room(path):
-    """The name of a file in MAY_IMPORT: its own, else that of its folder."""
+    """The name of a file in MAY_IMPORT: its own, or else its folder's."""
     if str(path) in MAY_IMPORT:
         return str(path)
     return path.stem if len(path.parts) == 1 else path.parts[0]

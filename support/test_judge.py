@@ -1,4 +1,4 @@
-"""Tests of the judge: hostile programs get the right verdict in time, and nothing is left behind."""
+"""Tests of the judge: hostile programs get the right verdict in time and leave nothing behind."""
 
 import os
 import signal
@@ -30,7 +30,7 @@ def row(kind, program, outcome, expected="1\n", stdin=""):
     return kind, program, stdin, expected, outcome
 
 
-HOSTILE = [*KINDS,  # the kinds of self_check, and then what is like them
+HOSTILE = [*KINDS,  # the kinds of self_check, and then others like them
     # time
     row("sleep", "import time; time.sleep(60)", TIME),
     row("signals ignored", "from signal import *\nfor s in (SIGTERM, SIGXCPU, SIGINT):"
@@ -78,7 +78,7 @@ HOSTILE = [*KINDS,  # the kinds of self_check, and then what is like them
     row("leading space counts", "print(' 1')", WRONG),
     row("lone surrogate printed", "print('\\ud800')", ERROR),
     row("lone surrogate in the source", "print('\ud800')", ERROR),
-    row("bytes that are no UTF-8", "import os; os.write(1, b'\\xff')", WRONG),
+    row("bytes that are not UTF-8", "import os; os.write(1, b'\\xff')", WRONG),
     row("NUL in the source", "print(1)\0", ERROR),
     row("tabs and spaces", "if 1:\n\tprint(1)\n        print(2)", ERROR),
     row("numpy", "import numpy", ERROR),
@@ -87,7 +87,7 @@ HOSTILE = [*KINDS,  # the kinds of self_check, and then what is like them
 
 
 def left_behind():
-    """Processes of a run that are still there: by parent, or by a folder of the judge."""
+    """Processes of a run that still exist, found by their parent or by a folder of the judge."""
     found = []
     for entry in Path("/proc").glob("[0-9]*") if LINUX else []:
         try:
@@ -102,7 +102,7 @@ def left_behind():
 
 @pytest.fixture(autouse=True)
 def nothing_left(tmp_path_factory, monkeypatch):
-    """After each test: no process, no file of the judge and no thread that was not there before."""
+    """After each test: no process, file of the judge or thread that was not there before."""
     folder = tmp_path_factory.mktemp("judge")
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
     before = set(left_behind()), threading.active_count()
@@ -197,7 +197,7 @@ def test_faults_of_the_judge_raise(monkeypatch):
     if LINUX:
         with pytest.raises(RuntimeError, match="helper process died"):
             judge(grandparent, (("", ""),))
-        time.sleep(0.5)  # without its helper nobody kills the program: let it end
+        time.sleep(0.5)  # without its helper, nothing kills the program: let it end
     monkeypatch.setattr(sys, "executable", "/no/such/python")
     with pytest.raises(FileNotFoundError):
         judge("print(1)", (("", "1"),))
@@ -211,7 +211,7 @@ def test_ctrl_c_ends_everything():
                           env={**os.environ, "TMPDIR": tempfile.gettempdir()}) as host:
         host.stdout.readline()
         time.sleep(0.7)
-        assert not LINUX or len(left_behind()) > 2  # the runs are on: this test sees them
+        assert not LINUX or len(left_behind()) > 2  # the runs are going: this test sees them
         host.send_signal(signal.SIGINT)
         assert b"KeyboardInterrupt" in host.communicate(timeout=5)[1]
 

@@ -1,4 +1,4 @@
-"""Tests of the tables, of the paper's numbers in them, and of transcripts."""
+"""Tests of the tables, the paper's numbers in them, and transcripts."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from support.report import marked, paper_gain, paper_means, table, token_texts, 
 from support.testing import family, tokenizer
 
 def test_paper_gains_come_from_the_paper_s_table():
-    """The means by hand: of Empower beside Gemma .524 / 3, of SFT-10 .264 / 3, and so on."""
+    """The means by hand: with Gemma, Empower has .524 / 3, SFT-10 .264 / 3, and so on."""
     assert paper_gain("SFT-10", "pass@1") == pytest.approx(.524 / .264 - 1)
     assert paper_gain("SFT-20", "dpr") == pytest.approx(.454 / .206 - 1)
     assert paper_gain("Base-10", "dpr") == pytest.approx(.454 / .192 - 1)

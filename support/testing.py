@@ -51,7 +51,7 @@ def small_contest():
 
 
 class Stdin(io.StringIO):
-    """Fails past its end, where a file would say "" for ever to a program that waits for a word."""
+    """Fails past its end, where a file would go on giving "" to a program waiting for a word."""
 
     def readline(self, *arguments):
         line = super().readline(*arguments)
@@ -61,9 +61,9 @@ class Stdin(io.StringIO):
 
 
 def output(program, stdin):
-    """What one of our own reference programs (compiled) prints; None where it fails.
+    """What one of our own reference programs (compiled) prints; None if it fails.
 
-    In this process, for speed: they are text of data.py. What a model wrote runs in the judge."""
+    In this process, for speed: they are text from data.py. What a model wrote runs in the judge."""
     stdout, before = io.StringIO(), sys.stdin
     try:
         sys.stdin = Stdin(stdin)
@@ -95,15 +95,15 @@ def family(name):
 
 
 def tiny_base(folder):
-    """A checkpoint of random weights with the tests' tokenizer, in a folder."""
+    """A checkpoint of random weights with the tests' tokenizer in a folder."""
     tiny_gpt(vocab_size=tokenizer().n_vocab).save_pretrained(folder)
     data.save_tokenizer(tokenizer(), folder)
     return load_checkpoint(folder, "cpu")
 
 
 def published(folder, family_name="qwen", dtype=torch.float32):
-    """A checkpoint of random weights as published ones are: rows without a token in its head,
-    which are the likeliest ones here, and the files of its family's tokenizer beside it."""
+    """A checkpoint of random weights laid out like a published one: its head has rows without a
+    token, here the likeliest ones, and the files of its family's tokenizer are next to it."""
     files = TOKENIZERS / family_name
     size = family(family_name).size
     model = tiny_gpt(vocab_size=size + 4, tie_word_embeddings=False, architecture={
@@ -134,7 +134,7 @@ class Terminal(io.StringIO):
 
 
 def in_process(*arguments, terminal=False):
-    """What `empower_py` returns, without a process of its own."""
+    """The same as `empower_py`, without a separate process."""
     stdout, stderr = Terminal() if terminal else io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
         try:
@@ -146,7 +146,7 @@ def in_process(*arguments, terminal=False):
 
 
 def interrupt(monkeypatch, module, name, calls):
-    """The call of module.name after so many is Ctrl-C."""
+    """Makes module.name raise Ctrl-C after so many calls."""
     work, count = getattr(module, name), itertools.count()
 
     @functools.wraps(work)  # so that the cache sees the same code
@@ -159,7 +159,7 @@ def interrupt(monkeypatch, module, name, calls):
 
 
 def small_corpus(folder):
-    """A folder of 25 programs; one of them is there twice."""
+    """A folder of 25 programs, one of them twice."""
     rng = random.Random(0)
     for k, problem in enumerate(small_contest().train[:25]):
         (folder / f"{k}.py").write_text(write_program(problem.parts, draw_style(rng)))
@@ -168,14 +168,14 @@ def small_corpus(folder):
 
 
 def tiny_run(folder):
-    """A finished tiny run in `folder`/out: that folder, and what the run printed."""
+    """A finished tiny run: its folder, `folder`/out, and what it printed."""
     status, stdout, stderr = in_process("--out", folder / "out", *TINY)
     assert status == 0, stderr
     return folder / "out", stdout
 
 
 def made(stdout):
-    """The stages that a run has made, as it printed them."""
+    """The stages that a run made, as it printed them."""
     return [line.split(":")[0].strip() for line in stdout.splitlines() if "kept in" in line]
 
 
@@ -201,7 +201,7 @@ def write_files(folder, files):
 
 
 def stable(out):
-    """results.json without what may differ between two runs."""
+    """results.json without the parts that may differ between two runs."""
     results = json.loads((out / "results.json").read_text())
     del results["seconds"], results["config"]["out"]
     return results
