@@ -149,7 +149,8 @@ def save_tokenizer(encoding, directory):
 def load_tokenizer(directory):
     """The Tokenizer of a checkpoint or from `save_tokenizer`; its ids match the family's library.
 
-    Text is not normalised (Qwen's library makes it NFC), so decoding gives back the same bytes.
+    Text is not normalised (Qwen's library makes it NFC), so decoding gives back the same bytes,
+    except for the 21 that SmolLM2 has no token for.
     FileNotFoundError if there is none, ValueError if it is damaged or not supported.
     """
     parts = read_tokenizer(directory)
@@ -185,9 +186,9 @@ def document(encoding, statement, program):
 def pieces(encoding, text, size):
     """The token ids of a long text as lists of at most `size`, one per document.
 
-    Each is cut after its last token with a newline, if it has one, and is never empty; together
-    they are encode_ordinary(text). Example: 5 tokens "a", "\\n", "b", "c", "d" at size 3 give
-    ["a", "\\n"] and ["b", "c", "d"].
+    Each but the last ends with its last token that has a newline, if it has one, and none is empty;
+    together they are encode_ordinary(text). Example: 5 tokens "a", "\\n", "b", "c", "d" at size 3
+    give ["a", "\\n"] and ["b", "c", "d"].
     """
     ids, cuts = encoding.encode_ordinary(text), [0]
     while cuts[-1] < len(ids):

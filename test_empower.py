@@ -37,9 +37,9 @@ from support.cli import UserError
 from support.contest import draw_style, write_program
 from support.optim import adamw, muon_and_adamw
 from support.report import summarize
-from support.testing import (ROOT, TINY, empower_py, in_process, interrupt, made, published, random_texts,
-                             small_contest, small_corpus, stable, tiny_base, tiny_gpt, tiny_run,
-                             tokenizer)
+from support.testing import (ROOT, TINY, empower_py, in_process, interrupt, made, published,
+                             random_texts, small_contest, small_corpus, stable, tiny_base, tiny_gpt,
+                             tiny_run, tokenizer)
 
 # ------------------------------------------------------------------- Algorithm 1
 

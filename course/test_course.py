@@ -188,7 +188,8 @@ def test_bad_arguments_get_one_sentence(arguments, capsys):
     with pytest.raises(SystemExit) as end:
         exercises.main(arguments)
     error = capsys.readouterr().err
-    assert end.value.code == 2 and error.startswith("course/exercises.py: ") and error.count("\n") == 1
+    assert end.value.code == 2 and error.count("\n") == 1
+    assert error.startswith("course/exercises.py: ")
 
 
 # ------------------------------------------------------------------- what a student is given

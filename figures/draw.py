@@ -138,7 +138,8 @@ def bound(results):
               color=BLUE, marker="o", label="I(next token; the k tokens after it)")
     left.axhline(counted, color=BLACK, linestyle="--", label="H of the same tokens, the bound")
     left.axhline(exact, color=BLACK, linestyle=":", label="H of all tokens")
-    left.axhline(cost, color=ORANGE, linestyle="-.", linewidth=2, label="the cost of the token written, one sample")
+    left.axhline(cost, color=ORANGE, linestyle="-.", linewidth=2,
+                 label="the cost of the token written, one sample")
     left.set_xscale("log", base=2)
     left.set_xticks(results["horizons"], [str(k) for k in results["horizons"]])
     left.set_ylim(bottom=0)

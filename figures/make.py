@@ -47,7 +47,7 @@ ROUNDS = (5, 8, 11, 13, 15, 17, 19, 25, 35, 101)     # the last means no limit
 AT_TAU = (0.5, 1, 2)                                 # times the calibrated tau
 HORIZONS = (1, 2, 4, 8, 16)                          # tokens after the next one
 FUTURES = 64                                         # drawn for each state
-SECOND_HUMAN = {"width": 192}                        # 1.4 M parameters; the assistants have 0.7 M
+SECOND_HUMAN = {"width": 192}                        # 1.5 M parameters; the assistants have 0.7 M
 
 # tau in bits that `calibrate` tries: for the mean, the sum and the maximum of the costs
 TAUS = {"skim": [0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.8, 2.0],

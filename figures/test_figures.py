@@ -249,7 +249,7 @@ def test_entropies_are_scored_as_costs_are():
         assert np.allclose(found, token_entropy(logits).detach(), atol=1e-4)
 
 
-# ------------------------------------------------------------------- intervals over seeds, budgets, her tolerance
+# ------------------------------------------------------------------- intervals, budgets, tolerance
 
 
 def test_the_interval_over_seeds_by_hand():
@@ -360,7 +360,7 @@ def test_every_number_on_a_page_is_in_a_table_of_the_committed_results(name):
             assert block.strip() in tables.values(), f"not what make.py report prints:\n{block}"
     printed = numbers(" ".join(tables.values()))
     unsigned = {number.lstrip("+-") for number in printed}
-    assert not numbers(prose(PAGES[name])) - printed - unsigned - SETTINGS, "no command prints these"
+    assert not numbers(prose(PAGES[name])) - printed - unsigned - SETTINGS, "who prints these?"
 
 
 def test_the_evidence_is_complete_and_its_counts_are_right():

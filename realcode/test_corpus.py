@@ -132,7 +132,8 @@ def test_a_table_is_left_out(tmp_path):
 
 
 @pytest.mark.parametrize("name, field, n, left_out", [
-    ("kattis.jsonl", "code", 1918, ": 1 table"), ("HumanEval.jsonl", "canonical_solution", 164, "")])
+    ("kattis.jsonl", "code", 1918, ": 1 table"),
+    ("HumanEval.jsonl", "canonical_solution", 164, "")])
 def test_real_programs_are_read(name, field, n, left_out):
     path = ROOT.parent / "shared" / "data" / name
     if not path.exists():

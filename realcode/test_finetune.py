@@ -140,7 +140,7 @@ def test_a_finished_checkpoint_is_left_alone(tuned, corpus):
                     [*command, "--out", base], [*command, "--out", base / "config.json"]):
         status, _, stderr = in_process(*command)
         assert status == 2 and stderr.count("\n") == 1
-        assert "holds something else, or was begun with other settings or other code: choose" in stderr
+        assert "holds something else, or was begun with other settings or other code" in stderr
     assert contents(out.parent) == before
 
 

@@ -326,7 +326,7 @@ USES = ["replay --corpus corpus --out new", "finetune --corpus corpus --out new"
                                                "--out new") for corpus, message in CORPORA),
     ("replay --corpus few --out new", "few has 3 programs: a replay needs at least 10"),
     ("replay --corpus corpus --out a.py", "cannot write to --out a.py"),
-    ("replay --corpus corpus --out busy", "--out busy is not empty and was not written by this program"),
+    ("replay --corpus corpus --out busy", "--out busy is not empty and was not written by this"),
     ("replay --corpus corpus --out new --model model --context 250",
      "--context is 250, but the model reads 256 tokens: give at most"),
     ("replay --corpus corpus --out new --model model --context 232 --max-suggestion 8",

@@ -169,7 +169,7 @@ class Checkpoint(NamedTuple):
 def load_checkpoint(folder, device, dtype=None, name=None):
     """The Checkpoint in a folder, ours or of a published family.
 
-    dtype: None for the file's own. name: None for one derived from the files' sizes and times.
+    dtype: None for the file's own. name: None for one derived from folder, dtype and files.
     FileNotFoundError or ValueError says in one sentence what cannot be used.
     """
     folder = Path(folder)

@@ -2,8 +2,7 @@
 
 Covers the families Llama 3 (including SmolLM2), Mistral, Qwen2 and Qwen3, without the libraries
 that wrote them. Anything not known to be equal is refused in one sentence: a wrong angle or a wrong
-merge does not fail, it writes fluent nonsense. Letters as in model.py. This file knows nothing
-about the network.
+merge does not fail, it writes fluent nonsense. This file knows nothing about the network.
 """
 
 import base64

@@ -85,7 +85,7 @@ def write_safetensors(path, tensors):
 
 
 def read_safetensors(path):
-    """{name: tensor}, mapped from the file and not copied. ValueError says what is damaged.
+    """{name: tensor}, mapped from the file where aligned. ValueError says what is damaged.
 
     Writing to one of these tensors changes memory, never the file.
     """

@@ -70,7 +70,7 @@ def project(pristine, tmp_path):
 
 @pytest.mark.parametrize("file, old, new, remade", [
     ("simhuman.py", "return sum(nll) <= tau * len(nll)", "return True", GAMES),
-    ("simhuman.py", "        for _ in range(rounds):", "        for _ in range(rounds - 1):", GAMES),
+    ("simhuman.py", "for _ in range(rounds):", "for _ in range(rounds - 1):", GAMES),
     ("empower.py", "lambda nll, rng: n\n", "lambda nll, rng: n + 1\n",
      ["SFT-10", "SFT-20", "stopping of SFT-10", "stopping of SFT-20", "row SFT-10", "row SFT-20"]),
     ("empower.py", "losses[-1] += loss.item()", "losses[-1] += 2 * loss.item()",

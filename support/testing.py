@@ -63,7 +63,8 @@ class Stdin(io.StringIO):
 def output(program, stdin):
     """What one of our own reference programs (compiled) prints; None if it fails.
 
-    In this process, for speed: they are text from data.py. What a model wrote runs in the judge."""
+    In this process, for speed: they are text from contest.py. What a model wrote runs in the judge.
+    """
     stdout, before = io.StringIO(), sys.stdin
     try:
         sys.stdin = Stdin(stdin)
