@@ -33,7 +33,7 @@ import simhuman
 from model import GPT, GPTConfig, KVCache, sample, token_nll
 from simhuman import Assistant, Episode, Human
 from support import cli, contest, judge, report
-from support.cache import Cache, fingerprint, plain_fields
+from support.cache import Cache, fingerprint, named, plain_fields
 from support.cli import UserError, flag, numpy_generator, python_generator, torch_generator, values
 from support.optim import muon_and_adamw
 
@@ -51,8 +51,8 @@ def empower_length(nll, eta):
 
 # Why cheap text leaves the human no choice (Section 4.3): her empowerment in a state is the
 # information that her next token carries about the future, and the entropy of that token bounds it.
-# The cost of the token she wrote estimates this entropy from one sample. So the assistant may write
-# text that costs little: it decides little. figures/bound.py measures how tight the bound is.
+# The cost of the token she wrote estimates this entropy from one sample. Text that costs little
+# decides little, so the assistant may write it. figures/bound.py measures how tight the bound is.
 
 
 def empower_lengths(nll, eta):
@@ -102,8 +102,12 @@ def sft_rand(most):
 
 
 def completion_rules(cfg):
-    """{name: rule}, one for each trained assistant. Add yours here: it gets its own row."""
-    return {"SFT-10": sft(10), "SFT-20": sft(20), "SFT-RAND": sft_rand(30),
+    """{name: rule}, one for each trained assistant. Add yours here: it gets its own row.
+
+    As in the paper, SFT-N learns as many tokens as the human types in a turn, or twice as many.
+    """
+    K = cfg.turn_tokens
+    return {f"SFT-{K}": sft(K), f"SFT-{2 * K}": sft(2 * K), "SFT-RAND": sft_rand(3 * K),
             f"Empower ({cfg.eta:g})": empower(cfg.eta),
             f"Empower ({cfg.eta_wide:g})": empower(cfg.eta_wide)}
 
@@ -257,10 +261,8 @@ class Config:
     pretrain_batch: int = flag(16, "documents per update", 1)
     pretrain_lr: float = flag(0.02, "Muon's learning rate; AdamW's is a tenth", 0)
     # the human and the game (5.1)
-    accepts: str = flag("skim", "how she decides on a suggestion: skim, careful or strict",
-                        alias="--judging")
-    tau: float = flag(None, "her tolerance, bits (default: chosen by figures/make.py calibrate: "
-                            "skim 1.1, careful 16, strict 14)", 0)
+    care: float = flag(0.05, "share of her own text that she would reject, by length (the "
+                             "customary rate of false rejections); a larger one is more care", 0, 1)
     turn_tokens: int = flag(4, "K_H, most tokens that she types in a turn (5.1: 10)", 1)
     rounds: int = flag(19, "most rounds a problem; K_H x rounds is 1.25 programs, as in 5.1", 1)
     max_suggestion: int = flag(100, "cap on a suggestion, tokens", 1)
@@ -272,11 +274,6 @@ class Config:
     beta: float = flag(0.5, "weight of a token written", 0)
 
     def __post_init__(self):
-        if self.accepts not in simhuman.ACCEPTANCE:
-            raise UserError(f"--accepts is {self.accepts!r}: choose "
-                            f"{' or '.join(simhuman.ACCEPTANCE)}")
-        if self.tau is None:
-            object.__setattr__(self, "tau", simhuman.ACCEPTANCE[self.accepts][1])
         if self.width % 32:
             raise UserError(f"--width is {self.width}: give a multiple of 32, the size of a head")
         cli.check_ranges(self)
@@ -319,25 +316,48 @@ def pretrain(cfg, encoding, documents, device):
     return model
 
 
+def contest_tokenizer(cfg, texts):
+    """A tokenizer trained on the first of the texts."""
+    return data.train_tokenizer([text for pair in texts[:4000] for text in pair], cfg.vocab_size)
+
+
+def contest_documents(encoding, texts):
+    """What the language model reads: one document for each text, as token ids."""
+    return [data.document(encoding, *pair) for pair in texts]
+
+
+def goals(encoding, problems):
+    """What the human knows about each problem, as token ids: the start token and the statement."""
+    return [[encoding.start, *encoding.encode_ordinary(problem.statement)] for problem in problems]
+
+
 def write_programs(cfg, base, human, problems):
-    """Her one attempt at each problem, unfiltered: [{statement, program, nll}].
+    """Her one attempt at each problem, unfiltered: [{statement, program, nll, her_nll}].
 
     human: a model that reads the statement. nll: the cost in bits of each token under pi_hat, which
-    does not read it. Empty programs are left out.
+    does not read it; her_nll: under pi_H, which does. Empty programs are left out.
     """
-    encoding = base.encoding
-    generator, written = torch_generator(cfg, "programs", human.device), []
+    encoding, knows = base.encoding, goals(base.encoding, problems)
+    generator, programs = torch_generator(cfg, "programs", human.device), []
     for k in tqdm(range(0, len(problems), 512), "human writes", unit="batch", leave=False,
                   disable=None):
-        texts = [[encoding.start, *encoding.encode_ordinary(problem.statement)]
-                 for problem in problems[k:k + 512]]
+        texts = knows[k:k + 512]
         new, _ = sample(human, KVCache(human, len(texts)), texts, UNLIMITED_TOKENS,
                         encoding.stops, cfg.temperature, cfg.top_p, generator=generator)
-        written += [encoding.decode(ids) for ids in new]
-    costs = score(base.model, [encoding.encode_ordinary(program) for program in written],
-                  encoding.start)
-    return [{"statement": problem.statement, "program": program, "nll": nll.tolist()}
-            for problem, program, nll in zip(problems, written, costs) if program]
+        programs += [encoding.encode_ordinary(encoding.decode(ids)) for ids in new]
+    costs = score(base.model, programs, encoding.start)
+    hers = score(human, [goal[1:] + ids for goal, ids in zip(knows, programs)], encoding.start)
+    return [{"statement": problem.statement, "program": encoding.decode(ids), "nll": nll.tolist(),
+             "her_nll": her_nll[len(her_nll) - len(ids):].tolist()}
+            for problem, ids, nll, her_nll in zip(problems, programs, costs, hers) if ids]
+
+
+def contest_game(problems, encoding, human, assistant, rounds, generator, label):
+    """Section 3: the episodes of these problems, judged by their tests, as plain data."""
+    episodes = simhuman.play(goals(encoding, problems), human, assistant, rounds, encoding.start,
+                             encoding.stops, generator, label)
+    judge.judge_episodes(episodes, problems, encoding.decode)
+    return list(map(dataclasses.asdict, episodes))
 
 
 def fine_tune(cfg, base, examples, rng, label, optimizers=muon_and_adamw, **options):
@@ -367,33 +387,42 @@ class Lab:
         self.contest = cli.checked(contest.make_contest, python_generator(cfg, "contest"),
                                    cfg.train_problems, cfg.dev_problems, cfg.held_out_problems)
         self.first_statement = self.contest.held_out[0].statement
-        self.base = hers = self.language_model("base", cfg)
+        self.base = self.hers = self.language_model("base", cfg)
         if human_cfg:
-            hers = self.language_model("human", human_cfg, self.base)
-        accepts, _ = simhuman.ACCEPTANCE[cfg.accepts]
-        self.human = Human(hers.model, functools.partial(accepts, tau=cfg.tau), cfg.turn_tokens,
-                           cfg.temperature, cfg.top_p)
-        written = self.cache.data(
-            "programs", {"base": self.base.name, "human": hers.name, **values(cfg, *SAMPLING)},
-            lambda: write_programs(cfg, self.base, hers.model, self.contest.train),
+            self.hers = self.language_model("human", human_cfg, self.base)
+        self.written = self.cache.data(
+            "programs", {"base": self.base.name, "human": self.hers.name, "statements": fingerprint(
+                [problem.statement for problem in self.contest.learn]), **values(cfg, *SAMPLING)},
+            lambda: write_programs(cfg, self.base, self.hers.model, self.contest.learn),
             code=(write_programs, GPT))
         self.programs = [(self.base.encoding.encode_ordinary(row["program"]), np.array(row["nll"]),
-                          True) for row in written]
+                          True) for row in self.written]
+        self.human = self.human_with(cfg.care)
+
+    def human_with(self, care):
+        """A simhuman.Human who would reject this share of what she wrote for the same problems."""
+        cfg, costs = self.cfg, [row["her_nll"] for row in self.written]
+        limits = self.cache.data(
+            f"limits of care {care:g}", {"costs": fingerprint(costs), "care": care,
+                                         **values(cfg, "max_suggestion")},
+            lambda: simhuman.typical_limits(costs, care, cfg.max_suggestion),
+            code=(simhuman.typical_limits,))
+        return Human(self.hers.model, functools.partial(simhuman.typical, limits=limits),
+                     cfg.turn_tokens, cfg.temperature, cfg.top_p)
 
     def language_model(self, name, cfg, other=None):
         """A GPT pre-trained on the contest, with the tokenizer of a Checkpoint `other` if given."""
-        texts = contest_texts(cfg, self.contest.train)
+        texts = contest_texts(cfg, self.contest.learn)
 
         def make():
-            encoding = other.encoding if other else data.train_tokenizer(
-                [text for pair in texts[:4000] for text in pair], cfg.vocab_size)
-            documents = [data.document(encoding, *pair) for pair in texts]
+            encoding = other.encoding if other else contest_tokenizer(cfg, texts)
+            documents = contest_documents(encoding, texts)
             return pretrain(cfg, encoding, documents, self.device), encoding
 
         inputs = {"texts": fingerprint(texts), "other": other and other.name,
                   **values(cfg, "pretrain_steps", *PRETRAINING)}
         return self.cache.model(name, inputs, make, code=(
-            pretrain, data.train_tokenizer, data.document, GPT))
+            contest_tokenizer, contest_documents, pretrain, GPT))
 
     def completions(self, rule, programs=None):
         """The completions to learn from, and the fifth of all that is held out (Section 4.1)."""
@@ -405,63 +434,65 @@ class Lab:
         return completions[:n_train], completions[n_train:]
 
     def train(self, name, rule, programs=None):
-        """Section 4.2: the assistant, a Checkpoint, that has learned the completions of a rule."""
+        """Section 4.2: the simhuman.Assistant that has learned the completions of a rule.
+
+        She never writes more than the longest of them: a small model cannot count to N.
+        """
         cfg, (learned, _) = self.cfg, self.completions(rule, programs)
         examples = [sft_example(self.base.encoding, *completion) for completion in learned]
-        return self.cache.model(
+        checkpoint = self.cache.model(
             name, {"base": self.base.name, "examples": fingerprint(examples), "name": name,
-                   **values(cfg, "seed", "sft_batch", "sft_lr")},
+                   "options": named(self.fine_tuning), **values(cfg, "seed", "sft_batch", "sft_lr")},
             lambda: (fine_tune(cfg, self.base, examples, python_generator(cfg, name), name,
-                               **self.fine_tuning), self.base), code=(fine_tune, GPT))
+                               **self.fine_tuning), self.base),
+            code=(fine_tune, GPT, *filter(callable, self.fine_tuning.values())))
+        longest = max(len(completion) for _, completion, _ in learned)
+        return assistant(cfg, checkpoint, max_tokens=min(longest, cfg.max_suggestion))
 
-    def stopping(self, name, rule, assistant, programs=None):
+    def stopping(self, name, rule, trained, programs=None):
         """What `report.check_stopping` finds on the held-out completions."""
         cfg, (_, held_out) = self.cfg, self.completions(rule, programs)
-        inputs = {"assistant": assistant.name, "held_out": fingerprint(held_out), "name": name,
-                  **values(cfg, *SAMPLING, "max_suggestion")}
+        uncapped = dataclasses.replace(trained, max_tokens=cfg.max_suggestion)
+        inputs = {"assistant": plain_fields(uncapped), "held_out": fingerprint(held_out),
+                  "base": self.base.name, "name": name, **values(cfg, "seed")}
         return self.cache.data(
             f"stopping of {name}", inputs, lambda: report.check_stopping(
-                name, assistant, held_out, cfg.max_suggestion, cfg.temperature, cfg.top_p,
+                name, uncapped, self.base.encoding, held_out,
                 torch_generator(cfg, f"stopping of {name}", self.device)),
-            code=(report.check_stopping, GPT))
+            code=(report.check_stopping, type(trained), GPT))
 
     def play(self, name, assistant, human=None, problems=None, rounds=None, **inputs):
         """Section 3: the judged episodes of a row, one for each problem (default: held out).
 
-        assistant: a simhuman.Assistant, or None if she is alone. inputs: plain data that tells
-        this game from others, for a `human` of another class than simhuman.Human.
+        assistant: a simhuman.Assistant, or None if she is alone. human: default self.human.
+        inputs: plain data that tells this game from others.
         """
-        cfg, encoding, human = self.cfg, self.base.encoding, human or self.human
+        cfg, human = self.cfg, human or self.human
         problems, rounds = problems or self.contest.held_out, rounds or cfg.rounds
-
-        def make():
-            goals = [[encoding.start, *encoding.encode_ordinary(problem.statement)]
-                     for problem in problems]
-            episodes = simhuman.play(goals, human, assistant, rounds, encoding.start,
-                                     encoding.stops, torch_generator(cfg, f"game of {name}",
-                                                                     self.device), name)
-            judge.judge_episodes(episodes, problems, encoding.decode)
-            return list(map(dataclasses.asdict, episodes))
-
         inputs |= {"problems": fingerprint(list(map(dataclasses.astuple, problems))),
                    "human": plain_fields(human), "assistant": assistant and plain_fields(assistant),
                    "rounds": rounds, "name": name, "seed": cfg.seed}
-        return list(map(Episode.from_dict, self.cache.data(f"row {name}", inputs, make, code=(
-            simhuman.play, type(human), human.accepts, Assistant, Episode, GPT,
-            judge.judge_episodes, judge.HELPER))))
+        episodes = self.cache.data(f"row {name}", inputs, lambda: contest_game(
+            problems, self.base.encoding, human, assistant, rounds,
+            torch_generator(cfg, f"game of {name}", self.device), name), code=(
+                contest_game, type(human), human.accepts, *([type(assistant)] if assistant else []),
+                GPT, judge.HELPER))
+        return list(map(Episode.from_dict, episodes))
+
+
+def assistant(cfg, checkpoint, **options):
+    """A simhuman.Assistant with this checkpoint and the run's settings."""
+    return Assistant(checkpoint.model, **{"max_tokens": cfg.max_suggestion, **options},
+                     temperature=cfg.temperature, top_p=cfg.top_p)
 
 
 def rows_of_the_table(cfg, base, trained):
-    """{name: Assistant, or None if she is alone}; trained: {name: Checkpoint}."""
-    def row(checkpoint, **options):
-        return Assistant(checkpoint.model, **{"max_tokens": cfg.max_suggestion, **options},
-                         temperature=cfg.temperature, top_p=cfg.top_p)
-
-    return {"Human alone": None, "Base": row(base), "Base-10": row(base, max_tokens=10),
-            "Base-20": row(base, max_tokens=20),
-            f"Base stopped at {cfg.eta:g} bits": row(base, max_cost=cfg.eta),
-            **{name: row(checkpoint) for name, checkpoint in trained.items()},
-            "Base, knows the goal": row(base, knows_goal=True)}
+    """{name: Assistant, or None if she is alone}; trained: {name: Assistant}."""
+    row, K = functools.partial(assistant, cfg, base), cfg.turn_tokens
+    return {"Human alone": None, "Base": row(), f"Base-{K}": row(max_tokens=K),
+            f"Base-{2 * K}": row(max_tokens=2 * K),
+            f"Base stopped at {cfg.eta:g} bits": row(max_cost=cfg.eta), **trained,
+            "Base, knows the goal": row(knows_goal=True)}
 
 
 def run(cfg):
@@ -480,8 +511,10 @@ def run(cfg):
           f"statement:\n\n{picture}")
 
     # Section 4: train the assistants, and check how well they have learned to stop.
-    trained = {name: lab.train(name, rule) for name, rule in rules.items()}
-    stopping = [lab.stopping(name, rule, trained[name]) for name, rule in rules.items()]
+    trained, stopping = {}, []
+    for name, rule in rules.items():
+        trained[name] = lab.train(name, rule)
+        stopping.append(lab.stopping(name, rule, trained[name]))
 
     # Section 3: the game, on problems whose compositions nobody has seen.
     alone = "Human alone, no round limit"
@@ -493,10 +526,13 @@ def run(cfg):
     return report.conclude(lab, begin, trained, stopping, episodes)
 
 
+COMMANDS = {name: f"realcode.{name}" for name in ("show", "suggest", "replay", "finetune")}
+
+
 def main(argv=None):
-    """The command line. Commands with a name are looked up in realcode/ when they are asked for."""
+    """The command line. A command with a name is imported only when it is asked for."""
     with cli.plain_errors("empower.py"):
-        command, cfg = cli.parse(argv, Config, run, ("show", "suggest", "replay", "finetune"))
+        command, cfg = cli.parse(argv, Config, run, COMMANDS)
         command(cfg)
 
 

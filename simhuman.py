@@ -1,4 +1,4 @@
-"""The game of Section 3: a simulated human writes a program with an assistant beside her.
+"""The game of Section 3: a simulated human writes a program with an assistant's help.
 
 Each round the assistant makes a suggestion, the human reads it and accepts or rejects it, and then
 types a few tokens of her own or ends the episode. She knows the problem; both see the code so far:
@@ -26,29 +26,42 @@ from model import KVCache, extend, sample, token_nll
 
 # ------------------------------------------------------------------- when she accepts
 #
-# A rule takes the cost in bits of each suggested token under pi_H, and a tolerance tau in bits.
+# The paper's human is asked to judge each suggestion. Ours accepts what she might have written
+# herself: a test of whether a text is typical of her, with a known rate of false rejections. Its
+# one parameter, her care, is chosen without looking at any assistant.
 
 
-def skim(nll, tau):
-    """Accepts if the MEAN cost per token is at most tau, so one wrong token can slip through.
+def typical_limits(costs, care, longest):
+    """What n consecutive tokens of her own text cost at most, in bits, for n = 1..longest.
 
-    Example: costs [0, 0, 3] with tau = 1.25: a mean of 1 bit, accepted.
+    costs: one array (N,) for each program that she wrote alone: bits per token under pi_H, which
+    reads the statement. The limit for n tokens is the (1 - care) quantile over all runs of n
+    consecutive tokens, so that at most a share `care` of them costs more. Above the median length
+    of her programs there are few runs, and more and more of them come from programs that she did
+    not know how to end: there, the limit is that of the median length. Returns a list of floats.
+
+    Example: costs [0, 1, 0, 3] and care 0.25. Of the single tokens, three in four cost at most 1
+    bit. The pairs cost 1, 1 and 3: at most 1 would be two in three, so the limit is 3. The triples
+    cost 1 and 4, the whole 4. For n = 1..5 the limits are [1, 3, 4, 4, 4].
     """
-    return sum(nll) <= tau * len(nll)
+    lengths = [len(nll) for nll in costs]
+    cum = np.full((len(costs), max(lengths) + 1), np.nan)                  # (programs, N + 1)
+    for row, nll in zip(cum, costs):
+        row[:len(nll) + 1] = np.concatenate([[0.0], np.cumsum(nll)])
+    limits = []
+    for n in range(1, min(longest, int(np.median(lengths))) + 1):
+        runs = cum[:, n:] - cum[:, :-n]                                    # (programs, N - n + 1)
+        limits.append(float(np.quantile(runs[~np.isnan(runs)], 1 - care, method="inverted_cdf")))
+    return limits + limits[-1:] * (longest - len(limits))
 
 
-def careful(nll, tau):
-    """Accepts if the SUM of the costs is at most tau. Example: [0, 0, 3], 1.25: no."""
-    return sum(nll) <= tau
+def typical(nll, limits):
+    """Accepts what she might have written herself: n tokens that cost at most limits[n - 1] bits.
 
-
-def strict(nll, tau):
-    """Accepts if NO token costs more than tau. Example: [1, 1, 1], 1.25: yes."""
-    return max(nll) <= tau
-
-
-# {name: (rule, its tolerance tau in bits, chosen by `python figures/make.py calibrate`)}
-ACCEPTANCE = {"skim": (skim, 1.1), "careful": (careful, 16.0), "strict": (strict, 14.0)}
+    nll: the bits of each suggested token under pi_H; limits: from `typical_limits`.
+    Example: limits [1, 3]: she accepts costs [0, 2], and rejects [2] and [2, 2].
+    """
+    return sum(nll) <= limits[min(len(nll), len(limits)) - 1]
 
 
 # ------------------------------------------------------------------- episodes
@@ -272,13 +285,19 @@ def accept_ratio(episodes):
                   [episode.offered for episode in episodes])
 
 
+def saved(episode):
+    """(tokens that the assistant wrote, all tokens) of one program; a wrong one saves nothing."""
+    accepted = episode.tokens_accepted
+    return accepted * episode.passed, accepted + episode.tokens_written
+
+
 def share_saved(episodes):
     """(share of the programs' tokens that the assistant wrote, pooled; its standard error).
 
     Example: a program of 8 tokens, 4 of them accepted, and one of 2 tokens, all typed: 4 / 10.
+    If the first is wrong, 0 / 10.
     """
-    return _ratio([episode.tokens_accepted for episode in episodes],
-                  [episode.tokens_accepted + episode.tokens_written for episode in episodes])
+    return _ratio(*zip(*map(saved, episodes)))
 
 
 def discounted(episode, gamma, alpha, beta):
@@ -298,11 +317,19 @@ def discounted_pass_rate(episodes, gamma, alpha, beta):
 
 
 def paired_difference(a, b, rng, samples=10_000):
-    """(mean of a - b, low, high): the 95% interval of a paired bootstrap over problems.
+    """(difference of two ratios, low, high): the 95% interval of a paired bootstrap over problems.
 
-    a, b: one value for each problem, in the same order. rng: a numpy Generator.
+    a, b: (part, whole) for each problem, in the same order; the ratio of a row is the sum of its
+    parts over the sum of its wholes, and a mean if each whole is 1. rng: a numpy Generator.
+    (None, None, None) if the wholes of a row sum to 0.
     """
-    difference = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
-    n = len(difference)
-    means = difference[rng.integers(0, n, (samples, n))].mean(axis=1)
-    return difference.mean(), *np.quantile(means, [0.025, 0.975])
+    both = np.array([a, b], dtype=float)                                   # (2, problems, 2)
+    if not both[..., 1].sum(1).all():
+        return None, None, None
+    n = both.shape[1]
+    sums = both[:, rng.integers(0, n, (samples, n))].sum(2)                # (2, samples, 2)
+    with np.errstate(invalid="ignore"):  # 0 / 0: a sample without a suggestion says nothing
+        ours, theirs = sums[..., 0] / sums[..., 1]
+    parts, wholes = both.sum(1).T
+    low, high = np.nanquantile(ours - theirs, [0.025, 0.975])
+    return float(parts[0] / wholes[0] - parts[1] / wholes[1]), float(low), float(high)

@@ -25,13 +25,13 @@ import torch
 
 import data
 import empower
-import simhuman
 from data import collate, make_batches
 from empower import (Config, empower_length, empower_lengths, left_to_human, score, sft_example,
                      sft_loss, train)
 from model import GPT, GPTConfig, KVCache, draw, extend, sample, token_entropy, token_nll
 from simhuman import (Assistant, Episode, Human, Turn, accept_ratio, discounted,
-                      discounted_pass_rate, paired_difference, pass_at_1, play, share_saved)
+                      discounted_pass_rate, paired_difference, pass_at_1, play, share_saved,
+                      typical, typical_limits)
 from support.cache import Progress, load_checkpoint, slug
 from support.cli import UserError
 from support.contest import draw_style, write_program
@@ -122,7 +122,11 @@ def test_exercise_3_rules_by_hand():
 
 def test_the_table_has_the_assistants_of_the_paper():
     assert list(empower.completion_rules(Config())) == [
-        "SFT-10", "SFT-20", "SFT-RAND", "Empower (0.32)", "Empower (4)"]
+        "SFT-4", "SFT-8", "SFT-RAND", "Empower (0.32)", "Empower (4)"]
+    rules = empower.completion_rules(Config(turn_tokens=10))  # the paper's K_H and lengths
+    rng = np.random.default_rng(0)
+    assert rules["SFT-10"]([], rng) == 10 and rules["SFT-20"]([], rng) == 20
+    assert max(rules["SFT-RAND"]([], rng) for _ in range(1000)) == 30
 
 
 def test_cost_is_minus_log2_of_the_probability():
@@ -177,8 +181,8 @@ def test_byte_pairs_by_hand():
 
 
 def test_a_program_has_the_same_tokens_with_and_without_its_statement():
-    program = write_program(small_contest().train[0].parts, draw_style(random.Random(0)))
-    with_goal = data.document(tokenizer(), small_contest().train[0].statement, program)
+    program = write_program(small_contest().learn[0].parts, draw_style(random.Random(0)))
+    with_goal = data.document(tokenizer(), small_contest().learn[0].statement, program)
     without = data.document(tokenizer(), "", program)
     assert with_goal[-len(without) + 1:] == without[1:]
     assert with_goal[0] == without[0] == without[-1] == tokenizer().eot_token
@@ -187,7 +191,7 @@ def test_a_program_has_the_same_tokens_with_and_without_its_statement():
 @pytest.mark.parametrize("size", [1, 3, 7, 10 ** 6])
 def test_the_pieces_of_a_text_are_cut_at_newlines_and_make_it_up(size):
     rng = random.Random(0)
-    text = "".join(write_program(p.parts, draw_style(rng)) for p in small_contest().train[:4])
+    text = "".join(write_program(p.parts, draw_style(rng)) for p in small_contest().learn[:4])
     pieces = data.pieces(tokenizer(), text + "x" * 99, size)
     assert sum(pieces, []) == tokenizer().encode_ordinary(text + "x" * 99)
     assert all(0 < len(ids) <= size for ids in pieces)
@@ -282,7 +286,7 @@ def test_top_p_keeps_the_fewest_tokens_that_hold_it(top_p, kept):
 
 
 def costs(model, text, more):
-    """The cost in bits of each token of `more` behind `text`, in one full pass."""
+    """The cost in bits of each token of `more` after `text`, in one full pass."""
     logits = model(torch.tensor([text + more]))[0, len(text) - 1:-1]
     return token_nll(logits, torch.tensor(more, dtype=torch.long)).detach().numpy()
 
@@ -354,7 +358,7 @@ def test_rows_without_a_token_are_never_written():
 
 
 def test_loss_is_on_the_completion_and_its_stop_token_alone():
-    # The example of the docstring, beside a longer text that shows the padding; the stop is 0 too.
+    # The example of the docstring, and a longer text that shows the padding; the stop is 0 too.
     ids, labels = collate([([7, 8, 9, 0], 2), ([1, 2, 3, 4, 5, 0], 4)], limit=10)
     assert ids.tolist() == [[7, 8, 9, 0, 0, 0], [1, 2, 3, 4, 5, 0]]
     assert labels.tolist() == [[-100, -100, 9, 0, -100, -100], [-100, -100, -100, -100, 5, 0]]
@@ -497,13 +501,40 @@ def test_batches_by_length_waste_little_and_stay_within_their_tokens():
 # ------------------------------------------------------------------- the game
 
 
-def test_judging_rules():
-    for nll, tau, verdicts in [([0, 0, 3], 1.25, (True, False, False)),
-                               ([1, 1, 1], 1.25, (True, False, True)),
-                               ([0.5, 0.75], 1.25, (True, True, True)),
-                               ([2], 1.25, (False, False, False))]:
-        assert tuple(
-            rule(nll, tau) for rule, _ in simhuman.ACCEPTANCE.values()) == verdicts
+def accepts(bits):
+    """A rule of acceptance: at most so many bits, however many tokens."""
+    return functools.partial(typical, limits=[bits])
+
+
+def test_what_is_typical_of_her_by_hand():
+    assert typical_limits([[0, 1, 0, 3]], 0.25, 5) == [1, 3, 4, 4, 4]
+    assert typical_limits([[0, 1, 0, 3]], 0.25, 2) == [1, 3]
+    assert typical_limits([[1, 1], [0, 2]], 0.5, 2) == [1, 2]  # no run across two programs
+    assert typical_limits([[1, 1], [1, 1], [2] * 9], 0.5, 4) == [2, 4, 4, 4]  # above the median
+    assert typical_limits([[1, 1], [2] * 9, [2] * 9], 0.5, 4) == [2, 4, 6, 8]  # length it stays
+    assert [typical(nll, [1, 3]) for nll in ([0, 2], [1], [2], [2, 2], [0, 1, 2], [0, 1, 3])] == [
+        True, True, False, False, True, False]
+
+
+def test_a_more_careful_human_accepts_less():
+    costs = [np.random.default_rng(k).exponential(1.0, 60) for k in range(50)]
+    some = [typical_limits(costs, care, 20) for care in (0.5, 0.1, 0.02, 0.005)]
+    assert all((np.diff(pair, axis=0) > 0).all() for pair in zip(some, some[1:]))
+
+
+def test_she_rejects_her_own_text_as_often_as_her_care_says():
+    """On texts that her limits do not come from, at any length."""
+    model, stop, care = tiny_gpt(7), -1, 0.05
+    prompts = [[0, *text] for text in random_texts([6] * 1600, seed=1)]
+    texts, _ = sample(model, KVCache(model, 1600), prompts, 30, stop,
+                      generator=torch.Generator().manual_seed(0))
+    nll = [row[6:] for row in score(model, [a[1:] + b for a, b in zip(prompts, texts)], 0)]
+    limits = typical_limits(nll[:800], care, 20)
+    for n in (1, 4, 10, 20):
+        rejected = [np.mean([not typical(row[k:k + n], limits) for k in range(30 - n + 1)])
+                    for row in nll[800:]]
+        error = np.std(rejected) / 800 ** 0.5  # the runs of a text overlap: the text is the unit
+        assert np.mean(rejected) == pytest.approx(care, abs=4 * error) and error < 0.01
 
 
 def random_goals(sizes):
@@ -562,7 +593,8 @@ def play_slowly(goals, human, assistant, rounds, stop_token):
                                      {"max_tokens": 7, "knows_goal": True}])
 def test_the_lockstep_game_is_the_game_played_problem_by_problem(options):
     model, goals = tiny_gpt(3), random_goals([4, 7, 1, 9, 5, 3, 8, 6])
-    human = Human(model, functools.partial(simhuman.skim, tau=4), 3, temperature=0)
+    human = Human(model, functools.partial(typical, limits=[4 * n for n in range(1, 13)]), 3,
+                  temperature=0)
     assistant = Assistant(tiny_gpt(4), temperature=0, **options)
     fast = play(goals, human, assistant, 6, 0, 0, None)
     slow = play_slowly(goals, human, assistant, 6, 0)
@@ -586,16 +618,16 @@ def test_a_human_alone_writes_what_she_would_have_sampled():
 def test_a_silent_assistant_is_neither_offered_nor_read():
     model = tiny_gpt(5)
     assistant = Assistant(model, 5, max_cost=0.0)  # nothing is free
-    human = Human(model, functools.partial(simhuman.skim, tau=99), 4, temperature=0)
-    silent, alone = (play(random_goals([4, 7]), human, beside, 3, 0, 0, torch.Generator())
-                     for beside in (assistant, None))
+    human = Human(model, accepts(999), 4, temperature=0)
+    silent, alone = (play(random_goals([4, 7]), human, player, 3, 0, 0, torch.Generator())
+                     for player in (assistant, None))
     assert all(e.offered == e.accepted == e.tokens_read == 0 for e in silent)
     assert [e.code for e in silent] == [e.code for e in alone]
 
 
 def test_an_episode_that_fills_the_context_is_cut_off():
     model = tiny_gpt(6)
-    human = Human(model, functools.partial(simhuman.skim, tau=99), 9, temperature=0)
+    human = Human(model, accepts(999), 9, temperature=0)
     [episode] = play([[22] + [5] * 200], human, Assistant(model, 20, temperature=0), 1000, 22, 22,
                      None)
     assert not episode.finished and 0 < 201 + len(episode.code) <= 256
@@ -617,6 +649,7 @@ def test_metrics_by_hand():
     assert math.isnan(accept_ratio([episode()])[0])
     half = episode(accepted=1, size=4, written=4), episode(written=2)
     assert share_saved(half)[0] == 0.4 and share_saved(half[:1]) == (0.5, 0.0)
+    assert share_saved([episode(False, accepted=1, size=4, written=4)])[0] == 0  # it is wrong
     read_10_wrote_2 = episode(accepted=1, rejected=1, size=5, written=2)
     assert (read_10_wrote_2.tokens_read, read_10_wrote_2.tokens_written) == (10, 2)
     assert discounted(read_10_wrote_2, 0.5, 0.1, 0.5) == 0.25
@@ -633,10 +666,24 @@ def test_the_accept_ratio_error_is_that_of_a_bootstrap_over_problems():
 def test_paired_difference_uses_the_pairing():
     rng = np.random.default_rng(0)
     hard = rng.random(400)  # what both rows share
-    mean, low, high = paired_difference(hard + 0.1, hard, rng)
+    ours, theirs, others = ([(value, 1) for value in row]
+                            for row in (hard + 0.1, hard, rng.permutation(hard)))
+    mean, low, high = paired_difference(ours, theirs, rng)
     assert mean == pytest.approx(0.1) and high - low < 1e-9
-    mean, low, high = paired_difference(hard, rng.permutation(hard), rng)
+    mean, low, high = paired_difference(theirs, others, rng)
     assert low < 0 < high
+
+
+def test_a_difference_of_ratios_is_pooled():
+    rng = np.random.default_rng(0)
+    a, b = [(1, 1), (1, 3)] * 50, [(0, 1), (2, 2)] * 50  # 2 of 4, and 2 of 3
+    mean, low, high = paired_difference(a, b, rng)
+    assert mean == pytest.approx(2 / 4 - 2 / 3) and low < mean < high
+    again = [np.array(a)[k].sum(0) for k in rng.integers(0, 100, (2000, 100))]
+    error = np.std([part / whole for part, whole in again])
+    fixed = paired_difference(a, [(1, 2)] * 100, rng)
+    assert fixed[2] - fixed[1] == pytest.approx(2 * 1.96 * error, rel=0.1)
+    assert paired_difference(a, [(0, 0)] * 100, rng) == (None, None, None)
 
 
 # ------------------------------------------------------------------- the whole pipeline
@@ -652,12 +699,18 @@ def test_a_run_makes_every_row_and_says_whether_the_claims_hold(finished):
     out, stdout = finished
     results = json.loads((out / "results.json").read_text())
     names = [row["name"] for row in results["rows"]]
-    assert names == ["Human alone, no round limit", "Human alone", "Base", "Base-10", "Base-20",
-                     "Base stopped at 0.32 bits", "SFT-10", "SFT-20", "SFT-RAND", "Empower (0.32)",
+    assert names == ["Human alone, no round limit", "Human alone", "Base", "Base-4", "Base-8",
+                     "Base stopped at 0.32 bits", "SFT-4", "SFT-8", "SFT-RAND", "Empower (0.32)",
                      "Empower (4)", "Base, knows the goal"]
     assert [(claim["baseline"], claim["metric"]) for claim in results["claims"]] == [
-        (baseline, metric) for baseline in ("SFT-10", "SFT-20", "SFT-RAND", "Base-10", "Base-20")
-        for metric in ("pass@1", "dpr")]
+        (baseline, metric) for baseline in names[1:9]
+        for metric in ("pass@1", "accept_ratio", "dpr")]
+    rows = {row["name"]: row for row in results["rows"]}
+    for claim in results["claims"]:
+        ours, theirs = (rows[name][claim["metric"]]
+                        for name in ("Empower (0.32)", claim["baseline"]))
+        assert claim["difference"] == (None if None in (ours, theirs) else
+                                       pytest.approx(ours - theirs))
     for name in names:
         assert f"| {name} " in stdout
         transcript = out / "transcripts" / f"{slug(name)}.txt"
@@ -668,12 +721,12 @@ def test_a_run_makes_every_row_and_says_whether_the_claims_hold(finished):
 def test_the_table_is_computed_from_the_episodes(finished):
     out, _ = finished
     results = json.loads((out / "results.json").read_text())
-    [folder] = (out / "stages").glob("row-base-10-*")
+    [folder] = (out / "stages").glob("row-base-4-*")
     episodes = list(map(Episode.from_dict, json.loads((folder / "value.json").read_text())))
-    row = summarize("Base-10", episodes, Config(**results["config"]))
-    assert row == next(row for row in results["rows"] if row["name"] == "Base-10")
+    row = summarize("Base-4", episodes, Config(**results["config"]))
+    assert row == next(row for row in results["rows"] if row["name"] == "Base-4")
     assert row["tokens_read"] == np.mean([e.tokens_read for e in episodes])
-    assert max(len(t.suggestion) for e in episodes for t in e.turns) <= 10
+    assert max(len(t.suggestion) for e in episodes for t in e.turns) <= 4
     assert max(len(t.typed) for e in episodes for t in e.turns) <= 4
 
 
@@ -697,10 +750,10 @@ def test_a_finished_stage_is_reused_and_another_eta_trains_one_assistant(finishe
     (["--eta", "-1"], "--eta is -1.0"), (["--eta", "nan"], "--eta is nan"),
     (["--eta", "many"], "--eta"), (["--rounds", "0"], "--rounds is 0"),
     (["--no-such-flag"], "--no-such-flag"), (["--width", "40"], "multiple of 32"),
-    (["--accepts", "rash"], "skim or careful or strict"),
-    (["--judging", "rash"], "--accepts is 'rash'"), (["--device", "tpu"], "--device tpu"),
+    (["--care", "0"], "--care is 0.0"), (["--care", "1.5"], "--care is 1.5"),
+    (["--accepts", "skim"], "--accepts"), (["--device", "tpu"], "--device tpu"),
     (["--gamma", "2"], "--gamma is 2.0"), (["--top-p", "0"], "--top-p is 0"),
-    (["--train-problems", "9999"], "fewer than"), (["--out", "/dev/null/x"], "cannot write"),
+    (["--train-problems", "9999"], "too few"), (["--out", "/dev/null/x"], "cannot write"),
 ])
 def test_bad_input_gets_one_sentence_and_status_2(arguments, message, tmp_path):
     status, _, error = in_process("--out", tmp_path / "out", *TINY, *arguments)
@@ -717,12 +770,12 @@ def spoil_checkpoint(out):
 
 
 def spoil_episodes(out):
-    [path] = (out / "stages").glob("row-sft-10-*/value.json")
+    [path] = (out / "stages").glob("row-sft-4-*/value.json")
     path.write_text(path.read_text()[:100])
 
 
 @pytest.mark.parametrize("spoil, message", [
-    (spoil_version, "version 0"), (spoil_checkpoint, "truncated"), (spoil_episodes, "row-sft-10")])
+    (spoil_version, "version 0"), (spoil_checkpoint, "truncated"), (spoil_episodes, "row-sft-4")])
 def test_a_damaged_output_folder_is_one_sentence_and_nothing_is_lost(
         finished, tmp_path, spoil, message):
     out = tmp_path / "out"
@@ -771,12 +824,17 @@ def test_the_scorer_does_not_see_the_statement_and_the_human_does(monkeypatch, t
     monkeypatch.setattr(empower, "sample", lambda model, cache, texts, *rest, **options: (
         prompts.extend(texts) or [[5, 6]] * len(texts), [True] * len(texts)))
     monkeypatch.setattr(empower, "score", lambda model, programs, end: (
-        scored.extend(programs) or [np.zeros(len(program)) for program in programs]))
-    base, problems = tiny_base(tmp_path), small_contest().train
-    empower.write_programs(Config(), base, base.model, problems)
+        scored.append((model, programs)) or [np.arange(len(program)) for program in programs]))
+    base, problems = tiny_base(tmp_path), small_contest().learn
+    hers = tiny_gpt(vocab_size=tokenizer().n_vocab)
+    written = empower.write_programs(Config(), base, hers, problems)
     statements = [tokenizer().encode_ordinary(problem.statement) for problem in problems]
+    program = tokenizer().encode_ordinary(tokenizer().decode([5, 6]))
     assert [prompt[1:] for prompt in prompts] == statements
-    assert scored == [tokenizer().encode_ordinary(tokenizer().decode([5, 6]))] * len(statements)
+    assert scored == [(base.model, [program] * len(statements)),
+                      (hers, [statement + program for statement in statements])]
+    assert written[0]["nll"] == [0, 1]  # and hers: of the program alone, not of the statement
+    assert written[0]["her_nll"] == [len(statements[0]), len(statements[0]) + 1]
 
 
 def test_help_explains_every_setting():
@@ -788,7 +846,7 @@ def test_help_explains_every_setting():
 def test_constants_follow_from_the_length_of_a_program():
     """K_H x rounds is 1.25 programs, gamma discounts a whole program as in the paper."""
     cfg, rng = Config(), random.Random(0)
-    programs = [write_program(p.parts, draw_style(rng)) for p in small_contest().train]
+    programs = [write_program(p.parts, draw_style(rng)) for p in small_contest().learn]
     length = np.mean([len(tokenizer().encode_ordinary(program)) for program in programs])
     assert cfg.turn_tokens * cfg.rounds == pytest.approx(1.25 * length, rel=0.05)
     assert cfg.gamma == pytest.approx(0.999 ** (400 / length), abs=2e-4)
@@ -805,7 +863,7 @@ def readme_blocks(language):
 
 
 def readme_commands():
-    """Those of figures/make.py have their test beside it."""
+    """Commands of figures/make.py are tested in figures/test_figures.py."""
     return [line for block in readme_blocks("sh") for line in block.splitlines()
             if line.startswith("python ") and "figures/make.py" not in line]
 

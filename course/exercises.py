@@ -8,6 +8,7 @@ reuse what `python empower.py` has left in out/, so run that first.
 """
 
 import dataclasses
+import math
 import sys
 from pathlib import Path
 
@@ -65,28 +66,32 @@ def experiment_5(lab):
     return learned(lab, {f"Unigram ({eta:g})": empower.empower(eta) for eta in (4, 16)}, programs)
 
 
-# ------------------------------------------------------------------- 6: a human with lapses
+# ------------------------------------------------------------------- 6: how careful is she?
 
 
-def with_lapses(accepts, rate, rng):
-    """A human who sometimes does not look: with probability `rate` she accepts any suggestion.
+def rejects_herself(accepts, costs, n):
+    """The share of all runs of n consecutive tokens of her own text that she rejects.
 
-    accepts(nll) is her verdict when she looks, nll the bits of each suggested token for her. rng: a
-    numpy Generator, used once for each suggestion, before she looks. Example: rate 0 is `accepts`,
-    rate 1 accepts everything.
+    accepts(nll) is her verdict on a run, a list of costs in bits; costs: one list for each program
+    that she wrote. Example: costs [[0, 1, 0, 3]], n = 2, and she accepts up to 2 bits: the runs
+    cost 1, 1 and 3 bits, so 1/3. nan if no program has n tokens.
     """
-    return lambda nll: bool(rng.random() < rate) or accepts(nll)
+    verdicts = [accepts(nll[k:k + n]) for nll in costs for k in range(len(nll) - n + 1)]
+    return 1 - float(np.mean(verdicts)) if verdicts else math.nan
 
 
 def experiment_6(lab):
-    """Base-10, SFT-10 and Empower with a human who looks away more and more often."""
+    """Base-N, SFT-N and Empower with three humans, from a very careful one to a careless one."""
     rows, episodes = default_rows(lab), {}
-    for rate in (0.1, 0.3, 1):
+    costs = [row["her_nll"] for row in lab.written]
+    for care in (0.5, 0.01, 0.001):
+        human = lab.human_with(care)
+        shares = [rejects_herself(human.accepts, costs, n) for n in (1, 4, 16)]
+        print(f"care {care:g}: of her own text she rejects "
+              + ", ".join(f"{share:.4f}" for share in shares) + " at 1, 4 and 16 tokens")
         for name, assistant in rows.items():
-            row = f"{name}, lapses {rate:g}"
-            accepts = with_lapses(lab.human.accepts, rate, cli.numpy_generator(lab.cfg, row))
-            episodes[row] = lab.play(row, assistant, dataclasses.replace(
-                lab.human, accepts=accepts), tau=lab.cfg.tau, lapses=rate)
+            row = f"{name}, care {care:g}"
+            episodes[row] = lab.play(row, assistant, human)
     return episodes
 
 
@@ -108,9 +113,9 @@ def experiment_7(lab):
     """Empower on the better half of what she wrote with an assistant, and on the first half."""
     cfg, episodes = lab.cfg, []
     stopped = empower.rows_of_the_table(cfg, lab.base, {})[f"Base stopped at {cfg.eta:g} bits"]
-    for k in range(0, len(lab.contest.train), 1000):
+    for k in range(0, len(lab.contest.learn), 1000):
         episodes += lab.play(f"training problems from {k} on", stopped,
-                             problems=lab.contest.train[k:k + 1000])
+                             problems=lab.contest.learn[k:k + 1000])
     halves = {"Best half": keep_best(episodes, 0.5, cfg.gamma, cfg.alpha, cfg.beta),
               "First half": range(len(episodes) // 2)}
     found = {}
@@ -176,10 +181,11 @@ def learned(lab, rules, programs=None):
 def default_rows(lab):
     """{name: Assistant} of three rows of the default table."""
     rules = empower.completion_rules(lab.cfg)
-    names = "SFT-10", f"Empower ({lab.cfg.eta:g})"
+    K = lab.cfg.turn_tokens
+    names = f"SFT-{K}", f"Empower ({lab.cfg.eta:g})"
     rows = empower.rows_of_the_table(lab.cfg, lab.base, {
         name: lab.train(name, rules[name]) for name in names})
-    return {name: rows[name] for name in ("Base-10", *names)}
+    return {name: rows[name] for name in (f"Base-{K}", *names)}
 
 
 def experiment(number, cfg):
@@ -195,7 +201,7 @@ def experiment(number, cfg):
     first, *others = found.items()
     for name, row in others:  # paired by problem, as in figures/README.md
         mean, low, high = simhuman.paired_difference(
-            [e.passed for e in first[1]], [e.passed for e in row],
+            [(e.passed, 1) for e in first[1]], [(e.passed, 1) for e in row],
             cli.numpy_generator(cfg, "bootstrap"))
         print(f"Pass@1 of {first[0]} minus {name}: {mean:+.3f} ({low:+.3f} to {high:+.3f})")
     return summaries

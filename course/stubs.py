@@ -19,7 +19,7 @@ EXERCISES = {  # number: (file, functions)
     3: ("empower.py", ["empower", "sft", "sft_rand"]),
     4: ("course/exercises.py", ["priced_length"]),
     5: ("course/exercises.py", ["unigram_nll"]),
-    6: ("course/exercises.py", ["with_lapses"]),
+    6: ("course/exercises.py", ["rejects_herself"]),
     7: ("course/exercises.py", ["keep_best"]),
     8: ("course/exercises.py", ["another_domain"]),
 }

@@ -9,6 +9,7 @@ import random
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ import pytest
 
 import exercises  # first: it sets the path to the other files
 import stubs
-from simhuman import Episode, Turn, skim
+from simhuman import Episode, Turn, typical, typical_limits
 from support import contest
 from support.contest import compositions, draw_style, make_problem, swaps, write_program
 from support.testing import solves
@@ -58,30 +59,25 @@ def test_exercise_5_mean_cost_is_the_entropy_of_the_tokens():
     assert mean == pytest.approx(-sum(p * np.log2(p) for p in shares))
 
 
-def test_exercise_6_accepts_everything_in_its_lapses_and_nothing_else_more():
-    rng, verdicts = np.random.default_rng(0), {}
-    for rate in (0, 0.25, 1):
-        judge = exercises.with_lapses(lambda nll: skim(nll, 1.0), rate, rng)
-        assert all(judge([0.5, 1.0]) for _ in range(50))  # she would have accepted this
-        verdicts[rate] = np.mean([judge([9.0]) for _ in range(2000)])
-    assert verdicts[0] == 0 and verdicts[1] == 1
-    assert verdicts[0.25] == pytest.approx(0.25, abs=0.05)
-    draws = Draws()
-    judge = exercises.with_lapses(lambda nll: draws.count == 0, 0.0, draws)
-    assert not judge([9.0]) and draws.count == 1  # drawn before she looks, and once
+def test_exercise_6_by_hand():
+    def accepts(nll):
+        return sum(nll) <= 2
+
+    for costs, n, share in (([[0, 1, 0, 3]], 2, 1 / 3), ([[0, 1, 0, 3]], 1, 1 / 4),
+                            ([[0, 1, 0, 3]], 4, 1), ([[0, 3], [1]], 1, 1 / 3),
+                            ([[0, 3], [1, 3]], 2, 1), ([[1, 1], [1]], 2, 0)):
+        assert exercises.rejects_herself(accepts, costs, n) == pytest.approx(share)
+    assert np.isnan(exercises.rejects_herself(accepts, [[1], []], 2))
 
 
-class Draws:
-    """A generator that counts how often it was asked."""
-
-    count = 0
-
-    def __getattr__(self, name):
-        def draw(*arguments, **options):
-            self.count += 1
-            return getattr(np.random.default_rng(0), name)(*arguments, **options)
-
-        return draw
+def test_exercise_6_measures_her_care():
+    rng = np.random.default_rng(0)
+    costs = [rng.exponential(1.0, 40).tolist() for _ in range(300)]
+    for care in (0.5, 0.1, 0.02):
+        accepts = partial(typical, limits=typical_limits(costs, care, 8))
+        for n in (1, 3, 8):
+            share = exercises.rejects_herself(accepts, costs, n)
+            assert share == pytest.approx(care, abs=1e-3) and share <= care
 
 
 def test_exercise_7_keeps_what_is_right_and_short():
@@ -162,17 +158,17 @@ def tiny(tmp_path_factory):
 
 @pytest.mark.parametrize("number, names", [
     (4, ["Price 0.05", "Price 0.2", "Price 0.8"]), (5, ["Unigram (4)", "Unigram (16)"]),
-    (6, [f"{name}, lapses {rate}" for rate in ("0.1", "0.3", "1")
-         for name in ("Base-10", "SFT-10", "Empower (0.32)")]),
+    (6, [f"{name}, care {care}" for care in ("0.5", "0.01", "0.001")
+         for name in ("Base-4", "SFT-4", "Empower (0.32)")]),
     (7, ["Best half", "First half"])])
 def test_an_experiment_prints_its_rows_next_to_the_default_ones(number, names, tiny, capsys):
     rows = exercises.experiment(number, tiny)
-    assert [row["name"] for row in rows] == ["Base-10", "SFT-10", "Empower (0.32)", *names]
+    assert [row["name"] for row in rows] == ["Base-4", "SFT-4", "Empower (0.32)", *names]
     printed = capsys.readouterr().out
     assert all(f"| {name} " in printed for name in names)
     assert printed.count("Pass@1 of") == len(names) - 1
-    if number == 6:  # if she never looks, she accepts all that is offered
-        assert all(row["accept_ratio"] in (1, None) for row in rows if "lapses 1" in row["name"])
+    if number == 6:
+        assert printed.count("of her own text she rejects") == 3
 
 
 def test_another_domain_goes_through_the_whole_experiment(tiny, monkeypatch, capsys):

@@ -7,15 +7,16 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import report
-from support.report import paper_means
+from support.report import paper_means, paper_name
 
 # Okabe and Ito's colours, which colour-blind people can tell apart; in grey they differ in
 # lightness, and every curve has its own marker and dash.
 BLUE, SKY, ORANGE, GREEN, GREY, BLACK = ("#0072B2", "#56B4E9", "#E69F00", "#009E73", "#999999",
                                          "#000000")
+# {curve: (colour, marker, dash)}; a row's curve is found by `curve_of`.
 CURVES = {"Empower": (BLUE, "o", "-"), "Base stopped": (SKY, "s", "--"),
-          "SFT-N": (ORANGE, "^", "-"), "Base-N": (GREY, "x", ":"),
-          "SFT-10": (ORANGE, "^", "-"), "Base-10": (GREY, "x", ":"),
+          "SFT-N": (ORANGE, "^", "-"), "SFT-2N": (ORANGE, "v", "--"), "SFT-RAND": (ORANGE, "<", ":"),
+          "Base-N": (GREY, "x", "-"), "Base-2N": (GREY, "+", "--"), "Base": (GREY, ".", ":"),
           "Human alone": (BLACK, "d", "-.")}
 STYLE = {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False,
          "axes.axisbelow": True, "axes.grid": True, "grid.color": "#dddddd",
@@ -26,7 +27,7 @@ PAPER_ERRORS = (0.02, 0.02, 0.015)  # of Pass@1, accept ratio and DPR, as in the
 
 def all_figures(results, folder):
     """Draws every picture into the folder; yields the paths."""
-    for draw in (rows_as_bars, lengths, budget, bound, stdlib):
+    for draw in (care, rows_as_bars, lengths, budget, bound, replay):
         with plt.rc_context(STYLE):
             figure = draw(results)
             for kind in ("png", "svg"):
@@ -42,84 +43,129 @@ def panels(n, height=3.4):
     return plt.subplots(1, n, figsize=(10.5, height), layout="constrained")
 
 
+def curve_of(results, name):
+    """The curve in CURVES of a row. Example: with K_H = 4, SFT-8 is SFT-2N."""
+    K = results["config"]["turn_tokens"]
+    name = name.split(" (")[0]
+    if name.startswith("Base stopped"):
+        return "Base stopped"
+    return name.replace(f"-{2 * K}", "-2N").replace(f"-{K}", "-N")
+
+
+def curve(ax, kind, x, y, label=None, **options):
+    """One curve in its colour, marker and dash."""
+    colour, marker, dash = CURVES[kind]
+    ax.errorbar(x, y, color=colour, marker=marker, linestyle=dash, markersize=5, linewidth=1.6,
+                elinewidth=0.8, label=label or kind, **options)
+
+
+TITLES = {"pass@1": "Pass@1, share of problems", "accept_ratio": "Accept ratio",
+          "dpr": "Discounted pass rate"}
+
+
+def care(results):
+    """The headline: each assistant with humans of more and less care, with a band over seeds."""
+    figure, axes = panels(3, 4.0)
+    cares = report.by_care(results)
+    names = [f"Empower ({results['config']['eta_wide']:g})", report.empowered(results),
+             report.stopped(results), *report.baselines(results)]
+    for ax, (key, title) in zip(axes, TITLES.items()):
+        for name in names:
+            wide = name == names[0]
+            colour, marker, dash = CURVES[curve_of(results, name)]
+            each = np.array([report.values(rows, name, key) for rows in cares.values()])
+            mean, error = each.mean(1), each.std(1, ddof=1) / each.shape[1] ** 0.5
+            ax.plot(list(cares), mean, color=colour, marker="." if wide else marker,
+                    linestyle=":" if wide else dash, markersize=5, linewidth=1.5,
+                    label=name.replace(" bits", ""))
+            ax.fill_between(list(cares), mean - error, mean + error, color=colour, alpha=0.15,
+                            linewidth=0)
+        if key != "accept_ratio":
+            alone = report.values(report.seeds_of(results, "rows"), "Human alone", key)
+            ax.axhline(alone.mean(), color=BLACK, linestyle="-.", linewidth=1.2,
+                       label="Human alone")
+        ax.axvline(results["config"]["care"], color=GREY, linewidth=0.8)
+        ax.set_xscale("log")
+        ax.set_xlim(max(cares) * 1.2, min(cares) / 1.2)
+        ax.set_xticks(list(cares), [f"{value:g}" for value in cares], rotation=45)
+        ax.minorticks_off()
+        ax.set_ylim(0, 1.04)
+        ax.set_title(title, fontsize=11)
+    axes[1].set_xlabel("her care: the share of her own text that she would reject (careless to the "
+                       "right)")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
+    return figure
+
+
 def rows_as_bars(results):
     """The layout of the paper's Figure 2: Pass@1, accept ratio and DPR, ours next to theirs."""
     figure, axes = panels(3)
-    stopped = f"Base stopped at {results['config']['eta']:g} bits"
-    names = [report.empowered(results), stopped, "SFT-20", "SFT-10", "Base-10", "Base"]
-    at = np.arange(len(names))
-    for k, (ax, (key, metric)) in enumerate(zip(axes, report.METRICS.items())):
-        ours = [report.over_seeds(results, name, key) for name in names]
-        theirs = [np.nan if name == stopped else
-                  paper_means("Gemma", name.split(" ")[0])[k] for name in names]
+    K, stopped = results["config"]["turn_tokens"], report.stopped(results)
+    names = [report.empowered(results), stopped, f"SFT-{2 * K}", f"SFT-{K}", f"Base-{K}", "Base"]
+    at, rows = np.arange(len(names)), report.seeds_of(results, "rows")
+    for k, (ax, (key, title)) in enumerate(zip(axes, TITLES.items())):
+        ours = [report.values(rows, name, key) for name in names]
+        theirs = [np.nan if name == stopped else paper_means("Gemma", paper_name(name, K))[k]
+                  for name in names]
         errors = [values.std(ddof=1) / len(values) ** 0.5 for values in ours]
         ax.bar(at - 0.2, [values.mean() for values in ours], 0.38, yerr=errors, capsize=3,
-               color=[BLUE, SKY, ORANGE, ORANGE, GREY, GREY], edgecolor=BLACK, linewidth=0.6)
+               color=[CURVES[curve_of(results, name)][0] for name in names], edgecolor=BLACK,
+               linewidth=0.6)
         ax.bar(at + 0.2, theirs, 0.38, yerr=PAPER_ERRORS[k], capsize=3, color="white",
                edgecolor=BLACK, linewidth=0.6, hatch="////")
         if key != "accept_ratio":
-            alone = report.over_seeds(results, "Human alone", key).mean()
+            alone = report.values(rows, "Human alone", key).mean()
             ax.axhline(alone, color=BLACK, linestyle="-.", linewidth=1)
             ax.text(5.5, alone + 0.02, "human alone (ours)", ha="right", fontsize=9)
         ax.set_xticks(at, ["Base stopped" if name == stopped else name.split(" ")[0]
                            for name in names], rotation=30, ha="right")
-        ax.set_ylim(0, 1.08)
-        ax.set_title({"pass@1": "Pass@1, share of problems", "dpr": "Discounted pass rate",
-                      "accept_ratio": "Accept ratio, share of suggestions"}[key], fontsize=11)
+        ax.set_ylim(0, 1.12)
+        ax.set_title(title, fontsize=11)
         ax.grid(axis="x", visible=False)
     kinds = {"facecolor": "#dddddd", "label": f"coloured: ours, mean of {len(ours[0])} seeds"}, {
-        "facecolor": "white", "hatch": "////", "label": "the paper's, mean of 3 models"}
+        "facecolor": "white", "hatch": "////",
+        "label": "the paper's with Gemma, mean of 3 models (its N is 10 and 20)"}
     figure.legend(handles=[matplotlib.patches.Patch(edgecolor=BLACK, **kind) for kind in kinds],
                   loc="outside lower center", ncols=2)
     return figure
 
 
-def curve(ax, name, x, y, **options):
-    """One curve in its colour, marker and dash."""
-    colour, marker, dash = CURVES[name.split(" (")[0]]
-    ax.errorbar(x, y, color=colour, marker=marker, linestyle=dash, markersize=5, linewidth=1.6,
-                elinewidth=0.8, label=name, **options)
-
-
 def lengths(results):
-    """Pass@1, accept ratio and share saved by the mean length of a suggestion."""
+    """Pass@1, accept ratio and DPR by the mean length of a suggestion."""
     figure, axes = panels(3)
-    first = next(iter(results["seeds"].values()))["rows"]
-    for ax, (key, title) in zip(axes, (("pass@1", "Pass@1, share of problems"),
-                                       ("accept_ratio", "Accept ratio"),
-                                       ("share_saved", "Share of the program's tokens saved"))):
-        for way, rows in results["lengths"].items():
+    for ax, (key, title) in zip(axes, TITLES.items()):
+        for way, rows in report.lengths(results).items():
             rows = [row for row in rows if row[key] is not None]  # in the order of the settings
+            seeds = len(results["seeds"])
             curve(ax, way, list(map(report.per_turn, rows)), [row[key] for row in rows],
-                  yerr=[row[f"{key}_se"] for row in rows])
-        if key == "pass@1":
-            ax.axhline(report.row_of(first, "Human alone")[key], color=BLACK, linestyle="-.",
-                       linewidth=1, label="Human alone")
-            handles, labels = ax.get_legend_handles_labels()
+                  yerr=[row[f"{key}_sd"] / seeds ** 0.5 for row in rows])
+        if key != "accept_ratio":
+            alone = report.values(report.seeds_of(results, "rows"), "Human alone", key).mean()
+            ax.axhline(alone, color=BLACK, linestyle="-.", linewidth=1, label="Human alone")
         ax.set_xscale("log")
         ax.set_xticks([1, 2, 5, 10, 20], ["1", "2", "5", "10", "20"])
         ax.minorticks_off()
         ax.set_ylim(0, 1.04)
         ax.set_title(title, fontsize=11)
-    axes[1].set_xlabel("mean length of a suggestion, tokens, silent turns as 0 (log scale; seed 0)")
-    figure.legend(handles, labels, loc="outside lower center", ncols=5)
+    axes[1].set_xlabel("mean length of a suggestion, tokens, silent turns as 0 (log scale)")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
     return figure
 
 
 def budget(results):
     """Pass@1 by the round limit of a problem."""
     figure, ax = plt.subplots(figsize=(7.5, 3.6), layout="constrained")
-    rounds = results["rounds"]
-    for name, shares in results["budget"].items():
-        errors = [(share * (1 - share) / results["config"]["held_out_problems"]) ** 0.5
-                  for share in shares]
-        curve(ax, name, range(len(rounds)), shares, yerr=errors)
+    rounds, each = results["plan"]["rounds"], report.seeds_of(results, "budget")
+    for name in each[0]:
+        shares = np.array([seed[name] for seed in each])                   # (seeds, limits)
+        curve(ax, curve_of(results, name), range(len(rounds)), shares.mean(0), name,
+              yerr=shares.std(0, ddof=1) / len(shares) ** 0.5)
     default = results["config"]["rounds"]
     if default in rounds:
         ax.axvline(rounds.index(default), color=GREY, linewidth=1)
         ax.text(rounds.index(default) + 0.08, 0.02, "default", fontsize=9)
     ax.set_xticks(range(len(rounds)), [*map(str, rounds[:-1]), "no limit"])
-    ax.set_xlabel(f"most rounds a problem (not to scale; seed 0), up to "
+    ax.set_xlabel(f"most rounds a problem (not to scale), up to "
                   f"{results['config']['turn_tokens']} tokens typed in each")
     ax.set_ylabel("Pass@1, share of problems")
     ax.set_ylim(0, 1.04)
@@ -130,7 +176,7 @@ def budget(results):
 def bound(results):
     """Section 4.3: how close the information comes to its bound, and one sample to the entropy."""
     figure, (left, right) = panels(2, 3.8)
-    states = results["bound"]
+    [states] = report.seeds_of(results, "bound")
     horizons = report.bound_by_horizon(results)
     counted, exact, cost = (np.mean([state[key] for state in states])
                             for key in ("entropy_counted", "entropy", "nll"))
@@ -141,7 +187,7 @@ def bound(results):
     left.axhline(cost, color=ORANGE, linestyle="-.", linewidth=2,
                  label="the cost of the token written, one sample")
     left.set_xscale("log", base=2)
-    left.set_xticks(results["horizons"], [str(k) for k in results["horizons"]])
+    left.set_xticks(results["plan"]["horizons"], list(map(str, results["plan"]["horizons"])))
     left.set_ylim(bottom=0)
     left.set_xlabel("k, tokens after the next one")
     left.set_ylabel(f"bits, mean over {len(states)} states")
@@ -162,10 +208,10 @@ def bound(results):
     return figure
 
 
-def stdlib(results):
+def replay(results):
     """Three panels on Python's own library: a replayed author, so every program is right."""
     figure, axes = panels(3)
-    rows = [row for row in results["stdlib"]["rows"] if row["name"] != "Human alone"]
+    rows = [row for row in results["replay"]["rows"] if row["name"] != "Human alone"]
     colours = [BLUE if row["name"].startswith("Empower") else SKY if "stopped" in row["name"] else
                ORANGE if row["name"].startswith("SFT") else GREY for row in rows]
     for ax, (key, title) in zip(axes, (("share_saved", "Share of the program's tokens saved"),
@@ -179,7 +225,7 @@ def stdlib(results):
         ax.set_xlim(left=0)
         ax.set_title(title, fontsize=11)
         ax.grid(axis="y", visible=False)
-    alone = report.row_of(results["stdlib"]["rows"], "Human alone")["dpr"]
+    alone = report.row_of(results["replay"]["rows"], "Human alone")["dpr"]
     axes[2].axvline(alone, color=BLACK, linestyle="-.", linewidth=1)
     axes[2].set_xlim(0, 1.1)
     axes[2].text(alone + 0.01, 0, "human\nalone", va="center", fontsize=9)

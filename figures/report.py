@@ -5,15 +5,14 @@ import math
 
 import numpy as np
 
+from empower import completion_rules
 from simhuman import mean_and_error
 from support.cli import UserError
-from support.report import (CLAIMS, PAPER, RESULTS, STOPPING, paper_gain, paper_means, table,
-                            with_verdict)
+from support.report import (METRICS, PAPER, RESULTS, STOPPING, claims_table, paper_gain, paper_means,
+                            paper_name, table, with_verdict)
 
-BASELINES = ["SFT-10", "SFT-20", "SFT-RAND", "Base-10", "Base-20", "Base"]
-SECTIONS = ("config", "environment", "rounds", "horizons", "seeds", "lengths", "budget", "judges",
-            "second human", "bound", "stdlib")
-METRICS = {"pass@1": "Pass@1", "accept_ratio": "accept ratio", "dpr": "DPR"}
+SECTIONS = ("config", "plan", "environment", "seeds", "replay")
+KEYS = ("pass@1", "accept_ratio", "dpr")
 
 
 def read(path):
@@ -43,9 +42,29 @@ def text(results):
 # ------------------------------------------------------------------- numbers from the results
 
 
+def rules(cfg):
+    """The names of the trained assistants."""
+    return list(completion_rules(cfg))
+
+
 def empowered(results):
     """The name of Empower's row."""
     return f"Empower ({results['config']['eta']:g})"
+
+
+def stopped(results):
+    """The name of the row of the untrained model that stops at eta."""
+    return f"Base stopped at {results['config']['eta']:g} bits"
+
+
+def seeds_of(results, *path):
+    """What lies at the end of the path in each seed that has it: a list."""
+    found = []
+    for seed in results["seeds"].values():
+        for step in path:
+            seed = seed.get(step) if isinstance(seed, dict) else None
+        found += [seed] if seed is not None else []
+    return found
 
 
 def row_of(rows, name):
@@ -53,37 +72,104 @@ def row_of(rows, name):
     return next(row for row in rows if row["name"] == name)
 
 
-def over_seeds(results, name, key):
-    """The value of one row on each seed: an array (seeds,); nan where it has none."""
-    rows = (row_of(seed["rows"], name) for seed in results["seeds"].values())
-    return np.array([math.nan if row[key] is None else row[key] for row in rows])
+def values(some_rows, name, key):
+    """The value of one row on each seed: (seeds,); nan where it has none."""
+    found = [row_of(rows, name)[key] for rows in some_rows]
+    return np.array([math.nan if value is None else value for value in found], dtype=float)
 
 
-def seeds_table(results):
-    """Mean and standard deviation over seeds, a dict for each row of the default experiment."""
+def averaged(some_rows, keys=KEYS + ("tokens_read", "tokens_written", "suggestion_length",
+                                     "silent_share", "passes")):
+    """Mean and standard deviation over seeds, a dict for each row; None where a seed has none."""
     found = []
-    for row in next(iter(results["seeds"].values()))["rows"]:
-        new = {"name": row["name"]}
-        for key in (*METRICS, "tokens_read", "tokens_written", "suggestion_length", "silent_share"):
-            values = over_seeds(results, row["name"], key)
-            missing = np.isnan(values).any()
+    for row in some_rows[0]:
+        new = {"name": row["name"], "setting": row.get("setting")}
+        for key in keys:
+            each = values(some_rows, row["name"], key)
+            missing = np.isnan(each).any()
             new[key], new[f"{key}_sd"] = (None, None) if missing else (
-                values.mean(), values.std(ddof=1))
+                each.mean(), each.std(ddof=1) if len(each) > 1 else 0.0)
         found.append(new)
     return found
 
 
-def difference(results, baseline, key):
-    """Empower minus a baseline, paired by problem within each seed: mean, interval, gains.
+def difference(results, some_rows, name, key, ours=None):
+    """A row (default: Empower's) minus another, on each seed: mean, interval, gains.
 
-    The mean of paired differences is the difference of means, so the rows of a seed suffice.
+    Problems are paired within each seed, and the mean of paired differences is the difference of
+    means, so the rows of a seed suffice.
     """
-    ours, theirs = (over_seeds(results, name, key) for name in (empowered(results), baseline))
+    ours, theirs = (values(some_rows, row, key) for row in (ours or empowered(results), name))
     mean, low, high = seeds_interval(ours - theirs)
-    return {"name": baseline, "mean": mean, "low": low, "high": high,
+    gain, human = paper_gain(paper_name(name, results["config"]["turn_tokens"]), key)
+    return {"name": name, "mean": mean, "low": low, "high": high,
             # A ratio to almost nothing means nothing.
             "gain": ours.mean() / theirs.mean() - 1 if theirs.mean() >= 0.05 else None,
-            "paper": paper_gain(baseline, key)}
+            "paper": None if gain is None else f"{gain:+.0%} ({human})"}
+
+
+def baselines(results):
+    """The rows that the paper has too, or has with another N."""
+    K = results["config"]["turn_tokens"]
+    return [f"SFT-{K}", f"SFT-{2 * K}", "SFT-RAND", f"Base-{K}", f"Base-{2 * K}", "Base"]
+
+
+def against_baselines(results, some_rows):
+    """(intervals above zero, below zero, all) of Empower minus each baseline in three metrics."""
+    found = [difference(results, some_rows, name, key) for name in baselines(results)
+             for key in KEYS]
+    return sum(row["low"] > 0 for row in found), sum(row["high"] < 0 for row in found), len(found)
+
+
+# ------------------------------------------------------------------- care
+
+
+def by_care(results):
+    """{care: the rows of each seed}, from the most careful human to the least."""
+    return {float(care): seeds_of(results, "care", care)
+            for care in seeds_of(results, "care")[0]}
+
+
+def care_rows(results, key):
+    """A row for each assistant: its mean over seeds at each care, and where it stops helping."""
+    cares = by_care(results)
+    alone = values(seeds_of(results, "rows"), "Human alone", key)
+    found = []
+    for name in [row["name"] for row in next(iter(cares.values()))[0]]:
+        each = {care: values(rows, name, key) for care, rows in cares.items()}
+        row = {"name": name, **{f"at{care:g}": None if np.isnan(v).any() else v.mean()
+                                for care, v in each.items()}}
+        if key != "accept_ratio":  # alone, she has none
+            gains = {care: seeds_interval(v - alone) for care, v in each.items()}
+            row["helps"] = listed(care for care, (_, low, _) in gains.items() if low > 0)
+            row["harms"] = listed(care for care, (_, _, high) in gains.items() if high < 0)
+        found.append(row)
+    mean = alone.mean()
+    return found if key == "accept_ratio" else [
+        {"name": "Human alone", "helps": "-", "harms": "-",
+         **{f"at{care:g}": mean for care in cares}}, *found]
+
+
+def listed(cares):
+    """Degrees of care as a short text: "0.5 to 0.02", "0.5", or "-"; gaps are spelled out."""
+    return ", ".join(f"{care:g}" for care in cares) or "-"
+
+
+def empower_by_care(results):
+    """Empower minus each baseline at each care: how many intervals lie above and below zero."""
+    found = []
+    for care, rows in by_care(results).items():
+        above, below, all_of_them = against_baselines(results, rows)
+        worst = {key: max(baselines(results), key=lambda name: values(rows, name, key).mean())
+                 for key in KEYS}
+        best = {f"best {key}": "{mean:+.3f} ({low:+.3f} to {high:+.3f}), {name}".format_map(
+            difference(results, rows, name, key)) for key, name in worst.items()}
+        found.append({"care": f"{care:g}", "above": f"{above} of {all_of_them}",
+                      "below": f"{below} of {all_of_them}", **best})
+    return found
+
+
+# ------------------------------------------------------------------- lengths
 
 
 def per_turn(row):
@@ -91,48 +177,111 @@ def per_turn(row):
     return (row["suggestion_length"] or 0) * (1 - row["silent_share"])
 
 
-def above(points, others, key):
-    """At how many points a curve lies above another: (above, comparable), by interpolation.
+def interpolated(points, others, key):
+    """Each point minus another curve at the same length, by interpolation: a list, nan if none.
 
     points, others: rows. A point outside the lengths of the other curve cannot be compared.
     """
     x, y = np.array(sorted((per_turn(row), row[key] or 0) for row in others)).T
-    comparable = [row for row in points if x[0] <= per_turn(row) <= x[-1]]
-    return sum((row[key] or 0) > np.interp(per_turn(row), x, y) for row in comparable), \
-        len(comparable)
-
-
-def bound_by_horizon(results):
-    """{"k", "information", its "share" of the entropy of the same tokens} for each horizon k."""
-    states = results["bound"]
-    entropy = np.mean([state["entropy_counted"] for state in states])
-    information = np.mean([state["information"] for state in states], axis=0)
-    return [{"k": k, "information": i, "share": i / entropy}
-            for k, i in zip(results["horizons"], information)]
+    return [(row[key] or 0) - np.interp(per_turn(row), x, y) if x[0] <= per_turn(row) <= x[-1]
+            else math.nan for row in points]
 
 
 def compared(results, other):
-    """At how many of its points Empower is above the curve of another way: "5 of 6" by metric."""
+    """How often Empower's points are above and below another curve: "4 (3 clearly) of 6".
+
+    A point counts if it can be compared on every seed; clearly: its interval excludes zero.
+    """
     found = {"name": other}
-    for key in ("pass@1", "accept_ratio", "share_saved"):
-        count, of = above(results["lengths"]["Empower"], results["lengths"][other], key)
-        found[key] = f"{count} of {of}"
+    for key in KEYS:
+        each = np.array([interpolated(seed["Empower"], seed[other], key)
+                         for seed in seeds_of(results, "lengths")])        # (seeds, points)
+        each = each[:, ~np.isnan(each).any(0)]
+        intervals = [seeds_interval(column) for column in each.T]
+        found[key] = (f"{sum(mean > 0 for mean, *_ in intervals)} of {len(intervals)}, "
+                      f"{sum(low > 0 for _, low, _ in intervals)} and "
+                      f"{sum(high < 0 for *_, high in intervals)}")
     return found
+
+
+def lengths(results):
+    """{way: its rows, averaged over the seeds}."""
+    ways = seeds_of(results, "lengths")[0]
+    return {way: averaged(seeds_of(results, "lengths", way)) for way in ways}
+
+
+def training(results):
+    """Empower minus the untrained model stopped at the same eta: a row for each eta and metric."""
+    found = []
+    for one in seeds_of(results, "lengths")[0]["Empower"]:
+        eta, row = one["setting"], {"name": f"{one['setting']:g}"}
+        for key in (*KEYS, "passes"):
+            ours, theirs = (np.array([next(r for r in seed[way] if r["setting"] == eta)[key] or 0
+                                      for seed in seeds_of(results, "lengths")], dtype=float)
+                            for way in ("Empower", "Base stopped"))
+            if key == "passes":
+                row["ours"], row["theirs"] = ours.mean(), theirs.mean()
+            else:
+                row[key] = "{:+.3f} ({:+.3f} to {:+.3f})".format(*seeds_interval(ours - theirs))
+        found.append(row)
+    return found
+
+
+# ------------------------------------------------------------------- the rest
 
 
 def size(results):
     """How large everything is: {"what", "number"}."""
-    config, parameters = results["config"], results["second human"]["parameters"]
+    cfg, parameters = results["config"], seeds_of(results, "second human", "parameters")[0]
     return [{"what": what, "number": number} for what, number in (
-        ("problems to learn from", config["train_problems"]),
-        ("problems to play", config["held_out_problems"]),
+        ("problems to learn from", cfg["train_problems"]),
+        ("problems to play", cfg["held_out_problems"]),
         ("parameters of the GPT", parameters["assistants"]),
         ("parameters of the second human", parameters["human"]))]
 
 
+def own_text(results):
+    """How often she rejects her own held-out text, by length: a row for each human."""
+    found = []
+    for name, path in (("the human", ("own text",)), ("the second human", ("second human",
+                                                                           "own text"))):
+        rows = seeds_of(results, *path)
+        found.append({"name": name, **{f"at{one['length']}": np.mean(
+            [row[k]["rejected"] for row in rows]) for k, one in enumerate(rows[0])}})
+    return found
+
+
+def stopping(results):
+    """The table of stopping, averaged over seeds."""
+    some = seeds_of(results, "stopping")
+    keys = [key for key in some[0][0] if key != "name"]
+    return with_verdict(averaged(some, keys))
+
+
+def obvious(results):
+    """The cost of obvious tokens, before and after: {"name", "bits"} averaged over the seeds."""
+    return averaged(seeds_of(results, "obvious"), ("bits",))
+
+
+def budget(results):
+    """Pass@1 by the round limit, averaged over the seeds."""
+    rounds, some = results["plan"]["rounds"], seeds_of(results, "budget")
+    return [{"name": name, **{f"at{limit}": np.mean([seed[name][k] for seed in some])
+                              for k, limit in enumerate(rounds)}} for name in some[0]]
+
+
+def bound_by_horizon(results):
+    """{"k", "information", its "share" of the entropy of the same tokens} for each horizon k."""
+    [states] = seeds_of(results, "bound")
+    entropy = np.mean([state["entropy_counted"] for state in states])
+    information = np.mean([state["information"] for state in states], axis=0)
+    return [{"k": k, "information": i, "share": i / entropy}
+            for k, i in zip(results["plan"]["horizons"], information)]
+
+
 def bound_facts(results):
     """What the states of the bound show, in bits and in numbers of states: {"what", "value"}."""
-    states, eta = results["bound"], results["config"]["eta"]
+    [states], eta = seeds_of(results, "bound"), results["config"]["eta"]
     cost, exact, counted = (np.array([state[key] for state in states])
                             for key in ("nll", "entropy", "entropy_counted"))
     last = np.array([state["information"][-1] for state in states])
@@ -147,7 +296,7 @@ def bound_facts(results):
         ("of these, the token written costs more than eta", int(((exact > eta)
                                                                  & (cost > eta)).sum())),
         ("of the others", int(((exact <= eta) & (cost > eta)).sum())),
-        (f"of those above eta, within 5% of the bound at k = {results['horizons'][-1]}",
+        (f"of those above eta, within 5% of the bound at k = {results['plan']['horizons'][-1]}",
          int(((exact > eta) & (last >= 0.95 * counted)).sum())),
         ("loosest where she wrote", ", ".join(map(repr, dict.fromkeys(loosest)))))]
 
@@ -175,75 +324,80 @@ STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365
 
 
 def pm(key, digits=3, error="sd"):
+    """The template of a mean and its error."""
     return f"{{{key}:.{digits}f}} ± {{{key}_{error}:.{digits}f}}"
 
 
-SEEDS = {"assistant": "{name}", **{header: pm(key) for key, header in METRICS.items()},
+SEEDS = {"assistant": "{name}", **{METRICS[key]: pm(key) for key in KEYS},
          "read": "{tokens_read:.1f}", "written": "{tokens_written:.1f}",
          "length": "{suggestion_length:.1f}", "silent": "{silent_share:.2f}"}
 DIFFERENCES = {"Empower minus": "{name}", "difference": "{mean:+.3f}",
                "95% interval": "{low:+.3f} to {high:+.3f}", "relative": "{gain:+.0%}",
-               "the paper's": "{paper:+.0%}"}
+               "the paper's": "{paper}"}
 LENGTHS = {"way": "{way}", "setting": "{setting:g}", "a turn": "{per_turn:.1f}",
-           "length": "{suggestion_length:.1f}",
-           **{header: pm(key, error="se") for key, header in (
-               ("pass@1", "Pass@1"), ("accept_ratio", "accept ratio"),
-               ("share_saved", "share saved"))}}
-HUMAN = {"assistant": "{name}", **{header: pm(key, error="se") for key, header in METRICS.items()},
-         "the paper's": "{paper[0]:.3f}, {paper[1]:.3f}, {paper[2]:.3f}"}
+           "length": "{suggestion_length:.1f}", **{METRICS[key]: pm(key) for key in KEYS}}
+HUMAN = {"assistant": "{name}", **{METRICS[key]: pm(key) for key in KEYS},
+         "the paper's (Llama)": "{paper[0]:.3f}, {paper[1]:.3f}, {paper[2]:.3f}"}
 HORIZONS = {"k": "{k}", "information, bits": "{information:.2f}", "of the entropy": "{share:.0%}"}
 
 
-def paper_row(human, name):
-    """The paper's means of a row, None if it has no such row."""
-    name = name.split(" (")[0]
-    return paper_means(human, name) if name in PAPER[human] else None
+def differences(results, some_rows, names, key):
+    """The table of Empower minus each of these rows in one metric."""
+    columns = {f"{METRICS[key]}: Empower minus" if k == 0 else header: template
+               for k, (header, template) in enumerate(DIFFERENCES.items())}
+    return table([difference(results, some_rows, name, key) for name in names
+                  if not (name.startswith("Human alone") and key == "accept_ratio")], columns)
 
 
 def tables(results):
     """{what it shows: an aligned table}."""
-    names = [row["name"] for row in seeds_table(results)]
-    others = [name for name in names if name.startswith(("Base stopped", "Human alone"))
-              or name.endswith("entropy")]
-    budget = [{"name": name, **{f"at{k}": share for k, share in zip(results["rounds"], row)}}
-              for name, row in results["budget"].items()]
-    judges = [{"name": f"{judge['judging']}, {judge['tau']:g} bits",
-               **{f"row{k}": row["pass@1"] for k, row in enumerate(judge["rows"])}}
-              for judge in results["judges"]]
+    rows, second = seeds_of(results, "rows"), seeds_of(results, "second human", "rows")
+    others = ["Human alone, no round limit", "Human alone", stopped(results),
+              f"{empowered(results)}, entropy"]
+    cares = [f"{care:g}" for care in by_care(results)]
+    own = results["plan"]["own_lengths"]
     return {
         "size": table(size(results), {"what": "{what}", "number": "{number:,}"}),
-        "seeds": table(seeds_table(results), SEEDS),
-        **{f"differences, {metric}": table(
-            [difference(results, name, key) for name in BASELINES + others
-             if not (name.startswith("Human alone") and key == "accept_ratio")],
-            {f"{metric}: Empower minus" if k == 0 else header: template
-             for k, (header, template) in enumerate(DIFFERENCES.items())})
-           for key, metric in METRICS.items()},
+        **{f"care, {METRICS[key]}": table(care_rows(results, key), {
+            f"{METRICS[key]} at care": "{name}", **{care: f"{{at{care}:.3f}}" for care in cares},
+            **({} if key == "accept_ratio" else {"above alone at": "{helps}",
+                                                 "below alone at": "{harms}"})}) for key in KEYS},
+        "care, Empower against the baselines": table(empower_by_care(results), {
+            "care": "{care}", "above zero": "{above}", "below zero": "{below}",
+            **{f"{METRICS[key]}: minus the best": f"{{best {key}}}" for key in KEYS}}),
+        "own text": table(own_text(results), {"rejects her own text of": "{name}", **{
+            f"{n} tokens": f"{{at{n}:.3f}}" for n in own}}),
+        "seeds": table(averaged(rows), SEEDS),
+        **{f"differences, {METRICS[key]}": differences(
+            results, rows, baselines(results) + others, key) for key in KEYS},
         "lengths": table([{"way": way, "per_turn": per_turn(row), **row}
-                          for way, rows in results["lengths"].items() for row in rows], LENGTHS),
+                          for way, some in lengths(results).items() for row in some], LENGTHS),
         "lengths, Empower's points above a curve": table(
             [compared(results, other) for other in ("SFT-N", "Base-N", "Base stopped")], {
-                "curve": "{name}", "Pass@1": "{pass@1}", "accept ratio": "{accept_ratio}",
-                "share saved": "{share_saved}"}),
-        "budget": table(budget, {"most rounds": "{name}", **{
-            str(k): f"{{at{k}:.2f}}" for k in results["rounds"]}}),
-        "judges": table(judges, {"she accepts by": "{name}", **{
-            row["name"]: f"{{row{k}:.2f}}"
-            for k, row in enumerate(results["judges"][0]["rows"])}}),
-        "second human": table([{**row, "paper": paper_row("Llama", row["name"])}
-                               for row in results["second human"]["rows"]], HUMAN),
-        "second human, differences": table(results["second human"]["claims"], {
-            header: CLAIMS[header] for header in ("against", "difference",
-                                                          "95% interval")}),
+                "curve": "{name}", **{METRICS[key]: f"{{{key}}}" for key in KEYS}}),
+        "training": table(training(results), {
+            "eta": "{name}", **{METRICS[key]: f"{{{key}}}" for key in KEYS},
+            "passes, Empower": "{ours:.1f}", "stopped": "{theirs:.1f}"}),
+        "stopping": table(stopping(results), STOPPING),
+        "obvious": table(obvious(results), {"assistant": "{name}",
+                                            "bits of an obvious token": pm("bits")}),
+        "budget": table(budget(results), {"most rounds": "{name}", **{
+            str(k): f"{{at{k}:.3f}}" for k in results["plan"]["rounds"]}}),
+        "second human": table([{**row, "paper": paper_row(results, "Llama", row["name"])}
+                               for row in averaged(second)], HUMAN),
+        **{f"second human, {METRICS[key]}": differences(
+            results, second, baselines(results) + ["Human alone", stopped(results)], key)
+           for key in KEYS},
         "bound": table(bound_by_horizon(results), HORIZONS),
         "bound, states": table(bound_facts(results), {"what": "{what}", "value": "{value}"}),
-        "stdlib": table(results["stdlib"]["rows"], {
-            header: template for header, template in RESULTS.items()
-            if header != "Pass@1"}),
-        "stdlib, differences": table(
-            [{**claim, "holds": "yes" if claim["holds"] else "NO"}
-             for claim in results["stdlib"]["claims"]],
-            {header: CLAIMS[header] for header in ("against", "difference", "95% interval",
-                                                   "holds")}),
-        "stdlib, stopping": table(with_verdict(results["stdlib"]["stopping"]), STOPPING),
+        "replay": table(results["replay"]["rows"], {
+            header: template for header, template in RESULTS.items() if header != "Pass@1"}),
+        "replay, differences": claims_table(results["replay"]["claims"]),
+        "replay, stopping": table(with_verdict(results["replay"]["stopping"]), STOPPING),
     }
+
+
+def paper_row(results, human, name):
+    """The paper's means of a row, None if it has no such row."""
+    name = paper_name(name, results["config"]["turn_tokens"])
+    return paper_means(human, name) if name in PAPER[human] else None

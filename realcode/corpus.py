@@ -172,8 +172,8 @@ def is_table(text):
 def near_duplicates(programs, share=0.5, least=5):
     """Groups of near-duplicates, direct or linked through others, as lists of indices.
 
-    Two programs are near-duplicates if they have at least `least` lines in common, and at least
-    `share` of the lines of the shorter one. Lines are compared without white space at either end;
+    Two programs are near-duplicates if they have at least `least` lines in common (or all lines of
+    the shorter one), and at least `share` of the lines of the shorter one. Lines are compared without white space at either end;
     each counts once, and those of fewer than 10 characters do not count.
     Example: the lines {a, b}, {b, c, d}, {e} (10 letters each), least = 1: [[0, 1], [2]].
     """
@@ -192,7 +192,8 @@ def near_duplicates(programs, share=0.5, least=5):
     for i, some in enumerate(lines):
         common = collections.Counter(j for line in some for j in holders[line] if j < i)
         for j, n in common.items():
-            if n >= max(least, share * min(len(some), len(lines[j]))):
+            shorter = min(len(some), len(lines[j]))
+            if n >= max(min(least, shorter), share * shorter):
                 group[first(i)] = first(j)
     groups = collections.defaultdict(list)
     for i in range(len(programs)):

@@ -15,6 +15,7 @@ from empower import choose_completions, empower, sft, sft_example, sft_rand, tra
 from model import GPT
 from realcode.corpus import CORPUS, FIELD, STATEMENTS_FLAG, cut, kept_costs, read_programs
 from realcode.given import DTYPE, ETA, check_context, given_model
+from simhuman import Assistant
 from support.cache import Progress, save_checkpoint
 from support.cli import (UserError, check_ranges, describe, flag, numpy_generator, pick_device,
                          python_generator, values)
@@ -83,12 +84,14 @@ def finetune(cfg):
     out, partial = Path(cfg.out), Path(f"{cfg.out.rstrip('/')}.partial")
     problem = try_to_rename(out)
     if begun_before(out, inputs):
+        tidy(out)  # in case it was killed while doing so
         return print(f"{out} is finished: nothing is left to do")
     begun = begun_before(partial, inputs)
     if problem:
         raise UserError(f"--out {out} cannot be replaced by a finished folder ({problem}): name a "
                         "new folder, not a link or a mount point")
     with only_one(partial, out):
+        begun = begun_before(partial, inputs)  # again: it may have had to wait
         if begun_before(out, inputs):
             with contextlib.suppress(OSError):
                 partial.rmdir()  # made by this run, if the other one had already finished
@@ -102,8 +105,7 @@ def finetune(cfg):
         tune(cfg, base, learned, partial)
         show_stopping(cfg, base, held_out)
         os.replace(partial, out)
-        for path in {*out.glob("*.tmp"), *out.glob("progress.pt*"), *out.glob("costs-*")}:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()  # nothing needs them any more
+        tidy(out)
     print(f"The checkpoint is in {out}. Try: python empower.py suggest --model {out} FILE:LINE:COL")
 
 
@@ -117,7 +119,7 @@ def completions(cfg, base, texts, rule, folder):
     if not texts[1]:
         n = len(learned) // 5
         learned, held_out = learned[:len(learned) - n], learned[len(learned) - n:]
-        print(f"  no program is held out of {len(texts[0])}, but {n} pieces are" if n else
+        print(f"  too few programs to hold one out; {n} pieces are held out instead" if n else
               "  the corpus is too small to hold anything out: stopping is not checked")
     return learned, held_out
 
@@ -160,7 +162,8 @@ def tune(cfg, base, learned, folder):
 def show_stopping(cfg, tuned, held_out):
     """Prints the lengths that the rule asks for on held-out completions, and those written."""
     if held_out:
-        row = check_stopping(cfg.rule, tuned, held_out[:200], cfg.max_suggestion)
+        row = check_stopping(cfg.rule, Assistant(tuned.model, cfg.max_suggestion, temperature=0),
+                             tuned.encoding, held_out[:200])
         print("Did it learn to stop? On held-out pieces:\n\n"
               f"{table(with_verdict([row]), STOPPING)}\n")
 
@@ -183,6 +186,12 @@ def begun_before(folder, inputs):
     return True
 
 
+def tidy(out):
+    """Removes from a finished folder what only an unfinished one needs."""
+    for path in {*out.glob("*.tmp"), *out.glob("progress.pt*"), *out.glob("costs-*")}:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
 def try_to_rename(out):
     """Why a folder cannot be renamed to `out`, the last step of the work; None if it can."""
     probe = temporary_name(out)
@@ -191,7 +200,8 @@ def try_to_rename(out):
         probe.mkdir(parents=True)
         os.replace(probe, out)
         if not there:
-            out.rmdir()
+            with contextlib.suppress(OSError):  # another run of this command was faster
+                out.rmdir()
     except OSError as error:
         with contextlib.suppress(OSError):
             probe.rmdir()

@@ -56,7 +56,9 @@ class Config:
     sft_lr: float = flag(None, "learning rate of fine-tuning (default: Muon at 0.01 for the small "
                                "GPT, AdamW at 1e-5 for --model)", 0)
     # the game and its discounted pass rate (5.1)
-    turn_tokens: int = flag(4, "K_H, most tokens that the author types in a turn (5.1: 10)", 1)
+    turn_tokens: int = flag(None, "K_H, most tokens that the author types in a turn; N of SFT-N "
+                                  "and Base-N is K_H or twice that (default: 4 for the small GPT, "
+                                  "10 for --model, as in 5.1)", 1)
     max_suggestion: int = flag(100, "cap on a suggestion, tokens", 1)
     temperature: float = flag(0.0, "sampling of assistants; 0 takes the likeliest token", 0)
     top_p: float = flag(1.0, "share of the probability that sampling keeps", 0, 1)
@@ -65,7 +67,8 @@ class Config:
     beta: float = flag(0.5, "DPR's weight of a token written", 0)
 
     def __post_init__(self):
-        for name, ours, given in (("context", 256, 1024), ("sft_lr", 0.01, 1e-5)):
+        for name, ours, given in (("context", 256, 1024), ("sft_lr", 0.01, 1e-5),
+                                  ("turn_tokens", 4, 10)):
             if getattr(self, name) is None:
                 object.__setattr__(self, name, given if self.model else ours)
         if self.width % 32:
@@ -85,10 +88,7 @@ def replay(cfg):
     rows = rows_of_the_table(cfg, lab.base, trained)
     del rows["Base, knows the goal"]  # here the goal is the program itself
     episodes = {name: lab.play(name, assistant) for name, assistant in rows.items()}
-    # All rows write the same programs: divided by their mean length, the pooled share is a mean.
-    return report.conclude(lab, begin, trained, stopping, episodes, {
-        "share saved": lambda episode: episode.tokens_accepted / np.mean(lab.ends),
-        "dpr": report.discounted_pass(cfg)})
+    return report.conclude(lab, begin, trained, stopping, episodes, replayed=True)
 
 
 class ReplayLab(empower.Lab):
@@ -107,7 +107,7 @@ class ReplayLab(empower.Lab):
                             "needs at least 10, a fifth of which are held out")
         base = given_model(cfg, self.device) if cfg.model else None
         model = base.model if base else empower.new_model(cfg, cfg.vocab_size)
-        longest = max(cfg.max_suggestion, 20)  # that of Base-20
+        longest = max(cfg.max_suggestion, 2 * cfg.turn_tokens)  # that of Base-N
         check_context(cfg, model.config.max_position_embeddings, longest + cfg.turn_tokens)
         self.cache = Cache(cfg.out, self.device)
         print(f"Fine-tune {len(completion_rules(cfg))} assistants and replay {len(held_out)} "

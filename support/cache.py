@@ -101,7 +101,7 @@ def open_folder(out):
         if not mark.exists():
             # Unfinished files, and folders of other runs inside this one, are ours.
             foreign = [path for path in out.iterdir()
-                       if path.suffix != ".tmp" and not (path / "version").exists()]
+                       if path.suffix != ".tmp" and not (path / "stages").is_dir()]
             if foreign and not mark.exists():
                 raise UserError(f"--out {out} is not empty and was not written by this program (it "
                                 f"holds {foreign[0].name}): choose a new or empty folder")
@@ -136,13 +136,19 @@ def json_rows(value):
 
 def plain_fields(player):
     """The fields of a dataclass as inputs of a stage: models and functions by name."""
+    return named({field.name: getattr(player, field.name) for field in dataclasses.fields(player)})
+
+
+def named(values):
+    """{name: value} as plain data: models and functions by name, with what they have captured."""
     def plain(value):
         if hasattr(value, "func"):  # functools.partial
-            return [value.func.__name__, value.keywords]
-        return getattr(value, "name", None) or getattr(value, "__qualname__", value)
+            return [value.func.__name__, named(value.keywords)]
+        captured = [plain(cell.cell_contents) for cell in getattr(value, "__closure__", None) or ()]
+        name = getattr(value, "name", None) or getattr(value, "__qualname__", value)
+        return [name, captured] if captured else name
 
-    return {field.name: plain(getattr(player, field.name))
-            for field in dataclasses.fields(player)}
+    return {name: plain(value) for name, value in values.items()}
 
 
 def slug(name):

@@ -1,8 +1,8 @@
 """Reads the files of a published checkpoint: config.json, weights in safetensors, tokenizer.
 
 Covers the families Llama 3 (including SmolLM2), Mistral, Qwen2 and Qwen3, without the libraries
-that wrote them. Anything not known to be equal is refused in one sentence: a wrong angle or a wrong
-merge does not fail, it writes fluent nonsense. This file knows nothing about the network.
+that wrote them. Anything unverified is refused with a one-sentence error: a wrong angle or a wrong
+merge would not crash, it would produce fluent nonsense. This file knows nothing about the network.
 """
 
 import base64

@@ -32,14 +32,14 @@ def checked(work, *arguments):
 # ------------------------------------------------------------------- settings
 
 
-def flag(default, help, least=None, most=None, positional=False, alias=None):
+def flag(default, help, least=None, most=None, positional=False):
     """A field of a settings dataclass, and the command-line flag that sets it.
 
     help: what it means, with its unit. With `most`, the range is (least, most]; without it,
-    value >= least. alias: an older spelling that still works.
+    value >= least.
     """
     return dataclasses.field(default=default, metadata={
-        "help": help, "least": least, "most": most, "positional": positional, "alias": alias})
+        "help": help, "least": least, "most": most, "positional": positional})
 
 
 def check_ranges(cfg):
@@ -136,15 +136,15 @@ class Parser(argparse.ArgumentParser):
 def parse(argv, config, command, others):
     """(function, its settings) for a command line.
 
-    config, command: for the command without a name. others: names of other commands, each in
-    realcode/NAME.py with a `Config` and a function NAME; the file is imported only when asked for.
+    config, command: for the command without a name. others: {name: module} of other commands; a
+    module has a `Config` and a function with the command's name, and is imported when asked for.
     """
     argv, name = list(sys.argv[1:] if argv is None else argv), ""
     description, epilog = command.__doc__, ("Other commands, each with its own --help: "
                                             f"{', '.join(others)}.")
     if argv and argv[0] in others:
         name, epilog = argv.pop(0), None
-        module = importlib.import_module(f"realcode.{name}")
+        module = importlib.import_module(others[name])
         config, command = module.Config, getattr(module, name)
         description = command.__doc__
     parser = Parser(prog=f"empower.py {name}".strip(), description=description, epilog=epilog)
@@ -163,8 +163,7 @@ def add_flag(parser, field):
     if field.metadata["positional"]:
         parser.add_argument(field.name, metavar=field.name.upper(), **options)
     else:
-        older = [field.metadata["alias"]] if field.metadata["alias"] else []
-        parser.add_argument(spelled(field), *older, dest=field.name, **options)
+        parser.add_argument(spelled(field), dest=field.name, **options)
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ This file knows nothing about tokens or models.
 import dataclasses
 import functools
 import itertools
+import math
 import random
 from typing import Callable, NamedTuple
 
@@ -269,24 +270,39 @@ def make_problem(parts):
 
 
 class Contest(NamedTuple):
-    """Three lists of problems with no composition in common."""
+    """Three lists of problems. No two of them share a meaning (select, change, reduce)."""
 
-    train: list     # the language model and every assistant learn from these
+    learn: list     # the language model and every assistant learn from these
     dev: list       # constants are chosen on these
     held_out: list  # results are measured on these
 
 
 def make_contest(rng, n_train, n_dev, n_held_out):
-    """A contest of unambiguous compositions, split at random by `rng` (a random.Random)."""
-    usable = [parts for parts in compositions() if not ambiguous(parts)]
-    if n_train + n_dev + n_held_out > len(usable):
-        raise ValueError(f"the contest has {len(usable)} problems, fewer than the "
-                         f"{n_train} + {n_dev} + {n_held_out} asked for: lower "
-                         "--train-problems")
-    rng.shuffle(usable)
-    # From both ends: the number held out does not change what is learned.
-    splits = usable[:n_train], usable[n_train:n_train + n_dev], usable[-n_held_out:]
-    return Contest(*([make_problem(parts) for parts in split] for split in splits))
+    """A contest of unambiguous problems, split by meaning at random (rng: a random.Random).
+
+    A problem that is held out asks for something that no problem to learn from asks for, however
+    its input comes. The problems to learn from use each of their meanings with every shape; those
+    held out use as many meanings as are left.
+    """
+    meanings = [parts for parts in compositions() if parts[1] == 0 and not ambiguous(parts)]
+    needed = [math.ceil(n / len(SHAPES)) for n in (n_train, n_dev, n_held_out)]
+    if sum(needed) > len(meanings):
+        raise ValueError(f"the contest has {len(meanings)} different meanings with {len(SHAPES)} "
+                         f"problems each, too few to split {n_train} + {n_dev} + {n_held_out} "
+                         "problems by meaning: lower --train-problems")
+    rng.shuffle(meanings)
+    cuts = [meanings[:needed[0]], meanings[needed[0]:sum(needed[:2])], meanings[sum(needed[:2]):]]
+    return Contest(*(_with_shapes(rng, split, n)
+                     for split, n in zip(cuts, (n_train, n_dev, n_held_out))))
+
+
+def _with_shapes(rng, meanings, n):
+    """n problems with these meanings: one shape of each, then a second one, and so on."""
+    orders = [rng.sample(range(len(SHAPES)), len(SHAPES)) for _ in meanings]
+    chosen = [(parts[0], order[k], *parts[2:]) for k in range(len(SHAPES))
+              for parts, order in zip(meanings, orders)][:n]
+    rng.shuffle(chosen)
+    return list(map(make_problem, chosen))
 
 
 # ------------------------------------------------------------------- programs in an author's style

@@ -24,7 +24,7 @@ def _serve():
     # closefd=False: in a program, the number may be another file's by the time these are freed.
     requests, replies = (open(channel, mode, closefd=False) for mode in ("rb", "wb"))
     compile("", "", "exec")  # the first compile takes 2 ms more: spend it here, not in each program
-    gc.freeze()  # nor need each program visit at exit what exists so far: 1 to 2 ms
+    gc.freeze()  # so that no program has to traverse these objects at its exit: 1 to 2 ms
     home, folder, stdin_file = os.getcwd(), "0", None  # see _prepared
     while True:
         try:

@@ -2,7 +2,6 @@
 
 import codecs
 import dataclasses
-import functools
 import json
 import time
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 import simhuman
-from model import KVCache, sample
+from model import KVCache
 from support.cache import slug
 from support.cli import environment, numpy_generator
 from support.files import write_text
@@ -39,16 +38,27 @@ def paper_means(human, row):
     return np.mean(PAPER[human][row], axis=0)
 
 
-def paper_gain(baseline, metric):
-    """The relative gain of Empower over a baseline in the paper's table; None if it has none.
+def paper_name(name, turn_tokens):
+    """The paper's name of a row: its N is K_H or 2 K_H as ours is, but its K_H is 10 tokens.
 
-    With its first human, or with the second if only she has the row (SFT-RAND).
+    Example: with K_H = 4, SFT-8 is the paper's SFT-20; Empower (0.32) is its Empower.
     """
-    human = next((human for human, rows in PAPER.items() if baseline in rows), None)
-    if human is None or metric not in PAPER_METRICS:
-        return None
-    ours, theirs = (paper_means(human, row) for row in ("Empower", baseline))
-    return float((ours / theirs)[PAPER_METRICS.index(metric)] - 1)
+    name = name.split(" (")[0]
+    way, _, n = name.rpartition("-")
+    return f"{way}-{10 * int(n) / turn_tokens:g}" if n.isdigit() else name
+
+
+def paper_gain(name, metric):
+    """(relative gain of Empower over a row of the paper's table, with which human).
+
+    With its first human, or with the second if only she has the row (SFT-RAND). (None, "") if the
+    paper has no such row or metric.
+    """
+    human = next((human for human, rows in PAPER.items() if name in rows), "")
+    if not human or metric not in PAPER_METRICS:
+        return None, ""
+    ours, theirs = (paper_means(human, row) for row in ("Empower", name))
+    return float((ours / theirs)[PAPER_METRICS.index(metric)] - 1), human
 
 
 # ------------------------------------------------------------------- rows and claims
@@ -74,22 +84,36 @@ def summarize(name, episodes, cfg):
     return row
 
 
-def claims(cfg, episodes, values):
-    """Empower minus each baseline, with a 95% interval: does the paper's claim hold here?
+def metrics(cfg, replayed=False):
+    """{metric: function of an episode -> (part, whole)}; its value is the parts over the wholes.
 
-    values: {metric: its value for one episode}.
+    replayed: every program is right in the end, and what counts is the share of it that was saved.
     """
-    rng, found = numpy_generator(cfg, "bootstrap"), []
-    for baseline in ("SFT-10", "SFT-20", "SFT-RAND", "Base-10", "Base-20"):
+    first = {"share_saved": simhuman.saved} if replayed else {
+        "pass@1": lambda episode: (episode.passed, 1)}
+    return {**first, "accept_ratio": lambda episode: (episode.accepted, episode.offered),
+            "dpr": lambda episode: (simhuman.discounted(
+                episode, cfg.gamma, cfg.alpha, cfg.beta), 1)}
+
+
+def claims(cfg, episodes, values):
+    """Empower minus each other assistant and the human alone, with a 95% interval.
+
+    values: from `metrics`. A claim holds if its interval is above zero.
+    """
+    rng, found, ours = numpy_generator(cfg, "bootstrap"), [], f"Empower ({cfg.eta:g})"
+    for name, row in episodes.items():
+        if name.startswith("Empower") or name in ("Base, knows the goal", "Human alone, no round "
+                                                  "limit"):
+            continue
         for metric, value in values.items():
-            a, b = ([value(e) for e in episodes[row]]
-                    for row in (f"Empower ({cfg.eta:g})", baseline))
+            a, b = ([value(episode) for episode in some] for some in (episodes[ours], row))
             difference, low, high = simhuman.paired_difference(a, b, rng)
+            paper, human = paper_gain(paper_name(name, cfg.turn_tokens), metric)
             found.append({
-                "baseline": baseline, "metric": metric, "difference": difference,
-                "low": low, "high": high, "holds": bool(low > 0),
-                "gain": difference / np.mean(b) if np.mean(b) else None,
-                "paper_gain": paper_gain(baseline, metric)})
+                "baseline": name, "metric": metric, "difference": difference, "low": low,
+                "high": high, "holds": low is not None and low > 0, "paper_gain": paper,
+                "paper_human": human})
     return found
 
 
@@ -121,38 +145,74 @@ RESULTS = {"assistant": "{name}", "Pass@1": "{pass@1:.3f} ± {pass@1_se:.3f}",
            "DPR": "{dpr:.3f} ± {dpr_se:.3f}", "read": "{tokens_read:.1f}",
            "written": "{tokens_written:.1f}", "suggestions": "{suggestions:.1f}",
            "length": "{suggestion_length:.1f}", "silent": "{silent_share:.2f}"}
-STOPPING = {"assistant": "{name}", "asked": "{target_length:.1f}",
-            "written": "{suggestion_length:.1f}", "within 20%": "{close}",
-            "asked empty": "{silent_targets:.2f}", "written empty": "{silent_suggestions:.2f}"}
-CLAIMS = {"against": "{baseline}, {metric}", "difference": "{difference:+.3f}",
-          "95% interval": "{low:+.3f} to {high:+.3f}", "holds": "{holds}",
-          "our gain": "{gain:+.0%}", "paper's gain": "{paper_gain:+.0%}"}
+STOPPING = {"assistant": "{name}", "asked": "{asked:.1f} ± {asked_sd:.1f}",
+            "written": "{written:.1f} ± {written_sd:.1f}", "within 2": "{within_2:.2f}",
+            "asked empty": "{asked_empty:.2f}", "written empty": "{written_empty:.2f}",
+            "distance": "{distance:.2f}", "learned": "{learned}"}
+METRICS = {"pass@1": "Pass@1", "share_saved": "share saved", "accept_ratio": "accept ratio",
+           "dpr": "DPR"}
 
 
-def check_stopping(name, assistant, completions, max_suggestion, temperature=0.0, top_p=1.0,
-                   generator=None):
-    """The lengths that a rule asks for on held-out completions, and those the assistant writes."""
-    (model, encoding, _), written = assistant, []
-    longest = max(len(prefix) for prefix, *_ in completions) + max_suggestion
+def check_stopping(name, assistant, encoding, completions, generator=None):
+    """The lengths that a rule asks for on held-out completions, and those the assistant writes.
+
+    distance: the largest difference between the two cumulative distributions of lengths, 0 to 1
+    (Kolmogorov and Smirnov's).
+    """
+    # A completion that was cut off at the end of a piece says nothing about where to stop.
+    completions = [found for found in completions if found[2]] or completions
+    model, written = assistant.model, []
+    longest = max(len(prefix) for prefix, *_ in completions) + assistant.max_tokens
     rows = max(1, 2**25 // (longest * model.config.hidden_size))  # as many as fit in memory
     for k in range(0, len(completions), rows):
         prefixes = [[encoding.start, *prefix] for prefix, *_ in completions[k:k + rows]]
-        new, _ = sample(model, KVCache(model, len(prefixes)), prefixes, max_suggestion,
-                        encoding.stops, temperature, top_p, generator=generator)
-        written += map(len, new)
+        written += map(len, assistant.suggest(KVCache(model, len(prefixes)), prefixes,
+                                              encoding.stops, generator))
     asked = np.array([len(completion) for _, completion, _ in completions])
     written = np.array(written)
-    return {"name": name, "target_length": asked.mean(), "suggestion_length": written.mean(),
-            "silent_targets": (asked == 0).mean(), "silent_suggestions": (written == 0).mean()}
+    counts = [np.bincount(some, minlength=longest + 1) for some in (asked, written)]
+    return {"name": name, "asked": asked.mean(), "asked_sd": asked.std(), "written": written.mean(),
+            "written_sd": written.std(), "within_2": (abs(asked - written) <= 2).mean(),
+            "asked_empty": (asked == 0).mean(), "written_empty": (written == 0).mean(),
+            "distance": abs(np.cumsum(counts[0] - counts[1])).max() / len(asked)}
 
 
 def with_verdict(stopping):
-    """The rows, plus whether each assistant writes about as much as its rule asks for."""
-    return [{**row, "close": "yes" if abs(row["suggestion_length"] - row["target_length"])
-             <= 0.2 * row["target_length"] else "NO"} for row in stopping]
+    """The rows, plus whether the lengths written are distributed like those asked for."""
+    return [{**row, "learned": "yes" if row["distance"] <= 0.1 else "NO"} for row in stopping]
 
 
-def report(results):
+def claims_table(found):
+    """The claims as a table: a row for each baseline, a column for each metric."""
+    names = list(dict.fromkeys(claim["metric"] for claim in found))
+    rows = {}
+    for claim in found:
+        row = rows.setdefault(claim["baseline"], {"name": claim["baseline"], "gains": [],
+                                                  "human": claim["paper_human"]})
+        if claim["low"] is not None:
+            row[claim["metric"]] = "{difference:+.3f} ({low:+.3f} to {high:+.3f})".format_map(claim)
+        if claim["paper_gain"] is not None:
+            row["gains"].append(f"{claim['paper_gain']:+.0%}")
+    for row in rows.values():
+        row["paper"] = f"{', '.join(row['gains'])} ({row['human']})" if row["gains"] else "-"
+    columns = {METRICS[name]: f"{{{name}}}" for name in names}
+    if any(row["gains"] for row in rows.values()):
+        columns["the paper's gains"] = "{paper}"
+    return table([{**dict.fromkeys(names, "-"), **row} for row in rows.values()],
+                 {"Empower minus": "{name}", **columns})
+
+
+def verdict(found):
+    """One sentence: how many claims against the paper's baselines hold, and which do not."""
+    paper = [claim for claim in found if claim["low"] is not None
+             and not claim["baseline"].startswith(("Human alone", "Base stopped"))]
+    failed = [f"{METRICS[claim['metric']]} against {claim['baseline']}" for claim in paper
+              if not claim["holds"]]
+    return (f"Against the paper's baselines, {len(paper) - len(failed)} of {len(paper)} intervals "
+            f"are above zero{', but not: ' + '; '.join(failed) if failed else ''}.")
+
+
+def as_text(results):
     """The tables of a run as one text."""
     rows = results["rows"]
     first = ("Pass@1: share of the problems that are solved" if "pass@1" in rows[0] else
@@ -163,47 +223,41 @@ def report(results):
     return "\n\n".join([
         f"The game on {results['problems']} held-out problems. {first};\naccept ratio: accepted "
         "over offered suggestions; DPR: discounted pass rate; ± one\nstandard error over "
-        "problems. Then means over problems of tokens read, tokens written\nand suggestions; "
+        "problems. The other columns: tokens read, tokens written and\nsuggestions per problem; "
         "tokens per suggestion; share of silent turns.",
         table(rows, columns),
-        "Did the assistants learn to stop? Tokens that the rule asks for, tokens written, and the "
-        "share\nof each that is empty, on programs held out of fine-tuning.",
+        "Did the assistants learn to stop? Lengths that the rule asks for and lengths written "
+        "without a\ncap, mean ± standard deviation in tokens, on programs held out of fine-tuning; "
+        "the share of states\nwhere they differ by at most 2; the share of each that is empty; the "
+        "distance between the two\ndistributions (Kolmogorov-Smirnov). Learned: at most 0.1.",
         table(with_verdict(results["stopping"]), STOPPING),
-        f"Empower (eta = {results['config']['eta']:g}) minus each baseline, with a 95% interval "
-        "(paired bootstrap over\nproblems). A claim holds if its interval is above zero. Gains are "
-        "relative; the paper's, if it has\nany, are means over its three assistants.",
-        table([{**claim, "holds": "yes" if claim["holds"] else "NO"}
-               for claim in results["claims"]],
-              {header: template for header, template in CLAIMS.items() if "pass@1" in rows[0]
-               or header != "paper's gain"})])
+        f"Empower (eta = {results['config']['eta']:g}) minus each row, with a 95% interval "
+        "(paired bootstrap over problems). The\npaper's gains are relative, means over its three "
+        "assistants, with the human in brackets.",
+        claims_table(results["claims"]), verdict(results["claims"])])
 
 
-def conclude(lab, begin, trained, stopping, episodes, values=None):
+def conclude(lab, begin, trained, stopping, episodes, replayed=False):
     """Writes results.json and transcripts/, prints the tables, and returns the results.
 
-    begin: when the run began (time.time()). trained: {name: Checkpoint}; episodes: {name: a row of
-    the table}; values: as in `claims`, by default Pass@1 and DPR.
+    begin: when the run began (time.time()). trained: {name: Assistant}; episodes: {name: a row of
+    the table}; replayed: as in `metrics`.
     """
-    cfg, dpr = lab.cfg, discounted_pass(lab.cfg)
-    values = values or {"pass@1": lambda episode: float(episode.passed), "dpr": dpr}
+    cfg = lab.cfg
     rows = [summarize(name, row, cfg) for name, row in episodes.items()]
-    if "pass@1" not in values:
+    if replayed:
         rows = [{key: value for key, value in row.items() if "pass@1" not in key} for row in rows]
-    models = {"base": lab.base, **trained}
+    models = {"base": lab.base.name, **{name: row.model.name for name, row in trained.items()}}
     results = {"config": dataclasses.asdict(cfg), "environment": environment(lab.device),
                "problems": len(episodes["Base"]), "rows": rows, "stopping": stopping,
-               "models": {name: checkpoint.folder.name for name, checkpoint in models.items()
-                          if checkpoint.folder.parent == lab.cache.stages},
-               "claims": claims(cfg, episodes, values), "seconds": round(time.time() - begin)}
+               "models": {name: stage for name, stage in models.items()
+                          if (lab.cache.stages / stage).exists()},
+               "claims": claims(cfg, episodes, metrics(cfg, replayed)),
+               "seconds": round(time.time() - begin)}
     write_transcripts(lab, episodes)
     write_text(Path(cfg.out, "results.json"), json.dumps(results, indent=2, allow_nan=False) + "\n")
-    print(f"\n{report(results)}\n\nresults.json, transcripts/ and every stage are in {cfg.out}")
+    print(f"\n{as_text(results)}\n\nresults.json, transcripts/ and every stage are in {cfg.out}")
     return results
-
-
-def discounted_pass(cfg):
-    """A function that gives the discounted pass of one episode under cfg (Section 5.1)."""
-    return functools.partial(simhuman.discounted, gamma=cfg.gamma, alpha=cfg.alpha, beta=cfg.beta)
 
 
 # ------------------------------------------------------------------- programs and transcripts

@@ -24,7 +24,7 @@ def code_of(*parts):
     It is computed only from the text of the files: a name in a function is looked up among the
     definitions and imports of its file, and so on. Methods are found through their class.
     """
-    found, pending = {}, list(map(place_of, parts))
+    found, pending = {}, [place_of(part) for some in parts for part in (some, *captured(some))]
     while pending:
         path, name = pending.pop()
         if (path, name) in found or path not in SOURCES:
@@ -33,6 +33,12 @@ def code_of(*parts):
         found[path, name] = tree
         pending += refers_to
     return fingerprint(sorted(found.values()))
+
+
+def captured(part):
+    """The functions that a function has captured, as `accepts` in a variation of it."""
+    cells = [cell.cell_contents for cell in getattr(part, "__closure__", None) or ()]
+    return [function for function in cells if callable(function)]
 
 
 def place_of(part):

@@ -1,5 +1,7 @@
 """The cache never lies: edits in place, simultaneous runs, and kill -9."""
 
+import functools
+import itertools
 import os
 import shutil
 import signal
@@ -8,19 +10,24 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
-from support.cache import Cache
+from empower import Config, Lab, empower_length, sft
+from simhuman import typical
+from support.cache import Cache, named
 from support.cli import UserError
 from support.files import temporary_name
-from support.source import ROOT, code_of
-from support.testing import TINY, contents, made, stable
+from support.optim import adamw
+from support.source import ROOT, code_of, fingerprint
+from support.testing import TINY, contents, made, stable, tiny_base
 
-GAMES = ["row Human alone, no round limit", "row Human alone", "row Base", "row Base-10",
-         "row Base-20", "row Base stopped at 0.32 bits", "row SFT-10", "row SFT-20",
+GAMES = ["row Human alone, no round limit", "row Human alone", "row Base", "row Base-4",
+         "row Base-8", "row Base stopped at 0.32 bits", "row SFT-4", "row SFT-8",
          "row SFT-RAND", "row Empower (0.32)", "row Empower (4)", "row Base, knows the goal"]
-RULES = ["SFT-10", "SFT-20", "SFT-RAND", "Empower (0.32)", "Empower (4)"]
+RULES = ["SFT-4", "SFT-8", "SFT-RAND", "Empower (0.32)", "Empower (4)"]
 STOPPING = [f"stopping of {name}" for name in RULES]
+LIMITS = "limits of care 0.05"
 
 
 def start(project, *arguments):
@@ -56,7 +63,7 @@ def pristine(tmp_path_factory):
     for name in ("empower.py", "model.py", "data.py", "simhuman.py", "support", "realcode"):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, project / name)
-    assert len(made(run(project))) == 2 + len(RULES + STOPPING + GAMES)
+    assert len(made(run(project))) == 3 + len(RULES + STOPPING + GAMES)
     return project
 
 
@@ -69,16 +76,17 @@ def project(pristine, tmp_path):
 
 
 @pytest.mark.parametrize("file, old, new, remade", [
-    ("simhuman.py", "return sum(nll) <= tau * len(nll)", "return True", GAMES),
+    ("simhuman.py", "return sum(nll) <= limits", "return sum(nll) > limits", GAMES),
+    ("simhuman.py", "1 - care, method", "1 - care / 2, method", [LIMITS, *GAMES]),
     ("simhuman.py", "for _ in range(rounds):", "for _ in range(rounds - 1):", GAMES),
     ("empower.py", "lambda nll, rng: n\n", "lambda nll, rng: n + 1\n",
-     ["SFT-10", "SFT-20", "stopping of SFT-10", "stopping of SFT-20", "row SFT-10", "row SFT-20"]),
+     ["SFT-4", "SFT-8", "stopping of SFT-4", "stopping of SFT-8", "row SFT-4", "row SFT-8"]),
     ("empower.py", "losses[-1] += loss.item()", "losses[-1] += 2 * loss.item()",
      ["base", "programs", *RULES, *STOPPING, *GAMES]),
-    ("model.py", "F.silu(", "F.gelu(", ["base", "programs", *RULES, *STOPPING, *GAMES]),
+    ("model.py", "F.silu(", "F.gelu(", ["base", "programs", LIMITS, *RULES, *STOPPING, *GAMES]),
     ("support/contest.py", "Read one line of", "Read a line of",
-     ["base", "programs", *RULES, *STOPPING, *GAMES]),
-], ids=["skim", "play", "sft", "train", "gpt", "contest"])
+     ["base", "programs", LIMITS, *RULES, *STOPPING, *GAMES]),
+], ids=["typical", "limits", "play", "sft", "train", "gpt", "contest"])
 def test_an_edit_in_place_changes_the_next_run(project, file, old, new, remade):
     before = stable(project / "out")
     edit(project, file, old, new)
@@ -88,15 +96,45 @@ def test_an_edit_in_place_changes_the_next_run(project, file, old, new, remade):
 
 
 def test_an_edit_that_changes_no_result_remakes_nothing(project):
-    edit(project, "simhuman.py", "# {name: (rule, its", "# A comment. {name: (rule, its")
-    edit(project, "simhuman.py", '"""Accepts if NO token', '"""A docstring. Accepts if NO token')
+    edit(project, "simhuman.py", "# The paper's human is asked", "# The paper's human must")
+    edit(project, "simhuman.py", '"""Accepts what she might', '"""A docstring. Accepts what')
     edit(project, "model.py", '    """The network.\n', '    """A docstring.\n')
     edit(project, "empower.py", "    # Section 5.2: the tables", '    print("run")\n    # ')
     edit(project, "empower.py", '            f"Empower ({cfg.eta_wide:g})": empower',
          '            "Mine": sft(3), f"Empower ({cfg.eta_wide:g})": empower')
-    edit(project, "empower.py", '"Base-10": row(base, max_tokens=10),',
-         '"Base-10": row(base, max_tokens=10), "Base-3": row(base, max_tokens=3),')
+    edit(project, "empower.py", '"Base": row(),', '"Base": row(), "Base-3": row(max_tokens=3),')
     assert sorted(made(run(project))) == ["Mine", "row Base-3", "row Mine", "stopping of Mine"]
+
+
+def varied(accepts, rate):
+    return lambda nll: accepts(nll) and rate
+
+
+def test_a_function_is_followed_into_what_it_has_captured():
+    """As in a rule of acceptance that varies another one."""
+    rules = functools.partial(typical, limits=[1]), functools.partial(empower_length, eta=1)
+    assert code_of(varied(rules[0], 1)) != code_of(varied(rules[1], 1))
+    keys = [named({"accepts": varied(accepts, rate)}) for accepts in rules for rate in (1, 2)]
+    assert all(a != b for a, b in itertools.combinations(keys, 2))
+
+
+def test_options_of_fine_tuning_and_the_problems_are_inputs(tmp_path, monkeypatch):
+    """Another optimizer, another setting or another problem makes another stage."""
+    keys = []
+
+    def key(self, name, inputs, make, code=()):
+        keys.append((name, fingerprint([inputs, code_of(*code)])))
+        raise KeyboardInterrupt
+
+    lab = object.__new__(Lab)
+    lab.cfg, lab.cache, lab.base = Config(), Cache(tmp_path), tiny_base(tmp_path / "base")
+    lab.programs = [([1, 2, 3], np.zeros(3), True)] * 10
+    monkeypatch.setattr(Cache, "model", key)
+    for options in ({}, {"optimizers": adamw}, {"optimizers": adamw, "clip": 1.0}):
+        lab.fine_tuning = options
+        with pytest.raises(KeyboardInterrupt):
+            lab.train("SFT-2", sft(2))
+    assert len(set(keys)) == 3
 
 
 def test_code_is_followed_through_names_modules_classes_and_constants(tmp_path):

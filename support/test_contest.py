@@ -17,7 +17,7 @@ def styles():
 
 
 def test_every_reference_solution_passes_in_every_style():
-    for problem in random.Random(1).sample(small_contest().train + small_contest().held_out, 500):
+    for problem in random.Random(1).sample(small_contest().learn + small_contest().held_out, 500):
         for style in styles():
             program = write_program(problem.parts, style)
             assert solves(program, problem), (problem, program)
@@ -25,7 +25,7 @@ def test_every_reference_solution_passes_in_every_style():
 
 def test_a_program_with_one_part_swapped_fails():
     rng, passed, tried = random.Random(2), [], 0
-    for problem in rng.sample(small_contest().train + small_contest().held_out, 500):
+    for problem in rng.sample(small_contest().learn + small_contest().held_out, 500):
         for parts in swaps(problem.parts):
             tried += 1
             if solves(write_program(parts, draw_style(rng)), problem):
@@ -33,10 +33,22 @@ def test_a_program_with_one_part_swapped_fails():
     assert tried > 10_000 and len(passed) <= 0.01 * tried, (len(passed), tried, passed[:5])
 
 
-def test_no_composition_is_in_two_splits():
-    splits = [{problem.parts for problem in split} for split in small_contest()]
+def test_no_meaning_is_in_two_splits():
+    """Not even with its input in another shape: the held-out problems ask for something new."""
+    def meanings(problems):
+        return {(domain, *meaning) for domain, _, *meaning in (p.parts for p in problems)}
+
+    learn, dev, held_out = splits = small_contest()
     assert [len(split) for split in splits] == [600, 100, 300]
-    assert len(set.union(*splits)) == 1000
+    assert len({problem.parts for split in splits for problem in split}) == 1000
+    assert len(meanings(learn)) == 150 and len(meanings(dev)) == 25
+    assert len(meanings(held_out)) == 300  # as many as there are problems
+    assert not meanings(learn) & meanings(dev) | meanings(held_out) & meanings(learn + dev)
+
+
+def test_what_is_held_out_does_not_change_what_is_learned():
+    few, many = (make_contest(random.Random(3), 60, 8, n) for n in (5, 50))
+    assert few.learn == many.learn and few.dev == many.dev
 
 
 def test_the_contest_is_as_large_as_it_says():
@@ -63,5 +75,5 @@ def test_tests_hold_the_edge_cases():
 
 
 def test_too_many_problems_is_an_error():
-    with pytest.raises(ValueError, match="fewer than"):
+    with pytest.raises(ValueError, match="too few"):
         make_contest(random.Random(0), 5000, 500, 500)

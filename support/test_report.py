@@ -2,19 +2,22 @@
 
 import pytest
 
-from simhuman import Episode, Turn
-from support.report import marked, paper_gain, paper_means, table, token_texts, transcript
-from support.testing import family, tokenizer
+from simhuman import Assistant, Episode, Turn
+from support.report import (check_stopping, claims_table, marked, paper_gain, paper_means,
+                            paper_name, table, token_texts, transcript, verdict, with_verdict)
+from support.testing import family, tiny_gpt, tokenizer
 
 def test_paper_gains_come_from_the_paper_s_table():
     """The means by hand: with Gemma, Empower has .524 / 3, SFT-10 .264 / 3, and so on."""
-    assert paper_gain("SFT-10", "pass@1") == pytest.approx(.524 / .264 - 1)
-    assert paper_gain("SFT-20", "dpr") == pytest.approx(.454 / .206 - 1)
-    assert paper_gain("Base-10", "dpr") == pytest.approx(.454 / .192 - 1)
-    assert paper_gain("SFT-RAND", "pass@1") == pytest.approx(.749 / .413 - 1)
-    assert paper_gain("Base-20", "dpr") is None
-    assert paper_gain("SFT-10", "share saved") is None
-    assert paper_gain("Base", "accept_ratio") == pytest.approx(1.959 / 1.095 - 1)
+    assert paper_gain("SFT-10", "pass@1") == (pytest.approx(.524 / .264 - 1), "Gemma")
+    assert paper_gain("SFT-20", "dpr") == (pytest.approx(.454 / .206 - 1), "Gemma")
+    assert paper_gain("Base-10", "dpr") == (pytest.approx(.454 / .192 - 1), "Gemma")
+    assert paper_gain("SFT-RAND", "pass@1") == (pytest.approx(.749 / .413 - 1), "Llama")
+    assert paper_gain("Base-20", "dpr") == paper_gain("SFT-10", "share_saved") == (None, "")
+    assert paper_gain("Base", "accept_ratio") == (pytest.approx(1.959 / 1.095 - 1), "Gemma")
+    assert [paper_name(name, 4) for name in ("SFT-4", "Base-8", "SFT-RAND", "Base", "SFT-3")] == [
+        "SFT-10", "Base-20", "SFT-RAND", "Base", "SFT-7.5"]
+    assert paper_name("Empower (0.32)", 4) == "Empower" and paper_name("SFT-20", 10) == "SFT-20"
     assert paper_means("Llama", "SFT-20") == pytest.approx([.409 / 3, .545 / 3, .284 / 3])
 
 
@@ -23,6 +26,49 @@ def test_a_table_aligns_its_columns_and_shows_what_is_absent():
     assert table(rows, {"who": "{name}", "x": "{x:.1f} ± {x_se:.2f}"}).splitlines() == [
         "| who  |          x |", "|------|-----------:|", "| a    | 0.5 ± 0.25 |",
         "| long |          - |"]
+
+
+class Writes(Assistant):
+    """An assistant that writes these numbers of tokens."""
+
+    def suggest(self, cache, texts, stop_tokens, generator):
+        return [[1] * self.lengths.pop(0) for _ in texts]
+
+
+def test_stopping_is_judged_by_the_distribution_of_lengths():
+    def row(asked, written):
+        assistant = Writes(tiny_gpt(), 30)
+        object.__setattr__(assistant, "lengths", list(written))
+        [found] = with_verdict([check_stopping("x", assistant, tokenizer(),
+                                               [([1], [1] * n, True) for n in asked])])
+        return found
+
+    same_mean = row([10] * 4, [0, 0, 20, 20])
+    assert same_mean["asked"] == same_mean["written"] == 10 and same_mean["written_sd"] == 10
+    assert same_mean["learned"] == "NO" and same_mean["distance"] == 0.5
+    assert same_mean["written_empty"] == 0.5 and same_mean["within_2"] == 0
+    shuffled = row([0, 3, 0, 5], [5, 0, 3, 0])  # as drawn at random: the lengths are right
+    assert shuffled["learned"] == "yes" and shuffled["distance"] == 0
+    near = row([4] * 20, [4] * 18 + [2, 7])
+    assert near["within_2"] == 0.95 and near["distance"] == 0.05 and near["learned"] == "yes"
+
+
+def test_claims_are_told_as_they_are():
+    found = [{"baseline": name, "metric": metric, "difference": 0.25, "low": low, "high": 0.5,
+              "holds": low > 0, "paper_gain": gain, "paper_human": "Gemma"}
+             for name, metric, low, gain in (("SFT-4", "pass@1", 0.125, 1.0),
+                                             ("SFT-4", "dpr", -0.125, 0.5),
+                                             ("Human alone", "pass@1", -1.0, None))]
+    found.append({"baseline": "Human alone", "metric": "accept_ratio", "difference": None,
+                  "low": None, "high": None, "holds": False, "paper_gain": None, "paper_human": ""})
+    assert verdict(found) == ("Against the paper's baselines, 1 of 2 intervals are above zero, but "
+                              "not: DPR against SFT-4.")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]]
+            for line in claims_table(found).splitlines()]
+    assert rows[0] == ["Empower minus", "Pass@1", "DPR", "accept ratio", "the paper's gains"]
+    assert rows[2] == ["SFT-4", "+0.250 (+0.125 to +0.500)", "+0.250 (-0.125 to +0.500)", "-",
+                       "+100%, +50% (Gemma)"]
+    assert rows[3][2:] == ["-", "-", "-"]
 
 
 def test_a_transcript_tells_who_wrote_what():

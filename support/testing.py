@@ -86,7 +86,7 @@ def solves(program, problem):
 def tokenizer():
     rng = random.Random(0)
     texts = [p.statement + write_program(p.parts, draw_style(rng))
-             for p in small_contest().train]
+             for p in small_contest().learn]
     return data.train_tokenizer(texts, 640)
 
 
@@ -162,7 +162,7 @@ def interrupt(monkeypatch, module, name, calls):
 def small_corpus(folder):
     """A folder of 25 programs, one of them twice."""
     rng = random.Random(0)
-    for k, problem in enumerate(small_contest().train[:25]):
+    for k, problem in enumerate(small_contest().learn[:25]):
         (folder / f"{k}.py").write_text(write_program(problem.parts, draw_style(rng)))
     shutil.copy(folder / "7.py", folder / "copy.py")
     return folder
