@@ -35,7 +35,7 @@ from simhuman import Assistant, Episode, Human
 from support import cli, contest, judge, report
 from support.cache import Cache, fingerprint, named, plain_fields
 from support.cli import UserError, flag, numpy_generator, python_generator, torch_generator, values
-from support.optim import muon_and_adamw
+from support.optim import adamw, muon_and_adamw
 
 # ------------------------------------------------------------------- Algorithm 1 (Section 4.2)
 
@@ -249,7 +249,7 @@ class Config:
     eta: float = flag(0.32, "threshold of Empower, bits (Section 5.1)", 0)
     eta_wide: float = flag(4.0, "threshold of the second Empower row, bits (Section 5.3)", 0)
     sft_batch: int = flag(16, "examples per update; larger batches do not learn to stop", 1)
-    sft_lr: float = flag(0.01, "Muon's learning rate in fine-tuning; AdamW's is a tenth", 0)
+    sft_lr: float = flag(0.001, "AdamW's learning rate (chosen by figures/make.py tune)", 0)
     # the problems and the language model
     train_problems: int = flag(4138, "problems to learn from, as many as in the paper (5.1)", 10)
     dev_problems: int = flag(100, "problems on which constants are chosen", 1)
@@ -360,7 +360,7 @@ def contest_game(problems, encoding, human, assistant, rounds, generator, label)
     return list(map(dataclasses.asdict, episodes))
 
 
-def fine_tune(cfg, base, examples, rng, label, optimizers=muon_and_adamw, **options):
+def fine_tune(cfg, base, examples, rng, label, optimizers=adamw, **options):
     """Section 4.2: a copy of pi_hat, fine-tuned on the examples of `sft_example`."""
     model = copy.deepcopy(base.model).float()
     train(model, examples, cfg.sft_batch, optimizers(model, cfg.sft_lr), rng, label, **options)

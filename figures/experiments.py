@@ -243,8 +243,8 @@ def second_human(plan, cfg):
 def tuned(plan, cfg, optimizer, rate):
     """The loss of each rule's assistant on development problems: one row of `tune`.
 
-    {"optimizer", "rate", rule: bits per token of held-out completions with their stop, "obvious":
-    mean over the rules of the cost of obvious tokens}.
+    {"optimizer", "rate", "losses": of each rule, bits per token of held-out completions with their
+    stop, "mean" of these, "obvious": mean over the rules of the cost of obvious tokens}.
     """
     lab = Lab(dataclasses.replace(cfg, sft_lr=rate))
     lab.fine_tuning = {"optimizers": OPTIMIZERS[optimizer]}
@@ -257,14 +257,14 @@ def tuned(plan, cfg, optimizer, rate):
         code=(empower.write_programs, GPT))
     programs = [(encoding.encode_ordinary(row["program"]), np.array(row["nll"]), True)
                 for row in written]
-    found = {"optimizer": optimizer, "rate": rate}
+    losses = []
     for name, rule in rules.items():
         completions = empower.choose_completions(programs, rule, numpy_generator(cfg, "dev states"),
                                                  numpy_generator(cfg, "dev lengths"))
-        found[name] = loss(trained[name].model, [
-            empower.sft_example(encoding, *completion) for completion in completions])
+        losses.append(loss(trained[name].model, [
+            empower.sft_example(encoding, *completion) for completion in completions]))
     bits = [row["bits"] for row in obvious(lab, trained)[1:]]
-    return {**found, "mean": float(np.mean([found[name] for name in rules])),
+    return {"optimizer": optimizer, "rate": rate, "losses": losses, "mean": float(np.mean(losses)),
             "obvious": None if None in bits else float(np.mean(bits))}
 
 

@@ -70,9 +70,15 @@ def work(function, arguments, threads, log):
     """The work of one process; what it prints goes to the log."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # after Ctrl-C the parent ends this process
     torch.set_num_threads(threads)
-    with open(log, "a", buffering=1, encoding="utf-8") as file, \
-            contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+    with logged(log) as file, contextlib.redirect_stderr(file):
         function(*arguments)
+
+
+@contextlib.contextmanager
+def logged(path):
+    """What is printed goes to the end of a file, line by line."""
+    with open(path, "a", buffering=1, encoding="utf-8") as file, contextlib.redirect_stdout(file):
+        yield file
 
 
 def cores():
@@ -100,7 +106,7 @@ def sweep(plan, cfg, replay_cfg, results, workers):
              for seed in range(cfg.seed, cfg.seed + plan.seeds)}
     in_parallel([*((one_seed, arguments) for arguments in seeds.values()),
                  (real_code, (replay_cfg,))], "sweep", log, workers)
-    with open(log, "a", buffering=1, encoding="utf-8") as file, contextlib.redirect_stdout(file):
+    with logged(log):
         found = {"seeds": {seed: one_seed(*arguments) for seed, arguments in tqdm(
             seeds.items(), "collect", disable=None)}, "replay": real_code(replay_cfg)}
     found = {"config": dataclasses.asdict(cfg), "plan": dataclasses.asdict(plan),
@@ -126,14 +132,16 @@ def tune(plan, cfg, workers):
     print(f"{len(plan.rates)} times {len(report.rules(cfg))} assistants learn; about "
           f"{MINUTES['tune']} minutes on 2 CPU cores, less if stages are reused.")
     log, tasks = Path(cfg.out, "tune.log"), [(tuned, (plan, cfg, *rate)) for rate in plan.rates]
-    tasks[0][0](*tasks[0][1])  # makes what all share
+    with logged(log):
+        tasks[0][0](*tasks[0][1])  # makes what all share
     in_parallel(tasks[1:], "tune", log, workers)
-    with open(log, "a", buffering=1, encoding="utf-8") as file, contextlib.redirect_stdout(file):
+    with logged(log):
         rows = [function(*arguments) for function, arguments in tasks]
     best = min(rows, key=lambda row: row["mean"])
-    print(table(rows, {"optimizer": "{optimizer}", "rate": "{rate:g}", **{
-        name: f"{{{name}:.3f}}" for name in report.rules(cfg)}, "mean": "{mean:.3f}",
-        "obvious": "{obvious:.3f}"}))
+    columns = {"optimizer": "{optimizer}", "rate": "{rate:g}", **{
+        name: f"{{losses[{k}]:.3f}}" for k, name in enumerate(report.rules(cfg))},
+        "mean": "{mean:.3f}", "obvious": "{obvious:.3f}"}
+    print(table(rows, columns))
     print("Bits per token of held-out completions and their stop, on development problems; then "
           "the mean cost\nof tokens that cost Base less than 0.05 bits.\n"
           f"{best['optimizer']} at {best['rate']:g} has the smallest mean.")

@@ -137,8 +137,8 @@ def care_rows(results, key):
     found = []
     for name in [row["name"] for row in next(iter(cares.values()))[0]]:
         each = {care: values(rows, name, key) for care, rows in cares.items()}
-        row = {"name": name, **{f"at{care:g}": None if np.isnan(v).any() else v.mean()
-                                for care, v in each.items()}}
+        row = {"name": name, **{f"at{k}": None if np.isnan(v).any() else v.mean()
+                                for k, v in enumerate(each.values())}}
         if key != "accept_ratio":  # alone, she has none
             gains = {care: seeds_interval(v - alone) for care, v in each.items()}
             row["helps"] = listed(care for care, (_, low, _) in gains.items() if low > 0)
@@ -147,7 +147,7 @@ def care_rows(results, key):
     mean = alone.mean()
     return found if key == "accept_ratio" else [
         {"name": "Human alone", "helps": "-", "harms": "-",
-         **{f"at{care:g}": mean for care in cares}}, *found]
+         **{f"at{k}": mean for k in range(len(cares))}}, *found]
 
 
 def listed(cares):
@@ -162,7 +162,7 @@ def empower_by_care(results):
         above, below, all_of_them = against_baselines(results, rows)
         worst = {key: max(baselines(results), key=lambda name: values(rows, name, key).mean())
                  for key in KEYS}
-        best = {f"best {key}": "{mean:+.3f} ({low:+.3f} to {high:+.3f}), {name}".format_map(
+        best = {key: "{mean:+.3f} ({low:+.3f} to {high:+.3f}), {name}".format_map(
             difference(results, rows, name, key)) for key, name in worst.items()}
         found.append({"care": f"{care:g}", "above": f"{above} of {all_of_them}",
                       "below": f"{below} of {all_of_them}", **best})
@@ -359,12 +359,12 @@ def tables(results):
     return {
         "size": table(size(results), {"what": "{what}", "number": "{number:,}"}),
         **{f"care, {METRICS[key]}": table(care_rows(results, key), {
-            f"{METRICS[key]} at care": "{name}", **{care: f"{{at{care}:.3f}}" for care in cares},
+            f"{METRICS[key]} at care": "{name}", **{care: f"{{at{k}:.3f}}" for k, care in enumerate(cares)},
             **({} if key == "accept_ratio" else {"above alone at": "{helps}",
                                                  "below alone at": "{harms}"})}) for key in KEYS},
         "care, Empower against the baselines": table(empower_by_care(results), {
             "care": "{care}", "above zero": "{above}", "below zero": "{below}",
-            **{f"{METRICS[key]}: minus the best": f"{{best {key}}}" for key in KEYS}}),
+            **{f"{METRICS[key]}: minus the best": f"{{{key}}}" for key in KEYS}}),
         "own text": table(own_text(results), {"rejects her own text of": "{name}", **{
             f"{n} tokens": f"{{at{n}:.3f}}" for n in own}}),
         "seeds": table(averaged(rows), SEEDS),

@@ -174,8 +174,8 @@ def test_at_which_care_an_assistant_helps_by_hand():
     results = {"seeds": {str(k): {**seed, "care": {care: each[k] for care, each in cares.items()}}
                          for k, seed in enumerate(alone)}}
     first, row = report.care_rows(results, "pass@1")
-    assert first["name"] == "Human alone" and first["at0.1"] == 0.5
-    assert row["helps"] == "0.5" and row["harms"] == "0.01" and row["at0.1"] == pytest.approx(0.5)
+    assert first["name"] == "Human alone" and first["at1"] == 0.5
+    assert row["helps"] == "0.5" and row["harms"] == "0.01" and row["at1"] == pytest.approx(0.5)
 
 
 def test_a_curve_is_compared_where_both_have_lengths():

@@ -22,7 +22,6 @@ from simhuman import Assistant, Episode, play
 from support import cli, report
 from support.cache import Cache, plain_fields
 from support.cli import UserError, flag, numpy_generator, python_generator, values
-from support.optim import adamw
 from support.source import code_of, fingerprint
 
 
@@ -53,8 +52,8 @@ class Config:
     eta: float = flag(0.32, "threshold of Empower, bits (Section 5.1)", 0)
     eta_wide: float = flag(4.0, "threshold of the second Empower row, bits (Section 5.3)", 0)
     sft_batch: int = flag(8, "examples per fine-tuning update; larger ones do not learn to stop", 1)
-    sft_lr: float = flag(None, "learning rate of fine-tuning (default: Muon at 0.01 for the small "
-                               "GPT, AdamW at 1e-5 for --model)", 0)
+    sft_lr: float = flag(None, "AdamW's learning rate in fine-tuning (default: 0.001 for the small "
+                               "GPT, 1e-5 for --model)", 0)
     # the game and its discounted pass rate (5.1)
     turn_tokens: int = flag(None, "K_H, most tokens that the author types in a turn; N of SFT-N "
                                   "and Base-N is K_H or twice that (default: 4 for the small GPT, "
@@ -67,7 +66,7 @@ class Config:
     beta: float = flag(0.5, "DPR's weight of a token written", 0)
 
     def __post_init__(self):
-        for name, ours, given in (("context", 256, 1024), ("sft_lr", 0.01, 1e-5),
+        for name, ours, given in (("context", 256, 1024), ("sft_lr", 1e-3, 1e-5),
                                   ("turn_tokens", 4, 10)):
             if getattr(self, name) is None:
                 object.__setattr__(self, name, given if self.model else ours)
@@ -118,7 +117,7 @@ class ReplayLab(empower.Lab):
         cli.describe(cfg, model, self.device)
         self.base = base or self.small_gpt(texts)
         if base:
-            self.fine_tuning = {"optimizers": adamw, "micro_batch": 4, "clip": 1.0}
+            self.fine_tuning = {"micro_batch": 4, "clip": 1.0}
         self.programs = self.scored_pieces(texts)
         self.goals, self.ends = drawn_goals(cfg, self.base, held_out)
 

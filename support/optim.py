@@ -4,7 +4,7 @@ import torch
 
 
 def muon_and_adamw(model, lr):
-    """For a model pre-trained here: Muon for weight matrices, AdamW at lr / 10 for the rest.
+    """For pre-training here: Muon for weight matrices, AdamW at lr / 10 for the rest.
 
     This needs a third of the tokens that AdamW alone needs.
     """
@@ -16,7 +16,7 @@ def muon_and_adamw(model, lr):
 
 
 def adamw(model, lr):
-    """For a checkpoint pre-trained elsewhere, most likely with this optimizer too."""
+    """For fine-tuning: it harms what the model knows less than Muon (`figures/make.py tune`)."""
     return [_adamw(model.parameters(), lr)]
 
 
