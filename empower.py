@@ -30,11 +30,13 @@ from tqdm import tqdm
 
 import data
 import simhuman
-from model import GPT, GPTConfig, KVCache, sample, token_nll
+from model import GPT, KVCache, sample, token_nll
 from simhuman import Assistant, Episode, Human
 from support import cli, contest, judge, report
 from support.cache import Cache, fingerprint, named, plain_fields
 from support.cli import UserError, flag, numpy_generator, python_generator, torch_generator, values
+from support.miniature import (contest_documents, contest_game, contest_texts, contest_tokenizer,
+                               goals, new_model)
 from support.optim import adamw, muon_and_adamw
 
 # ------------------------------------------------------------------- Algorithm 1 (Section 4.2)
@@ -248,12 +250,12 @@ class Config:
     # the method
     eta: float = flag(0.32, "threshold of Empower, bits (Section 5.1)", 0)
     eta_wide: float = flag(4.0, "threshold of the second Empower row, bits (Section 5.3)", 0)
-    sft_batch: int = flag(16, "examples per update; larger batches do not learn to stop", 1)
+    sft_batch: int = flag(16, "examples per update; larger batches make too few updates", 1)
     sft_lr: float = flag(0.001, "AdamW's learning rate (chosen by figures/make.py tune)", 0)
     # the problems and the language model
     train_problems: int = flag(4138, "problems to learn from, as many as in the paper (5.1)", 10)
     dev_problems: int = flag(100, "problems on which constants are chosen", 1)
-    held_out_problems: int = flag(300, "problems for the results, compositions never seen", 2)
+    held_out_problems: int = flag(300, "problems for the results, with meanings never seen", 2)
     vocab_size: int = flag(640, "most tokens in the vocabulary, all 256 bytes included", 257)
     width: int = flag(128, "hidden size of the model", 32)
     layers: int = flag(3, "layers of the model", 1)
@@ -281,28 +283,8 @@ class Config:
 
 # ------------------------------------------------------------------- the roles (5.1)
 #
-# These functions return what they make; none of them touches a folder.
-
-
-def new_model(cfg, vocab_size):
-    """A GPT with heads of 32 features, two query heads per key-value head, and a long context."""
-    heads, end = cfg.width // 32, vocab_size - 1
-    shape = GPTConfig(vocab_size, cfg.width, 3 * cfg.width, cfg.layers, heads,
-                      num_key_value_heads=heads // 2 if heads % 2 == 0 else heads, head_dim=32,
-                      max_position_embeddings=4096, bos_token_id=end, eos_token_id=end)
-    return GPT(shape, torch_generator(cfg, "weights", "cpu"))
-
-
-def contest_texts(cfg, problems):
-    """The training text of the language model: [(statement or "", program)], in many styles.
-
-    Half of the documents begin with the problem statement. With the statement in its context the
-    model is the human; without it, the scorer and Base.
-    """
-    rng = python_generator(cfg, "documents")
-    drawn = [rng.choice(problems) for _ in range(cfg.pretrain_steps * cfg.pretrain_batch)]
-    return [(problem.statement * rng.randint(0, 1),
-             contest.write_program(problem.parts, contest.draw_style(rng))) for problem in drawn]
+# These functions return what they make; none of them touches a folder. support/miniature.py has the
+# model's shape, the texts that it reads, and the game on the problems of the contest.
 
 
 def pretrain(cfg, encoding, documents, device):
@@ -314,21 +296,6 @@ def pretrain(cfg, encoding, documents, device):
     print(f"  {sum(map(len, documents)):,} tokens seen; loss from {losses[0]:.2f} to "
           f"{np.mean(losses[-50:]):.3f} nats per token")
     return model
-
-
-def contest_tokenizer(cfg, texts):
-    """A tokenizer trained on the first of the texts."""
-    return data.train_tokenizer([text for pair in texts[:4000] for text in pair], cfg.vocab_size)
-
-
-def contest_documents(encoding, texts):
-    """What the language model reads: one document for each text, as token ids."""
-    return [data.document(encoding, *pair) for pair in texts]
-
-
-def goals(encoding, problems):
-    """What the human knows about each problem, as token ids: the start token and the statement."""
-    return [[encoding.start, *encoding.encode_ordinary(problem.statement)] for problem in problems]
 
 
 def write_programs(cfg, base, human, problems):
@@ -350,14 +317,6 @@ def write_programs(cfg, base, human, problems):
     return [{"statement": problem.statement, "program": encoding.decode(ids), "nll": nll.tolist(),
              "her_nll": her_nll[len(her_nll) - len(ids):].tolist()}
             for problem, ids, nll, her_nll in zip(problems, programs, costs, hers) if ids]
-
-
-def contest_game(problems, encoding, human, assistant, rounds, generator, label):
-    """Section 3: the episodes of these problems, judged by their tests, as plain data."""
-    episodes = simhuman.play(goals(encoding, problems), human, assistant, rounds, encoding.start,
-                             encoding.stops, generator, label)
-    judge.judge_episodes(episodes, problems, encoding.decode)
-    return list(map(dataclasses.asdict, episodes))
 
 
 def fine_tune(cfg, base, examples, rng, label, optimizers=adamw, **options):
@@ -436,7 +395,7 @@ class Lab:
     def train(self, name, rule, programs=None):
         """Section 4.2: the simhuman.Assistant that has learned the completions of a rule.
 
-        She never writes more than the longest of them: a small model cannot count to N.
+        It never writes more than the longest of them, since a small model cannot count to N.
         """
         cfg, (learned, _) = self.cfg, self.completions(rule, programs)
         examples = [sft_example(self.base.encoding, *completion) for completion in learned]
@@ -461,17 +420,16 @@ class Lab:
                 torch_generator(cfg, f"stopping of {name}", self.device)),
             code=(report.check_stopping, type(trained), GPT))
 
-    def play(self, name, assistant, human=None, problems=None, rounds=None, **inputs):
+    def play(self, name, assistant, human=None, problems=None, rounds=None):
         """Section 3: the judged episodes of a row, one for each problem (default: held out).
 
         assistant: a simhuman.Assistant, or None if she is alone. human: default self.human.
-        inputs: plain data that tells this game from others.
         """
         cfg, human = self.cfg, human or self.human
         problems, rounds = problems or self.contest.held_out, rounds or cfg.rounds
-        inputs |= {"problems": fingerprint(list(map(dataclasses.astuple, problems))),
-                   "human": plain_fields(human), "assistant": assistant and plain_fields(assistant),
-                   "rounds": rounds, "name": name, "seed": cfg.seed}
+        inputs = {"problems": fingerprint(list(map(dataclasses.astuple, problems))),
+                  "human": plain_fields(human), "assistant": assistant and plain_fields(assistant),
+                  "rounds": rounds, "name": name, "seed": cfg.seed}
         episodes = self.cache.data(f"row {name}", inputs, lambda: contest_game(
             problems, self.base.encoding, human, assistant, rounds,
             torch_generator(cfg, f"game of {name}", self.device), name), code=(
@@ -516,7 +474,7 @@ def run(cfg):
         trained[name] = lab.train(name, rule)
         stopping.append(lab.stopping(name, rule, trained[name]))
 
-    # Section 3: the game, on problems whose compositions nobody has seen.
+    # Section 3: the game, on problems that ask for what nobody has seen.
     alone = "Human alone, no round limit"
     episodes = {alone: lab.play(alone, None, rounds=UNLIMITED_TOKENS // cfg.turn_tokens + 1)}
     episodes |= {name: lab.play(name, assistant)

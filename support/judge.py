@@ -191,13 +191,16 @@ def judge_all(jobs, workers=None, time_limit=2.0, memory_limit=512 * MB, output_
     return [verdicts[job] for job in jobs]
 
 
+_passed = {}  # {(program, tests): whether it passed} in this process: many games end alike
+
+
 def judge_episodes(episodes, problems, decode):
     """Sets `passed` of each episode by running its program on its problem's tests."""
-    programs = [decode(episode.code) for episode in episodes]
-    jobs = [(program, problems[episode.problem].tests)
-            for program, episode in zip(programs, episodes)]
-    for episode, verdict in zip(episodes, judge_all(jobs)):
-        episode.passed = verdict.passed
+    jobs = [(decode(episode.code), problems[episode.problem].tests) for episode in episodes]
+    if new := [job for job in dict.fromkeys(jobs) if job not in _passed]:
+        _passed.update(zip(new, (verdict.passed for verdict in judge_all(new))))
+    for episode, job in zip(episodes, jobs):
+        episode.passed = _passed[job]
 
 
 def check_judge():

@@ -32,7 +32,7 @@ def code_of(*parts):
         tree, refers_to = definition(path, name)
         found[path, name] = tree
         pending += refers_to
-    return fingerprint(sorted(found.values()))
+    return fingerprint(sorted(filter(None, found.values())))  # wherever they are imported from
 
 
 def captured(part):
