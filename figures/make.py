@@ -34,7 +34,6 @@ from support import cli, judge
 from support.cache import Cache
 from support.cli import UserError
 from support.files import write_text
-from support.report import table
 
 MINUTES = {"sweep": 90, "tune": 10}  # that they take from nothing on 2 CPU cores
 
@@ -94,8 +93,7 @@ def sweep(plan, cfg, replay_cfg, results, workers):
     begin, device, log = time.time(), cli.pick_device(cfg.device), Path(cfg.out, "sweep.log")
     cli.checked(judge.check_judge)
     Cache(cfg.out)  # says why a folder cannot be used
-    if results.is_dir() or not os.access(results if results.exists() else results.parent, os.W_OK):
-        raise UserError(f"cannot write --results {results}: name a file in a folder that exists")
+    writable(results)
     print(f"{plan.seeds} seeds of the default experiment, each with {len(plan.cares)} degrees of "
           f"care, {2 * len(plan.etas) + 2 * len(plan.ns)} lengths and {len(plan.rounds)} round "
           f"limits;\na second human on {plan.second_humans} seeds, the bound, and Python's own "
@@ -126,9 +124,13 @@ def rounded(plain, digits=4):
     return [rounded(value, digits) for value in plain] if isinstance(plain, list) else plain
 
 
-def tune(plan, cfg, workers):
-    """Prints the loss of every optimizer and rate on development problems; returns the best row."""
+def tune(plan, cfg, results, workers):
+    """Optimizer and rate of fine-tuning with the smallest loss on development problems.
+
+    Writes and prints the losses; returns the best row of `experiments.tuned`.
+    """
     Cache(cfg.out)
+    writable(results)
     print(f"{len(plan.rates)} times {len(report.rules(cfg))} assistants learn; about "
           f"{MINUTES['tune']} minutes on 2 CPU cores, less if stages are reused.")
     log, tasks = Path(cfg.out, "tune.log"), [(tuned, (plan, cfg, *rate)) for rate in plan.rates]
@@ -136,16 +138,19 @@ def tune(plan, cfg, workers):
         tasks[0][0](*tasks[0][1])  # makes what all share
     in_parallel(tasks[1:], "tune", log, workers)
     with logged(log):
-        rows = [function(*arguments) for function, arguments in tasks]
+        rows = rounded([function(*arguments) for function, arguments in tasks])
+    write_text(results, json.dumps(rows, indent=1, allow_nan=False) + "\n")
     best = min(rows, key=lambda row: row["mean"])
-    columns = {"optimizer": "{optimizer}", "rate": "{rate:g}", **{
-        name: f"{{losses[{k}]:.3f}}" for k, name in enumerate(report.rules(cfg))},
-        "mean": "{mean:.3f}", "obvious": "{obvious:.3f}"}
-    print(table(rows, columns))
-    print("Bits per token of held-out completions and their stop, on development problems; then "
-          "the mean cost\nof tokens that cost Base less than 0.05 bits.\n"
-          f"{best['optimizer']} at {best['rate']:g} has the smallest mean.")
+    print(f"{report.tuning(rows)}\nBits per token of held-out completions and their stop, on "
+          "development problems; then the mean cost\nof tokens that cost Base less than 0.05 bits."
+          f"\n{best['optimizer']} at {best['rate']:g} has the smallest mean.")
     return best
+
+
+def writable(results):
+    """Raises a UserError if this file cannot be written."""
+    if results.is_dir() or not os.access(results if results.exists() else results.parent, os.W_OK):
+        raise UserError(f"cannot write --results {results}: name a file in a folder that exists")
 
 
 # ------------------------------------------------------------------- the command line
@@ -164,6 +169,8 @@ def main(argv=None):
                              help="processes at a time (default: one for each CPU core)")
     plotting = commands.add_parser("plot", help="results.json drawn, as PNG and SVG")
     reporting = commands.add_parser("report", help="results.json as tables")
+    tuning.add_argument("--results", type=Path, default=HERE / "tune.json",
+                        help="the file of losses (default: tune.json next to this script)")
     for command in (sweeping, plotting, reporting):
         command.add_argument("--results", type=Path, default=HERE / "results.json",
                              help="the file of results (default: results.json next to "
@@ -178,7 +185,7 @@ def obey(args):
     if args.command in ("sweep", "tune") and args.workers < 1:
         raise UserError(f"--workers is {args.workers}: give at least 1")
     if args.command == "tune":
-        return tune(Plan(), Config(out=args.out), args.workers)
+        return tune(Plan(), Config(out=args.out), args.results, args.workers)
     if args.command == "sweep":
         if not 2 <= args.seeds <= max(report.STUDENT):
             raise UserError(f"--seeds is {args.seeds}: give 2 to {max(report.STUDENT)}")

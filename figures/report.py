@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 
-from empower import completion_rules
+from empower import Config, completion_rules
 from simhuman import mean_and_error
 from support.cli import UserError
 from support.report import (METRICS, PAPER, RESULTS, STOPPING, claims_table, paper_gain, paper_means,
@@ -395,6 +395,14 @@ def tables(results):
         "replay, differences": claims_table(results["replay"]["claims"]),
         "replay, stopping": table(with_verdict(results["replay"]["stopping"]), STOPPING),
     }
+
+
+def tuning(rows):
+    """The table of `make.py tune`: the loss of each rule for each optimizer and rate."""
+    names = rules(Config())
+    return table(rows, {"optimizer": "{optimizer}", "rate": "{rate:g}", **{
+        name: f"{{losses[{k}]:.3f}}" for k, name in enumerate(names)},
+        "mean": "{mean:.3f}", "obvious": "{obvious:.3f}"})
 
 
 def paper_row(results, human, name):

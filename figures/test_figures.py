@@ -118,9 +118,10 @@ def test_passes_are_counted_by_hand():
     assert experiments.played(lab, "x", None, [episode(0)])["passes"] is None
 
 
-def test_tuning_names_the_smallest_loss(swept, capsys):
+def test_tuning_names_the_smallest_loss(swept, tmp_path, capsys):
     _, cfg, *_ = swept
-    best = make.tune(SMALL, cfg, workers=1)
+    best = make.tune(SMALL, cfg, tmp_path / "tune.json", workers=1)
+    assert best in json.loads((tmp_path / "tune.json").read_text())
     printed = capsys.readouterr().out
     rows = [line.split("|")[1:-1] for line in printed.splitlines() if re.match(r"\| (A|M)", line)]
     assert len(rows) == 2

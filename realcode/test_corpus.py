@@ -107,7 +107,8 @@ def test_near_duplicates_by_hand():
     assert grouped(["x = 1\n" + a, "x = 1\n" + b]) == [[0], [1]]  # a short line
     assert grouped([f"  {a}", a]) == [[0, 1]] and grouped(["x\n", "y\n"]) == [
         [0], [1]]
-    assert near_duplicates([a + b + c + d, a + b + c + d]) == [[0], [1]]  # four lines in common
+    assert near_duplicates([a + b + c + d, a + b + c + d]) == [[0, 1]]  # all lines in common
+    assert near_duplicates([a + b + c, a + b + d]) == [[0], [1]]  # two of three are too few
 
 
 def test_near_duplicates_are_on_one_side_of_the_split():

@@ -58,7 +58,7 @@ def test_an_author_accepts_what_comes_next_and_nothing_else():
         [[2, 3], [3, 4], [4], [], [1, 2]], [False, True, True, True, False])
 
 
-def test_an_author_of_a_piece_judges_by_what_follows_it_and_stops_at_its_end():
+def test_an_author_of_a_piece_compares_with_what_follows_it_and_stops_at_its_end():
     author = ReplayedAuthor(2, [3, 3, 3])
     author.begin([[1, 2, 3, 4, 5]] * 3)
     assert author.read([[1, 2]] * 3, [[3, 4], [3, 5], [3]]) == [([], True), ([], False),
