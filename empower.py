@@ -19,6 +19,7 @@ simhuman.py (the human, the game, the metrics). support/ is machinery: skip it a
 import copy
 import dataclasses
 import functools
+import math
 import sys
 import time
 
@@ -234,7 +235,8 @@ def train(model, examples, batch_size, optimizers, rng, label, micro_batch=None,
 
 # ------------------------------------------------------------------- settings
 
-MINUTES = 5  # that the default run takes on 2 CPU cores
+MINUTES = 5  # duration of the default run on 2 CPU cores
+UNLIMITED = "Human alone, no round limit"
 UNLIMITED_TOKENS = 400  # a cap for a human without a round limit, the length of six programs
 PRETRAINING = ("seed", "vocab_size", "width", "layers", "pretrain_batch", "pretrain_lr")
 SAMPLING = ("seed", "temperature", "top_p")
@@ -263,15 +265,17 @@ class Config:
     pretrain_batch: int = flag(16, "documents per update", 1)
     pretrain_lr: float = flag(0.02, "Muon's learning rate; AdamW's is a tenth", 0)
     # the human and the game (5.1)
-    care: float = flag(0.05, "share of her own text that she would reject, by length (the "
-                             "customary rate of false rejections); a larger one is more care", 0, 1)
+    care: float = flag(0.05, "her care: the share of her own text that she would reject (0.05, the "
+                             "customary rate of false rejections); larger is more careful", 0, 1)
     turn_tokens: int = flag(4, "K_H, most tokens that she types in a turn (5.1: 10)", 1)
-    rounds: int = flag(19, "most rounds a problem; K_H x rounds is 1.25 programs, as in 5.1", 1)
+    rounds: int = flag(19, "most rounds a problem; K_H x rounds is 1.25 programs (in 5.1 too, if "
+                           "its programs have 400 tokens, which we assume)", 1)
     max_suggestion: int = flag(100, "cap on a suggestion, tokens", 1)
     temperature: float = flag(1.0, "sampling of human and assistants (5.1: defaults)", 0)
     top_p: float = flag(1.0, "share of the probability that sampling keeps", 0, 1)
     # the discounted pass rate (5.1)
-    gamma: float = flag(0.9935, "discount: 0.999 ** (400 / tokens of a program)", 0, 1)
+    gamma: float = flag(0.9935, "discount: 0.999 ** (400 / tokens of a program), which discounts "
+                                "a program as in 5.1 if its programs have 400 tokens", 0, 1)
     alpha: float = flag(0.1, "weight of a token read", 0)
     beta: float = flag(0.5, "weight of a token written", 0)
 
@@ -313,10 +317,10 @@ def write_programs(cfg, base, human, problems):
                         encoding.stops, cfg.temperature, cfg.top_p, generator=generator)
         programs += [encoding.encode_ordinary(encoding.decode(ids)) for ids in new]
     costs = score(base.model, programs, encoding.start)
-    hers = score(human, [goal[1:] + ids for goal, ids in zip(knows, programs)], encoding.start)
+    her_costs = score(human, [goal[1:] + ids for goal, ids in zip(knows, programs)], encoding.start)
     return [{"statement": problem.statement, "program": encoding.decode(ids), "nll": nll.tolist(),
              "her_nll": her_nll[len(her_nll) - len(ids):].tolist()}
-            for problem, ids, nll, her_nll in zip(problems, programs, costs, hers) if ids]
+            for problem, ids, nll, her_nll in zip(problems, programs, costs, her_costs) if ids]
 
 
 def fine_tune(cfg, base, examples, rng, label, optimizers=adamw, **options):
@@ -349,14 +353,17 @@ class Lab:
         self.base = self.hers = self.language_model("base", cfg)
         if human_cfg:
             self.hers = self.language_model("human", human_cfg, self.base)
-        self.written = self.cache.data(
-            "programs", {"base": self.base.name, "human": self.hers.name, "statements": fingerprint(
-                [problem.statement for problem in self.contest.learn]), **values(cfg, *SAMPLING)},
-            lambda: write_programs(cfg, self.base, self.hers.model, self.contest.learn),
-            code=(write_programs, GPT))
+        self.written = self.write("programs", self.contest.learn)
         self.programs = [(self.base.encoding.encode_ordinary(row["program"]), np.array(row["nll"]),
                           True) for row in self.written]
         self.human = self.human_with(cfg.care)
+
+    def write(self, name, problems):
+        """What she writes alone for these problems, as in `write_programs`."""
+        inputs = {"base": self.base.name, "human": self.hers.name, "statements": fingerprint(
+            [problem.statement for problem in problems]), **values(self.cfg, *SAMPLING)}
+        return self.cache.data(name, inputs, lambda: write_programs(
+            self.cfg, self.base, self.hers.model, problems), code=(write_programs, GPT))
 
     def human_with(self, care):
         """A simhuman.Human who would reject this share of what she wrote for the same problems."""
@@ -406,7 +413,7 @@ class Lab:
                                **self.fine_tuning), self.base),
             code=(fine_tune, GPT, *filter(callable, self.fine_tuning.values())))
         longest = max(len(completion) for _, completion, _ in learned)
-        return assistant(cfg, checkpoint, max_tokens=min(longest, cfg.max_suggestion))
+        return new_assistant(cfg, checkpoint, max_tokens=longest)
 
     def stopping(self, name, rule, trained, programs=None):
         """What `report.check_stopping` finds on the held-out completions."""
@@ -430,23 +437,26 @@ class Lab:
         inputs = {"problems": fingerprint(list(map(dataclasses.astuple, problems))),
                   "human": plain_fields(human), "assistant": assistant and plain_fields(assistant),
                   "rounds": rounds, "name": name, "seed": cfg.seed}
+        code = [contest_game, type(human), GPT, judge.HELPER]
+        if assistant:
+            code += [human.accepts, type(assistant)]
+        else:
+            del inputs["human"]["accepts"]  # nothing is suggested, so her care does not matter
         episodes = self.cache.data(f"row {name}", inputs, lambda: contest_game(
             problems, self.base.encoding, human, assistant, rounds,
-            torch_generator(cfg, f"game of {name}", self.device), name), code=(
-                contest_game, type(human), human.accepts, *([type(assistant)] if assistant else []),
-                GPT, judge.HELPER))
+            torch_generator(cfg, f"game of {name}", self.device), name), code)
         return list(map(Episode.from_dict, episodes))
 
 
-def assistant(cfg, checkpoint, **options):
+def new_assistant(cfg, checkpoint, max_tokens=math.inf, **options):
     """A simhuman.Assistant with this checkpoint and the run's settings."""
-    return Assistant(checkpoint.model, **{"max_tokens": cfg.max_suggestion, **options},
+    return Assistant(checkpoint.model, min(max_tokens, cfg.max_suggestion), **options,
                      temperature=cfg.temperature, top_p=cfg.top_p)
 
 
 def rows_of_the_table(cfg, base, trained):
     """{name: Assistant, or None if she is alone}; trained: {name: Assistant}."""
-    row, K = functools.partial(assistant, cfg, base), cfg.turn_tokens
+    row, K = functools.partial(new_assistant, cfg, base), cfg.turn_tokens
     return {"Human alone": None, "Base": row(), f"Base-{K}": row(max_tokens=K),
             f"Base-{2 * K}": row(max_tokens=2 * K),
             f"Base stopped at {cfg.eta:g} bits": row(max_cost=cfg.eta), **trained,
@@ -474,9 +484,9 @@ def run(cfg):
         trained[name] = lab.train(name, rule)
         stopping.append(lab.stopping(name, rule, trained[name]))
 
-    # Section 3: the game, on problems that ask for what nobody has seen.
-    alone = "Human alone, no round limit"
-    episodes = {alone: lab.play(alone, None, rounds=UNLIMITED_TOKENS // cfg.turn_tokens + 1)}
+    # Section 3: the game, on problems whose meaning was never trained on.
+    unlimited = UNLIMITED_TOKENS // cfg.turn_tokens + 1
+    episodes = {UNLIMITED: lab.play("Human alone", None, rounds=unlimited)}
     episodes |= {name: lab.play(name, assistant)
                  for name, assistant in rows_of_the_table(cfg, lab.base, trained).items()}
 

@@ -3,10 +3,10 @@
 Each round the assistant makes a suggestion, the human reads it and accepts or rejects it, and then
 types a few tokens of her own or ends the episode. She knows the problem; both see the code so far:
 
-    the prefix     n = int(input())\n a =
-    suggestion      list(map(int, input().split()))\n     0.2 bits a token for her: accepted
+    the prefix     n = int(input())\\n a =
+    suggestion      list(map(int, input().split()))\\n     2.6 bits for 13 tokens: accepted
     she types      out = [                              and the next round begins
-    suggestion     v for v in a if v > 0]\n             2.9 bits a token: rejected, rolled back
+    suggestion     v for v in a if v > 0]\\n             35 bits for 12 tokens: rejected
     she types      v * v for v in
 
 All problems are played in lockstep, as one batch with KV caches that live as long as the game.
@@ -26,9 +26,9 @@ from model import KVCache, extend, sample, token_nll
 
 # ------------------------------------------------------------------- when she accepts
 #
-# The paper's human is asked to judge each suggestion. Ours accepts what she might have written
-# herself: a test of whether a text is typical of her, with a known rate of false rejections. Its
-# one parameter, her care, is chosen without looking at any assistant.
+# The paper's human is asked whether she accepts each suggestion. Ours accepts what she might have
+# written herself: a test of whether a text is typical of her, with a known rate of false
+# rejections. Its one parameter, her care, is chosen without looking at any assistant.
 
 
 def typical_limits(costs, care, longest):
@@ -36,13 +36,14 @@ def typical_limits(costs, care, longest):
 
     costs: one array (N,) for each program that she wrote alone: bits per token under pi_H, which
     reads the statement. The limit for n tokens is the (1 - care) quantile over all runs of n
-    consecutive tokens, so that at most a share `care` of them costs more. Above the median length
-    of her programs there are few runs, and more and more of them come from programs that she did
-    not know how to end: there, the limit is that of the median length. Returns a list of floats.
+    consecutive tokens, so that at most a share `care` of them costs more, wherever they stand.
+    Beyond the median length of her programs the limit stays constant, and she rejects more than
+    that: few runs are that long, and most come from programs that she failed to end. At a care of
+    0.001 even the limits of shorter runs rest on a few programs. Returns a list of floats.
 
     Example: costs [0, 1, 0, 3] and care 0.25. Of the single tokens, three in four cost at most 1
-    bit. The pairs cost 1, 1 and 3: at most 1 would be two in three, so the limit is 3. The triples
-    cost 1 and 4, the whole 4. For n = 1..5 the limits are [1, 3, 4, 4, 4].
+    bit. The pairs cost 1, 1 and 3: two in three cost at most 1, which is too few, so the limit is
+    3. The triples cost 1 and 4, the whole 4. For n = 1..5 the limits are [1, 3, 4, 4, 4].
     """
     lengths = [len(nll) for nll in costs]
     cum = np.full((len(costs), max(lengths) + 1), np.nan)                  # (programs, N + 1)

@@ -8,6 +8,7 @@ reuse what `python empower.py` has left in out/, so run that first.
 """
 
 import dataclasses
+import functools
 import math
 import sys
 from pathlib import Path
@@ -168,6 +169,41 @@ def experiment_8(lab):
     return {}
 
 
+# ------------------------------------------------------------------- 9: another human
+
+
+def another_human(costs, care):
+    """A rule of acceptance of your own, accepts(nll) -> bool, that keeps to the same care.
+
+    costs: one list (N,) for each program that she wrote: bits per token for her. nll: the bits of
+    each suggested token for her, at least one. Of her own text of 1, 4 or 10 tokens it rejects a
+    share between a third of `care` and twice that, and it is not `simhuman.typical`.
+    Example: she minds the dearest token alone. With costs [0, 1, 0, 3] and care 0.25 she accepts
+    one token of up to 1 bit; the dearest tokens of the pairs cost 1, 1 and 3, so in a pair, up to 3.
+    """
+    most = int(np.median(list(map(len, costs))))
+
+    @functools.lru_cache(maxsize=None)
+    def limit(n):
+        dearest = [np.lib.stride_tricks.sliding_window_view(nll, n).max(1)
+                   for nll in costs if len(nll) >= n]
+        return float(np.quantile(np.concatenate(dearest), 1 - care, method="inverted_cdf"))
+
+    return lambda nll: max(nll) <= limit(min(len(nll), most))
+
+
+def experiment_9(lab):
+    """The same three assistants with another human, at three degrees of care."""
+    rows, episodes = default_rows(lab), {}
+    costs = [row["her_nll"] for row in lab.written]
+    for care in (0.05, 0.01, 0.001):
+        human = dataclasses.replace(lab.human, accepts=another_human(costs, care))
+        for name, assistant in rows.items():
+            row = f"{name}, another human, care {care:g}"
+            episodes[row] = lab.play(row, assistant, human)
+    return episodes
+
+
 # ------------------------------------------------------------------- the experiments
 
 
@@ -207,7 +243,8 @@ def experiment(number, cfg):
     return summaries
 
 
-EXPERIMENTS = {4: experiment_4, 5: experiment_5, 6: experiment_6, 7: experiment_7, 8: experiment_8}
+EXPERIMENTS = {4: experiment_4, 5: experiment_5, 6: experiment_6, 7: experiment_7, 8: experiment_8,
+               9: experiment_9}
 
 
 def main(argv=None):

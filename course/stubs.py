@@ -22,6 +22,7 @@ EXERCISES = {  # number: (file, functions)
     6: ("course/exercises.py", ["rejects_herself"]),
     7: ("course/exercises.py", ["keep_best"]),
     8: ("course/exercises.py", ["another_domain"]),
+    9: ("course/exercises.py", ["another_human"]),
 }
 COPIED = ("*.py", "*.md", "*.txt", "LICENSE", "support", "realcode", "course", "figures",
           "fixtures")

@@ -9,20 +9,21 @@ import numpy as np
 import report
 from support.report import paper_means, paper_name
 
-# Okabe and Ito's colours, which colour-blind people can tell apart; in grey they differ in
-# lightness, and every curve has its own marker and dash.
-BLUE, SKY, ORANGE, GREEN, GREY, BLACK = ("#0072B2", "#56B4E9", "#E69F00", "#009E73", "#999999",
-                                         "#000000")
+# Okabe and Ito's colours, which colour-blind people can tell apart. Two of them are alike in grey,
+# but every curve has its own marker and dash, and bars have names.
+BLUE, SKY, ORANGE, GREY, BLACK = "#0072B2", "#56B4E9", "#E69F00", "#999999", "#000000"
 # {curve: (colour, marker, dash)}; a row's curve is found by `curve_of`.
 CURVES = {"Empower": (BLUE, "o", "-"), "Base stopped": (SKY, "s", "--"),
-          "SFT-N": (ORANGE, "^", "-"), "SFT-2N": (ORANGE, "v", "--"), "SFT-RAND": (ORANGE, "<", ":"),
+          "SFT-N": (ORANGE, "^", "-"), "SFT-2N": (ORANGE, "v", "--"),
+          "SFT-RAND": (ORANGE, "<", ":"),
           "Base-N": (GREY, "x", "-"), "Base-2N": (GREY, "+", "--"), "Base": (GREY, ".", ":"),
           "Human alone": (BLACK, "d", "-.")}
 STYLE = {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False,
          "axes.axisbelow": True, "axes.grid": True, "grid.color": "#dddddd",
          "svg.fonttype": "none", "svg.hashsalt": "empower", "figure.dpi": 110,
          "legend.frameon": False, "legend.fontsize": 10, "savefig.bbox": "tight"}
-PAPER_ERRORS = (0.02, 0.02, 0.015)  # of Pass@1, accept ratio and DPR, as in the paper
+# Of the mean over three assistants, if their errors (.02, .02 and .015) are independent.
+PAPER_ERRORS = (0.0115, 0.0115, 0.0087)
 
 
 def all_figures(results, folder):
@@ -81,7 +82,7 @@ def care(results):
             ax.fill_between(list(cares), mean - error, mean + error, color=colour, alpha=0.15,
                             linewidth=0)
         if key != "accept_ratio":
-            alone = report.values(report.seeds_of(results, "rows"), "Human alone", key)
+            alone = report.values(report.seeds_of(results, "table", "rows"), "Human alone", key)
             ax.axhline(alone.mean(), color=BLACK, linestyle="-.", linewidth=1.2,
                        label="Human alone")
         ax.axvline(results["config"]["care"], color=GREY, linewidth=0.8)
@@ -102,7 +103,7 @@ def rows_as_bars(results):
     figure, axes = panels(3)
     K, stopped = results["config"]["turn_tokens"], report.stopped(results)
     names = [report.empowered(results), stopped, f"SFT-{2 * K}", f"SFT-{K}", f"Base-{K}", "Base"]
-    at, rows = np.arange(len(names)), report.seeds_of(results, "rows")
+    at, rows = np.arange(len(names)), report.seeds_of(results, "table", "rows")
     for k, (ax, (key, title)) in enumerate(zip(axes, TITLES.items())):
         ours = [report.values(rows, name, key) for name in names]
         theirs = [np.nan if name == stopped else paper_means("Gemma", paper_name(name, K))[k]
@@ -138,9 +139,9 @@ def lengths(results):
             rows = [row for row in rows if row[key] is not None]  # in the order of the settings
             seeds = len(results["seeds"])
             curve(ax, way, list(map(report.per_turn, rows)), [row[key] for row in rows],
-                  yerr=[row[f"{key}_sd"] / seeds ** 0.5 for row in rows])
+                  yerr=[row[f"{key}_spread"] / seeds ** 0.5 for row in rows])
         if key != "accept_ratio":
-            alone = report.values(report.seeds_of(results, "rows"), "Human alone", key).mean()
+            alone = report.values(report.seeds_of(results, "table", "rows"), "Human alone", key).mean()
             ax.axhline(alone, color=BLACK, linestyle="-.", linewidth=1, label="Human alone")
         ax.set_xscale("log")
         ax.set_xticks([1, 2, 5, 10, 20], ["1", "2", "5", "10", "20"])
@@ -155,7 +156,7 @@ def lengths(results):
 def budget(results):
     """Pass@1 by the round limit of a problem."""
     figure, ax = plt.subplots(figsize=(7.5, 3.6), layout="constrained")
-    rounds, each = results["plan"]["rounds"], report.seeds_of(results, "budget")
+    rounds, each = [*results["plan"]["rounds"], "no limit"], report.seeds_of(results, "budget")
     for name in each[0]:
         shares = np.array([seed[name] for seed in each])                   # (seeds, limits)
         curve(ax, curve_of(results, name), range(len(rounds)), shares.mean(0), name,
@@ -164,7 +165,7 @@ def budget(results):
     if default in rounds:
         ax.axvline(rounds.index(default), color=GREY, linewidth=1)
         ax.text(rounds.index(default) + 0.08, 0.02, "default", fontsize=9)
-    ax.set_xticks(range(len(rounds)), [*map(str, rounds[:-1]), "no limit"])
+    ax.set_xticks(range(len(rounds)), list(map(str, rounds)))
     ax.set_xlabel(f"most rounds a problem (not to scale), up to "
                   f"{results['config']['turn_tokens']} tokens typed in each")
     ax.set_ylabel("Pass@1, share of problems")

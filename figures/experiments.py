@@ -1,10 +1,11 @@
 """What a sweep plays: one function for each question, each from a Lab to plain data.
 
 Every quantity that is shown twice comes from the same plays: a row that several questions share has
-the same name and settings, and is played once for each seed.
+the same name and settings, so it is played once for each seed and kept.
 """
 
 import dataclasses
+import functools
 import math
 
 import numpy as np
@@ -14,7 +15,7 @@ import bound
 import data
 import empower
 import simhuman
-from empower import Lab, completion_rules, rows_of_the_table
+from empower import Lab, completion_rules, new_assistant, rows_of_the_table
 from model import GPT, token_nll
 from realcode import replay
 from support import judge
@@ -32,20 +33,42 @@ class Plan:
     cares: tuple = (0.5, 0.2, 0.05, 0.02, 0.01, 0.003, 0.001)
     etas: tuple = (0.1, 0.32, 1, 2, 4, 8)                    # bits
     ns: tuple = (1, 2, 4, 8, 10, 20)                         # tokens; 10 and 20 are the paper's
-    rounds: tuple = (8, 11, 15, 19, 25, 101)                 # the last means no limit
-    own_lengths: tuple = (1, 4, 10, 20)                      # tokens
+    rounds: tuple = (8, 11, 15, 19, 25)                      # and without a limit
+    own_lengths: tuple = (1, 4, 10, 20, 60)                  # tokens
     horizons: tuple = (1, 2, 4, 8, 16)                       # tokens after the next one
     futures: int = 64                                        # drawn for each state
     second_humans: int = 3                                   # seeds with a second human
     her_width: int = 160                                     # 1 M parameters; assistants have 0.7 M
     rates: tuple = (("AdamW", 3e-4), ("AdamW", 1e-3), ("AdamW", 3e-3), ("Muon", 3e-3),
-                    ("Muon", 1e-2), ("Muon", 3e-2))          # for `tune`
+                    ("Muon", 1e-2), ("Muon", 3e-2))          # for `make.py tune`
     attempts: int = 5                                        # at each development problem
 
 
 OBVIOUS = 0.05  # bits that a token costs Base at most, to be called obvious
 OPTIMIZERS = {"AdamW": adamw, "Muon": muon_and_adamw}
-ALONE = "Human alone, no round limit"
+
+
+def questions(plan, number):
+    """{question: a function of (plan, lab)} for a seed; number 0 is the first seed."""
+    return {"table": table, "lengths": lengths, "care": care, "budget": budget,
+            **({"second human": second_human} if number < plan.second_humans else {}),
+            **({"bound": tightness} if number == 0 else {})}
+
+
+def answer(plan, cfg, number, question):
+    """The answer to a question on the seed of cfg, played or read from finished stages."""
+    return questions(plan, number)[question](plan, laboratory(cfg))
+
+
+@functools.lru_cache(maxsize=2)
+def laboratory(cfg):
+    """The Lab of a seed."""
+    return Lab(cfg)
+
+
+def prepare(cfg):
+    """Makes what all questions on a seed share."""
+    laboratory(cfg)
 
 
 # ------------------------------------------------------------------- shared by the questions
@@ -56,91 +79,80 @@ def train(lab, rules, programs=None):
     return {name: lab.train(name, rule, programs) for name, rule in rules.items()}
 
 
-def play(lab, rows, human=None, **options):
+def play(lab, rows, human=None):
     """Summaries of the rows {name: Assistant or None}, in the order given."""
-    return [played(lab, name, row, lab.play(name, row, human, **options))
-            for name, row in rows.items()]
+    return [summarize(name, lab.play(name, row, human), lab.cfg) for name, row in rows.items()]
 
 
-def played(lab, name, assistant, episodes):
-    """The summary of a row, with the forward passes that its suggestions took on a problem."""
-    passes = assistant and np.mean([sum(
-        min(len(turn.suggestion) + 1, assistant.max_tokens) for turn in episode.turns)
-        for episode in episodes])  # one for each token, and one for the token that ended it
-    return {**summarize(name, episodes, lab.cfg), "passes": passes}
+def play_on(lab, name, row):
+    """The episodes of a row without a round limit: those of the table go on where it cut them."""
+    return lab.play(name, row, rounds=empower.UNLIMITED_TOKENS // lab.cfg.turn_tokens + 1)
 
 
-def unlimited_rounds(cfg):
-    """The option of `Lab.play` that lifts the round limit: more rounds than any program needs."""
-    return {"rounds": empower.UNLIMITED_TOKENS // cfg.turn_tokens + 1}
+def default_rows(lab):
+    """{name: Assistant or None} of the default experiment."""
+    trained = train(lab, completion_rules(lab.cfg))
+    return rows_of_the_table(lab.cfg, lab.base, trained)
 
 
 # ------------------------------------------------------------------- one seed
 
 
-def one_seed(plan, cfg, number):
-    """All that is measured on one seed (number 0 is the first): {question: plain data}."""
-    lab, rules = Lab(cfg), completion_rules(cfg)
-    trained = train(lab, rules)
-    default = rows_of_the_table(cfg, lab.base, trained)
+def table(plan, lab):
+    """The default experiment, and what its parts are like: {part: plain data}."""
+    rules, rows = completion_rules(lab.cfg), default_rows(lab)
     exact, stopping = by_exact_entropy(lab)
-    found = {
-        "rows": play(lab, {ALONE: None}, **unlimited_rounds(cfg)) + play(lab, default | exact),
-        "stopping": [lab.stopping(name, rule, trained[name]) for name, rule in rules.items()]
+    alone = summarize(empower.UNLIMITED, play_on(lab, "Human alone", None), lab.cfg)
+    return {
+        "rows": [alone, *play(lab, rows | exact)],
+        "stopping": [lab.stopping(name, rule, rows[name]) for name, rule in rules.items()]
         + [stopping],
-        "obvious": obvious(lab, trained),
+        "obvious": obvious(lab, {name: rows[name] for name in rules}),
         "own text": own_text(plan, lab),
-        "care": care(plan, lab, default),
-        "lengths": lengths(plan, lab),
-        "budget": budget(plan, lab, default),
     }
-    if number < plan.second_humans:
-        found["second human"] = second_human(plan, cfg)
-    if number == 0:
-        found["bound"] = tightness(plan, lab)
-    return found
 
 
 def by_exact_entropy(lab):
     """A row whose completions were cut by exact entropies, not costs, and its stopping (4.3)."""
     texts = [ids for ids, *_ in lab.programs]
-    entropies = bound.entropies(lab.base.model, texts, lab.base.encoding.start)
-    programs = [(ids, entropy, True) for ids, entropy in zip(texts, entropies)]
+    entropies = lab.cache.data(
+        "entropies", {"base": lab.base.name, "programs": fingerprint(texts)},
+        lambda: [row.tolist() for row in bound.entropies(lab.base.model, texts,
+                                                         lab.base.encoding.start)],
+        code=(bound.entropies, GPT))
+    programs = [(ids, np.array(entropy), True) for ids, entropy in zip(texts, entropies)]
     name, rule = f"Empower ({lab.cfg.eta:g}), entropy", empower.empower(lab.cfg.eta)
     row = lab.train(name, rule, programs)
     return {name: row}, lab.stopping(name, rule, row, programs)
 
 
-def care(plan, lab, rows):
-    """Every assistant with a less and a more careful human: {care: rows}."""
-    rows = {name: row for name, row in rows.items() if row}  # alone, her care does not matter
-    return {str(care): play(lab, rows, lab.human_with(care)) for care in plan.cares}
+def care(plan, lab):
+    """Every assistant with less and more careful humans: {care: rows}."""
+    rows = {name: row for name, row in default_rows(lab).items() if row}  # not alone
+    return {str(value): play(lab, rows, lab.human_with(value)) for value in plan.cares}
 
 
 def lengths(plan, lab):
-    """Each way to choose a length, from short to long: {way: a row for each setting}."""
-    cfg, base = lab.cfg, empower.assistant(lab.cfg, lab.base)
+    """Each way to choose a length, from short to long: {way: a row for each eta or N}."""
+    row = functools.partial(new_assistant, lab.cfg, lab.base)
     ways = {
         "Empower": train(lab, {f"Empower ({eta:g})": empower.empower(eta) for eta in plan.etas}),
-        "Base stopped": {f"Base stopped at {eta:g} bits": dataclasses.replace(base, max_cost=eta)
-                         for eta in plan.etas},
+        "Base stopped": {f"Base stopped at {eta:g} bits": row(max_cost=eta) for eta in plan.etas},
         "SFT-N": train(lab, {f"SFT-{n}": empower.sft(n) for n in plan.ns}),
-        "Base-N": {f"Base-{n}": dataclasses.replace(base, max_tokens=min(n, cfg.max_suggestion))
-                   for n in plan.ns}}
-    return {way: [{"setting": setting, **row} for setting, row in zip(
+        "Base-N": {f"Base-{n}": row(max_tokens=n) for n in plan.ns}}
+    return {way: [{"point": point, **found} for point, found in zip(
                 plan.ns if way.endswith("-N") else plan.etas, play(lab, rows))]
             for way, rows in ways.items()}
 
 
-def budget(plan, lab, rows):
-    """Pass@1 by the round limit of a problem: {name: [one for each of plan.rounds]}.
+def budget(plan, lab):
+    """Pass@1 by the round limit of a problem: {name: [one for each of plan.rounds, unlimited]}.
 
     One game without a limit is enough: with fewer rounds it would have been its beginning.
     """
-    K = lab.cfg.turn_tokens
+    rows, K = default_rows(lab), lab.cfg.turn_tokens
     names = "Human alone", f"Base-{K}", f"SFT-{K}", f"Empower ({lab.cfg.eta:g})"
-    return {name: within(lab, lab.play(f"{name}, no round limit", rows[name],
-                                       **unlimited_rounds(lab.cfg)), plan.rounds)
+    return {name: within(lab, play_on(lab, name, rows[name]), [*plan.rounds, 10 ** 9])
             for name in names}
 
 
@@ -176,26 +188,34 @@ def cut_off(episode, rounds):
 def own_text(plan, lab):
     """Does she reject her own text as often as her care says, on problems held out?
 
-    [{"length", "runs", "rejected": the share of all runs of so many tokens}] on what she wrote
-    alone for the held-out problems; her limits come from the problems to learn from.
+    {care: [{"length", "rejected": the share of all runs of so many tokens, "programs": on how many
+    programs her limit rests, those with a run above it}]}. What is rejected she wrote alone for the
+    held-out problems; her limits come from what she wrote for the problems to learn from.
     """
-    encoding = lab.base.encoding
-    episodes = lab.play(ALONE, None, **unlimited_rounds(lab.cfg))
-    statements = [encoding.encode_ordinary(problem.statement) for problem in lab.contest.held_out]
-    texts = [statement + episode.code for statement, episode in zip(statements, episodes)]
-    costs = [nll[len(nll) - len(episode.code):] for nll, episode in zip(
-        empower.score(lab.hers.model, texts, encoding.start), episodes)]
-    found = []
-    for n in plan.own_lengths:
-        verdicts = [lab.human.accepts(nll[k:k + n].tolist()) for nll in costs
-                    for k in range(len(nll) - n + 1)]
-        found.append({"length": n, "runs": len(verdicts),
-                      "rejected": 1 - float(np.mean(verdicts)) if verdicts else None})
+    encoding, hers = lab.base.encoding, [np.array(row["her_nll"]) for row in lab.written]
+    episodes = play_on(lab, "Human alone", None)
+    knows = empower.goals(encoding, lab.contest.held_out)
+    costs = [nll[len(nll) - len(episode.code):] for nll, episode in zip(empower.score(
+        lab.hers.model, [goal[1:] + episode.code for goal, episode in zip(knows, episodes)],
+        encoding.start), episodes)]
+    found = {}
+    for value in plan.cares:
+        limits = lab.human_with(value).accepts.keywords["limits"]
+        found[str(value)] = [{"length": n, "rejected": float(np.mean(np.concatenate(
+            [sums(nll, n) > limits[min(n, len(limits)) - 1] for nll in costs]))),
+            "programs": sum(bool((sums(nll, n) > limits[min(n, len(limits)) - 1]).any())
+                            for nll in hers)} for n in plan.own_lengths]
     return found
 
 
+def sums(nll, n):
+    """The cost of every run of n consecutive tokens: (N,) -> (N - n + 1,), empty if n > N."""
+    cum = np.concatenate([[0.0], np.cumsum(nll)])
+    return cum[n:] - cum[:-n]
+
+
 def obvious(lab, trained):
-    """Did fine-tuning make obvious tokens dear? [{"name", "bits"}], Base first.
+    """Did fine-tuning make obvious tokens expensive? [{"name", "bits"}], Base first.
 
     The mean cost of the tokens that cost Base less than OBVIOUS, in the fifth of her programs that
     no assistant has learned from.
@@ -223,48 +243,40 @@ def cost_of_obvious(model, programs, encoding):
     return float(np.concatenate(costs)[cheap].mean()) if cheap.any() else None
 
 
-def second_human(plan, cfg):
+def second_human(plan, lab):
     """The paper's Table 2: another human, larger than the assistants, whose programs they learn.
 
     Her model is pre-trained on other documents, and her care is measured on her own text.
     """
-    hers = dataclasses.replace(cfg, seed=derived_seed(cfg.seed, "second human"),
-                               width=plan.her_width)
-    lab = Lab(cfg, hers)
-    rules = {name: rule for name, rule in completion_rules(cfg).items()
-             if name != f"Empower ({cfg.eta_wide:g})"}
-    rows = rows_of_the_table(cfg, lab.base, train(lab, rules))
-    del rows["Base, knows the goal"]
+    cfg = lab.cfg
+    lab = Lab(cfg, dataclasses.replace(cfg, seed=derived_seed(cfg.seed, "second human"),
+                                       width=plan.her_width))
+    rows = default_rows(lab)
     sizes = [sum(p.numel() for p in one.model.parameters()) for one in (lab.base, lab.hers)]
     return {"parameters": dict(zip(("assistants", "human"), sizes)), "rows": play(lab, rows),
-            "own text": own_text(plan, lab)}
+            "own text": own_text(dataclasses.replace(plan, cares=(cfg.care,)), lab)}
 
 
 def tuned(plan, cfg, optimizer, rate):
-    """The loss of each rule's assistant on development problems: one row of `tune`.
+    """The loss of each rule's assistant on development problems: one row of `make.py tune`.
 
-    {"optimizer", "rate", "losses": of each rule, bits per token of held-out completions with their
-    stop, "mean" of these, "obvious": mean over the rules of the cost of obvious tokens}.
+    {"optimizer", "rate", "losses": {rule: bits per token of held-out completions with their stop},
+    "mean" of these, "obvious": mean over the rules of the cost of obvious tokens}.
     """
     lab = Lab(dataclasses.replace(cfg, sft_lr=rate))
     lab.fine_tuning = {"optimizers": OPTIMIZERS[optimizer]}
     rules, encoding = completion_rules(cfg), lab.base.encoding
-    trained = train(lab, rules)
-    written = lab.cache.data(
-        "development programs", {"base": lab.base.name, "attempts": plan.attempts},
-        lambda: empower.write_programs(cfg, lab.base, lab.hers.model,
-                                       lab.contest.dev * plan.attempts),
-        code=(empower.write_programs, GPT))
+    trained, losses = train(lab, rules), {}
     programs = [(encoding.encode_ordinary(row["program"]), np.array(row["nll"]), True)
-                for row in written]
-    losses = []
+                for row in lab.write("development programs", lab.contest.dev * plan.attempts)]
     for name, rule in rules.items():
         completions = empower.choose_completions(programs, rule, numpy_generator(cfg, "dev states"),
                                                  numpy_generator(cfg, "dev lengths"))
-        losses.append(loss(trained[name].model, [
-            empower.sft_example(encoding, *completion) for completion in completions]))
+        losses[name] = loss(trained[name].model, [
+            empower.sft_example(encoding, *completion) for completion in completions])
     bits = [row["bits"] for row in obvious(lab, trained)[1:]]
-    return {"optimizer": optimizer, "rate": rate, "losses": losses, "mean": float(np.mean(losses)),
+    return {"optimizer": optimizer, "rate": rate, "losses": losses,
+            "mean": float(np.mean(list(losses.values()))),
             "obvious": None if None in bits else float(np.mean(bits))}
 
 
@@ -285,7 +297,7 @@ def loss(model, examples, batch_size=64):
 def tightness(plan, lab):
     """`bound.measured` on what the human writes for held-out problems without a round limit."""
     base = lab.base
-    episodes = lab.play(ALONE, None, **unlimited_rounds(lab.cfg))
+    episodes = play_on(lab, "Human alone", None)
     # The end is a choice too: a program that she ended has one more state, before its stop token.
     programs = [episode.code + [base.encoding.stop] * episode.finished for episode in episodes]
     programs = [program for program in programs if program]
@@ -296,6 +308,6 @@ def tightness(plan, lab):
 
 
 def real_code(cfg):
-    """`python empower.py replay --corpus stdlib`, in full."""
+    """`python empower.py replay --corpus stdlib`, with fewer programs than by default."""
     results = replay.replay(cfg)
-    return {name: results[name] for name in ("rows", "stopping", "claims", "problems")}
+    return {name: results[name] for name in ("config", "rows", "stopping", "claims", "problems")}

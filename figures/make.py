@@ -1,4 +1,4 @@
-"""The evidence: does what the default run shows hold across seeds, humans, lengths and budgets?
+"""The evidence: does it hold across seeds, degrees of care, humans, lengths and budgets?
 
     python figures/make.py sweep     every experiment, into results.json next to this file
     python figures/make.py plot      results.json drawn, as PNG and SVG (needs matplotlib)
@@ -6,8 +6,8 @@
     python figures/make.py tune      how optimizer and rate of fine-tuning were chosen
 
 A sweep reuses the stages in --out, including those of `python empower.py`, and resumes where it
-was interrupted. Its seeds are played at the same time, each by a process with its share of the
-cores. experiments.py says what is played, report.py has the tables, draw.py the pictures.
+was interrupted. It keeps one process for each core busy. experiments.py says what is played,
+report.py has the tables, draw.py the pictures.
 """
 
 import contextlib
@@ -18,6 +18,7 @@ import os
 import signal
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 import torch
@@ -28,49 +29,49 @@ sys.path.insert(0, str(HERE.parent))
 
 import report
 from empower import Config
-from experiments import Plan, one_seed, real_code, tuned
+from experiments import Plan, answer, prepare, questions, real_code, tuned
 from realcode import replay
 from support import cli, judge
 from support.cache import Cache
 from support.cli import UserError
 from support.files import write_text
 
-MINUTES = {"sweep": 90, "tune": 10}  # that they take from nothing on 2 CPU cores
+MINUTES = {"sweep": 90, "tune": 10}  # durations on 2 CPU cores, if nothing is finished
 
 # ------------------------------------------------------------------- several processes
 
 
 def in_parallel(tasks, label, log, workers):
-    """Does each task, a (function, arguments) whose work is kept in stages, in its own process.
+    """Does each task, (function, arguments) whose work is kept in stages, in one of the processes.
 
-    The caller then calls the functions again and finds their stages finished; what a process could
-    not do is done, or its error is shown, there. With one worker there is nothing to do here.
+    The caller then calls the functions again and finds their stages finished. What a process failed
+    to do is done there, or its error is raised there. With one worker nothing is done here.
     """
     if workers < 2:
         return
-    context, threads = multiprocessing.get_context("spawn"), max(1, cores() // workers)
-    waiting, running = list(tasks), []
-    with tqdm(total=len(tasks), desc=label, unit="task", disable=None) as bar:
-        try:
-            while waiting or running:
-                while waiting and len(running) < workers:
-                    running.append(context.Process(target=work, args=(*waiting.pop(0), threads, log)))
-                    running[-1].start()
-                time.sleep(0.2)
-                ended = [process for process in running if not process.is_alive()]
-                running = [process for process in running if process not in ended]
-                bar.update(len(ended))
-        finally:
-            for process in running:
-                process.terminate()
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), begin,
+                               (threads(workers), log))
+    futures = [pool.submit(function, *arguments) for function, arguments in tasks]
+    try:
+        for future in tqdm(as_completed(futures), label, len(futures), unit="task", disable=None):
+            if future.exception():
+                print(f"a process failed ({future.exception()!r}), see {log}")
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in multiprocessing.active_children():  # after Ctrl-C they are still at work
+            process.terminate()
 
 
-def work(function, arguments, threads, log):
-    """The work of one process; what it prints goes to the log."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # after Ctrl-C the parent ends this process
+def begin(threads, log):
+    """The first thing that a process does."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # after Ctrl-C the parent ends it
     torch.set_num_threads(threads)
-    with logged(log) as file, contextlib.redirect_stderr(file):
-        function(*arguments)
+    sys.stdout = open(log, "a", buffering=1, encoding="utf-8")
+
+
+def threads(workers):
+    """The threads of each process: its share of the cores."""
+    return max(1, cores() // workers)
 
 
 @contextlib.contextmanager
@@ -90,7 +91,7 @@ def cores():
 
 def sweep(plan, cfg, replay_cfg, results, workers):
     """Plays everything, or reads it from finished stages; writes and returns the results."""
-    begin, device, log = time.time(), cli.pick_device(cfg.device), Path(cfg.out, "sweep.log")
+    begun, device, log = time.time(), cli.pick_device(cfg.device), Path(cfg.out, "sweep.log")
     cli.checked(judge.check_judge)
     Cache(cfg.out)  # says why a folder cannot be used
     writable(results)
@@ -100,18 +101,22 @@ def sweep(plan, cfg, replay_cfg, results, workers):
           f"library. About {MINUTES['sweep']} minutes on 2 CPU cores,\nless if stages are reused. "
           f"Device {device}, {workers} processes, stages in {cfg.out}, log in {log},\nresults in "
           f"{results}")
-    seeds = {str(seed): (plan, dataclasses.replace(cfg, seed=seed), seed - cfg.seed)
-             for seed in range(cfg.seed, cfg.seed + plan.seeds)}
-    in_parallel([*((one_seed, arguments) for arguments in seeds.values()),
-                 (real_code, (replay_cfg,))], "sweep", log, workers)
+    seeds = [dataclasses.replace(cfg, seed=cfg.seed + k) for k in range(plan.seeds)]
+    asked = [(answer, (plan, seed, k, question)) for question in questions(plan, 0)
+             for k, seed in enumerate(seeds) if question in questions(plan, k)]
+    in_parallel([*((prepare, (seed,)) for seed in seeds), *asked, (real_code, (replay_cfg,))],
+                "sweep", log, workers)
     with logged(log):
-        found = {"seeds": {seed: one_seed(*arguments) for seed, arguments in tqdm(
-            seeds.items(), "collect", disable=None)}, "replay": real_code(replay_cfg)}
+        found = {str(seed.seed): {question: answer(plan, seed, k, question)
+                                  for question in questions(plan, k)}
+                 for k, seed in enumerate(tqdm(seeds, "collect", disable=None))}
+        found = {"seeds": found, "replay": real_code(replay_cfg)}
+    environment = {**cli.environment(device), "processes": workers, "threads": threads(workers)}
     found = {"config": dataclasses.asdict(cfg), "plan": dataclasses.asdict(plan),
-             "environment": cli.environment(device), **rounded(found)}
-    del found["config"]["out"]
+             "environment": environment, **rounded(found)}
+    del found["config"]["out"], found["replay"]["config"]["out"]
     write_text(results, json.dumps(found, indent=1, allow_nan=False) + "\n")
-    print(f"{(time.time() - begin) / 60:.0f} minutes; next: python figures/make.py plot")
+    print(f"{(time.time() - begun) / 60:.0f} minutes; next: python figures/make.py plot")
     return found
 
 
@@ -189,13 +194,15 @@ def obey(args):
     if args.command == "sweep":
         if not 2 <= args.seeds <= max(report.STUDENT):
             raise UserError(f"--seeds is {args.seeds}: give 2 to {max(report.STUDENT)}")
-        replay_cfg = replay.Config(out=f"{args.out}/replay", corpus="stdlib")
+        replay_cfg = replay.Config(out=f"{args.out}/replay", corpus="stdlib", held_out=50,
+                                   train_programs=800, pretrain_tokens=500_000)
         return sweep(Plan(seeds=args.seeds), Config(out=args.out), replay_cfg, args.results,
                      args.workers)
     results = report.read(args.results)
     try:
         if args.command == "report":
-            return print(report.text(results))
+            losses = args.results.parent / "tune.json"
+            return print(report.text(results, losses.exists() and json.loads(losses.read_text())))
         import draw
         for path in draw.all_figures(results, args.results.parent):
             print(path)

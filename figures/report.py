@@ -5,14 +5,13 @@ import math
 
 import numpy as np
 
-from empower import Config, completion_rules
+from empower import completion_rules
 from simhuman import mean_and_error
 from support.cli import UserError
-from support.report import (METRICS, PAPER, RESULTS, STOPPING, claims_table, paper_gain, paper_means,
-                            paper_name, table, with_verdict)
+from support.report import (METRICS, PAPER, PAPER_METRICS as KEYS, RESULTS, STOPPING, claims_table,
+                            paper_gain, paper_means, paper_name, table, with_verdict)
 
 SECTIONS = ("config", "plan", "environment", "seeds", "replay")
-KEYS = ("pass@1", "accept_ratio", "dpr")
 
 
 def read(path):
@@ -33,10 +32,11 @@ def read(path):
                         "figures/make.py sweep") from None
 
 
-def text(results):
-    """All tables, each under the name of what it shows."""
+def text(results, losses=None):
+    """All tables, each under the name of what it shows; losses: from `make.py tune`, if any."""
+    all_tables = tables(results) | ({"tuning": tuning(losses)} if losses else {})
     return "\n\n".join(f"## {name[0].upper()}{name[1:]}\n\n{block}"
-                       for name, block in tables(results).items())
+                       for name, block in all_tables.items())
 
 
 # ------------------------------------------------------------------- numbers from the results
@@ -58,7 +58,7 @@ def stopped(results):
 
 
 def seeds_of(results, *path):
-    """What lies at the end of the path in each seed that has it: a list."""
+    """The values at a path, one for each seed that has it."""
     found = []
     for seed in results["seeds"].values():
         for step in path:
@@ -80,26 +80,29 @@ def values(some_rows, name, key):
 
 def averaged(some_rows, keys=KEYS + ("tokens_read", "tokens_written", "suggestion_length",
                                      "silent_share", "passes")):
-    """Mean and standard deviation over seeds, a dict for each row; None where a seed has none."""
+    """Mean and spread (standard deviation) over seeds, a dict for each row; None if a seed lacks it.
+
+    some_rows: the rows of each seed.
+    """
     found = []
     for row in some_rows[0]:
-        new = {"name": row["name"], "setting": row.get("setting")}
+        new = {"name": row["name"], "point": row.get("point")}
         for key in keys:
             each = values(some_rows, row["name"], key)
             missing = np.isnan(each).any()
-            new[key], new[f"{key}_sd"] = (None, None) if missing else (
+            new[key], new[f"{key}_spread"] = (None, None) if missing else (
                 each.mean(), each.std(ddof=1) if len(each) > 1 else 0.0)
         found.append(new)
     return found
 
 
-def difference(results, some_rows, name, key, ours=None):
-    """A row (default: Empower's) minus another, on each seed: mean, interval, gains.
+def difference(results, some_rows, name, key):
+    """Empower's row minus another, on each seed: mean, interval, gains.
 
     Problems are paired within each seed, and the mean of paired differences is the difference of
     means, so the rows of a seed suffice.
     """
-    ours, theirs = (values(some_rows, row, key) for row in (ours or empowered(results), name))
+    ours, theirs = (values(some_rows, row, key) for row in (empowered(results), name))
     mean, low, high = seeds_interval(ours - theirs)
     gain, human = paper_gain(paper_name(name, results["config"]["turn_tokens"]), key)
     return {"name": name, "mean": mean, "low": low, "high": high,
@@ -133,7 +136,7 @@ def by_care(results):
 def care_rows(results, key):
     """A row for each assistant: its mean over seeds at each care, and where it stops helping."""
     cares = by_care(results)
-    alone = values(seeds_of(results, "rows"), "Human alone", key)
+    alone = values(seeds_of(results, "table", "rows"), "Human alone", key)
     found = []
     for name in [row["name"] for row in next(iter(cares.values()))[0]]:
         each = {care: values(rows, name, key) for care, rows in cares.items()}
@@ -151,21 +154,22 @@ def care_rows(results, key):
 
 
 def listed(cares):
-    """Degrees of care as a short text: "0.5 to 0.02", "0.5", or "-"; gaps are spelled out."""
+    """Degrees of care as a short text. Example: "0.5, 0.02", or "-" for none."""
     return ", ".join(f"{care:g}" for care in cares) or "-"
 
 
 def empower_by_care(results):
-    """Empower minus each baseline at each care: how many intervals lie above and below zero."""
+    """At each care: how many intervals of Empower minus a baseline are above and below zero, and
+    the difference from the strongest baseline in each metric."""
     found = []
     for care, rows in by_care(results).items():
-        above, below, all_of_them = against_baselines(results, rows)
-        worst = {key: max(baselines(results), key=lambda name: values(rows, name, key).mean())
-                 for key in KEYS}
-        best = {key: "{mean:+.3f} ({low:+.3f} to {high:+.3f}), {name}".format_map(
-            difference(results, rows, name, key)) for key, name in worst.items()}
-        found.append({"care": f"{care:g}", "above": f"{above} of {all_of_them}",
-                      "below": f"{below} of {all_of_them}", **best})
+        above, below, of = against_baselines(results, rows)
+        row = {"care": f"{care:g}", "above": f"{above} of {of}", "below": f"{below} of {of}"}
+        for key in KEYS:
+            strongest = max(baselines(results), key=lambda name: values(rows, name, key).mean())
+            row[key] = "{mean:+.3f} ({low:+.3f} to {high:+.3f}), {name}".format_map(
+                difference(results, rows, strongest, key))
+        found.append(row)
     return found
 
 
@@ -180,15 +184,17 @@ def per_turn(row):
 def interpolated(points, others, key):
     """Each point minus another curve at the same length, by interpolation: a list, nan if none.
 
-    points, others: rows. A point outside the lengths of the other curve cannot be compared.
+    points, others: rows. A point outside the lengths of the other curve cannot be compared, nor one
+    without a value (an assistant that never suggests has no accept ratio).
     """
-    x, y = np.array(sorted((per_turn(row), row[key] or 0) for row in others)).T
-    return [(row[key] or 0) - np.interp(per_turn(row), x, y) if x[0] <= per_turn(row) <= x[-1]
-            else math.nan for row in points]
+    x, y = np.array(sorted((per_turn(row), row[key]) for row in others if row[key] is not None)).T
+    return [row[key] - np.interp(per_turn(row), x, y)
+            if row[key] is not None and x[0] <= per_turn(row) <= x[-1] else math.nan
+            for row in points]
 
 
 def compared(results, other):
-    """How often Empower's points are above and below another curve: "4 (3 clearly) of 6".
+    """At how many of Empower's points it is above and below another curve, and clearly so.
 
     A point counts if it can be compared on every seed; clearly: its interval excludes zero.
     """
@@ -198,8 +204,8 @@ def compared(results, other):
                          for seed in seeds_of(results, "lengths")])        # (seeds, points)
         each = each[:, ~np.isnan(each).any(0)]
         intervals = [seeds_interval(column) for column in each.T]
-        found[key] = (f"{sum(mean > 0 for mean, *_ in intervals)} of {len(intervals)}, "
-                      f"{sum(low > 0 for _, low, _ in intervals)} and "
+        found[key] = (f"above at {sum(mean > 0 for mean, *_ in intervals)} of {len(intervals)} "
+                      f"({sum(low > 0 for _, low, _ in intervals)} clearly), clearly below at "
                       f"{sum(high < 0 for *_, high in intervals)}")
     return found
 
@@ -211,18 +217,19 @@ def lengths(results):
 
 
 def training(results):
-    """Empower minus the untrained model stopped at the same eta: a row for each eta and metric."""
+    """Empower minus the untrained model stopped at the same eta: a row for each eta."""
+    def of(way, eta, key):
+        found = [next(row for row in seed[way] if row["point"] == eta)[key]
+                 for seed in seeds_of(results, "lengths")]
+        return np.array([math.nan if value is None else value for value in found], dtype=float)
+
     found = []
-    for one in seeds_of(results, "lengths")[0]["Empower"]:
-        eta, row = one["setting"], {"name": f"{one['setting']:g}"}
-        for key in (*KEYS, "passes"):
-            ours, theirs = (np.array([next(r for r in seed[way] if r["setting"] == eta)[key] or 0
-                                      for seed in seeds_of(results, "lengths")], dtype=float)
-                            for way in ("Empower", "Base stopped"))
-            if key == "passes":
-                row["ours"], row["theirs"] = ours.mean(), theirs.mean()
-            else:
-                row[key] = "{:+.3f} ({:+.3f} to {:+.3f})".format(*seeds_interval(ours - theirs))
+    for eta in (row["point"] for row in seeds_of(results, "lengths")[0]["Empower"]):
+        row = {"name": f"{eta:g}", "ours": of("Empower", eta, "passes").mean(),
+               "theirs": of("Base stopped", eta, "passes").mean()}
+        for key in KEYS:
+            mean, low, high = seeds_interval(of("Empower", eta, key) - of("Base stopped", eta, key))
+            row[key] = "-" if math.isnan(mean) else f"{mean:+.3f} ({low:+.3f} to {high:+.3f})"
         found.append(row)
     return found
 
@@ -241,33 +248,38 @@ def size(results):
 
 
 def own_text(results):
-    """How often she rejects her own held-out text, by length: a row for each human."""
+    """How often she rejects her own held-out text: a row for each care, then the second human's."""
     found = []
-    for name, path in (("the human", ("own text",)), ("the second human", ("second human",
-                                                                           "own text"))):
-        rows = seeds_of(results, *path)
-        found.append({"name": name, **{f"at{one['length']}": np.mean(
-            [row[k]["rejected"] for row in rows]) for k, one in enumerate(rows[0])}})
+    for name, path in (("{}", ("table", "own text")), ("{}, second human", ("second human",
+                                                                            "own text"))):
+        for care, first in seeds_of(results, *path)[0].items():
+            each = seeds_of(results, *path, care)
+            row = {"name": name.format(care)}
+            for k, _ in enumerate(first):
+                shares = [seed[k]["rejected"] for seed in each]
+                row[f"at{k}"] = f"{np.mean(shares):.3f} ± {np.std(shares, ddof=1):.3f}"
+                row[f"programs{k}"] = round(np.mean([seed[k]["programs"] for seed in each]))
+            found.append(row)
     return found
 
 
 def stopping(results):
     """The table of stopping, averaged over seeds."""
-    some = seeds_of(results, "stopping")
+    some = seeds_of(results, "table", "stopping")
     keys = [key for key in some[0][0] if key != "name"]
     return with_verdict(averaged(some, keys))
 
 
 def obvious(results):
     """The cost of obvious tokens, before and after: {"name", "bits"} averaged over the seeds."""
-    return averaged(seeds_of(results, "obvious"), ("bits",))
+    return averaged(seeds_of(results, "table", "obvious"), ("bits",))
 
 
 def budget(results):
     """Pass@1 by the round limit, averaged over the seeds."""
-    rounds, some = results["plan"]["rounds"], seeds_of(results, "budget")
-    return [{"name": name, **{f"at{limit}": np.mean([seed[name][k] for seed in some])
-                              for k, limit in enumerate(rounds)}} for name in some[0]]
+    some = seeds_of(results, "budget")
+    return [{"name": name, **{f"at{k}": np.mean([seed[name][k] for seed in some])
+                              for k in range(len(some[0][name]))}} for name in some[0]]
 
 
 def bound_by_horizon(results):
@@ -323,7 +335,7 @@ STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365
 # ------------------------------------------------------------------- tables
 
 
-def pm(key, digits=3, error="sd"):
+def pm(key, digits=3, error="spread"):
     """The template of a mean and its error."""
     return f"{{{key}:.{digits}f}} ± {{{key}_{error}:.{digits}f}}"
 
@@ -334,7 +346,7 @@ SEEDS = {"assistant": "{name}", **{METRICS[key]: pm(key) for key in KEYS},
 DIFFERENCES = {"Empower minus": "{name}", "difference": "{mean:+.3f}",
                "95% interval": "{low:+.3f} to {high:+.3f}", "relative": "{gain:+.0%}",
                "the paper's": "{paper}"}
-LENGTHS = {"way": "{way}", "setting": "{setting:g}", "a turn": "{per_turn:.1f}",
+LENGTHS = {"way": "{way}", "eta or N": "{point:g}", "a turn": "{per_turn:.1f}",
            "length": "{suggestion_length:.1f}", **{METRICS[key]: pm(key) for key in KEYS}}
 HUMAN = {"assistant": "{name}", **{METRICS[key]: pm(key) for key in KEYS},
          "the paper's (Llama)": "{paper[0]:.3f}, {paper[1]:.3f}, {paper[2]:.3f}"}
@@ -351,11 +363,12 @@ def differences(results, some_rows, names, key):
 
 def tables(results):
     """{what it shows: an aligned table}."""
-    rows, second = seeds_of(results, "rows"), seeds_of(results, "second human", "rows")
+    rows, second = seeds_of(results, "table", "rows"), seeds_of(results, "second human", "rows")
     others = ["Human alone, no round limit", "Human alone", stopped(results),
-              f"{empowered(results)}, entropy"]
+              f"Empower ({results['config']['eta_wide']:g})", f"{empowered(results)}, entropy",
+              "Base, knows the goal"]
     cares = [f"{care:g}" for care in by_care(results)]
-    own = results["plan"]["own_lengths"]
+    own = list(enumerate(results["plan"]["own_lengths"]))
     return {
         "size": table(size(results), {"what": "{what}", "number": "{number:,}"}),
         **{f"care, {METRICS[key]}": table(care_rows(results, key), {
@@ -365,8 +378,9 @@ def tables(results):
         "care, Empower against the baselines": table(empower_by_care(results), {
             "care": "{care}", "above zero": "{above}", "below zero": "{below}",
             **{f"{METRICS[key]}: minus the best": f"{{{key}}}" for key in KEYS}}),
-        "own text": table(own_text(results), {"rejects her own text of": "{name}", **{
-            f"{n} tokens": f"{{at{n}:.3f}}" for n in own}}),
+        "own text": table(own_text(results), {
+            "care": "{name}", **{f"{n} tokens": f"{{at{k}}}" for k, n in own},
+            **{f"programs, {n}": f"{{programs{k}}}" for k, n in own if n in (4, 20)}}),
         "seeds": table(averaged(rows), SEEDS),
         **{f"differences, {METRICS[key]}": differences(
             results, rows, baselines(results) + others, key) for key in KEYS},
@@ -382,16 +396,18 @@ def tables(results):
         "obvious": table(obvious(results), {"assistant": "{name}",
                                             "bits of an obvious token": pm("bits")}),
         "budget": table(budget(results), {"most rounds": "{name}", **{
-            str(k): f"{{at{k}:.3f}}" for k in results["plan"]["rounds"]}}),
+            str(limit): f"{{at{k}:.3f}}"
+            for k, limit in enumerate([*results["plan"]["rounds"], "no limit"])}}),
         "second human": table([{**row, "paper": paper_row(results, "Llama", row["name"])}
                                for row in averaged(second)], HUMAN),
         **{f"second human, {METRICS[key]}": differences(
-            results, second, baselines(results) + ["Human alone", stopped(results)], key)
+            results, second, [*baselines(results), "Human alone", stopped(results)], key)
            for key in KEYS},
         "bound": table(bound_by_horizon(results), HORIZONS),
         "bound, states": table(bound_facts(results), {"what": "{what}", "value": "{value}"}),
         "replay": table(results["replay"]["rows"], {
-            header: template for header, template in RESULTS.items() if header != "Pass@1"}),
+            **{header: template for header, template in RESULTS.items() if header != "Pass@1"},
+            "passes": "{passes:.1f}"}),
         "replay, differences": claims_table(results["replay"]["claims"]),
         "replay, stopping": table(with_verdict(results["replay"]["stopping"]), STOPPING),
     }
@@ -399,9 +415,11 @@ def tables(results):
 
 def tuning(rows):
     """The table of `make.py tune`: the loss of each rule for each optimizer and rate."""
-    names = rules(Config())
+    names = list(rows[0]["losses"])
+    rows = [{**row, **{f"rule{k}": row["losses"][name] for k, name in enumerate(names)}}
+            for row in rows]
     return table(rows, {"optimizer": "{optimizer}", "rate": "{rate:g}", **{
-        name: f"{{losses[{k}]:.3f}}" for k, name in enumerate(names)},
+        name: f"{{rule{k}:.3f}}" for k, name in enumerate(names)},
         "mean": "{mean:.3f}", "obvious": "{obvious:.3f}"})
 
 

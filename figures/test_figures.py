@@ -13,21 +13,22 @@ import torch
 
 import make  # first: it sets the path to the other files
 import bound
+import empower
 import experiments
 import report
 from empower import Config
 from experiments import Plan
 from model import GPT, GPTConfig, token_entropy, token_nll
 from realcode import replay
-from simhuman import Assistant, Human, Turn, play, typical
+from simhuman import Assistant, Human, play, typical
 from support.testing import in_process, random_texts, tiny_gpt
 from test_empower import random_goals
 
 HERE = Path(__file__).resolve().parent
 TINY = {"pretrain_steps": 12, "train_problems": 40, "held_out_problems": 6, "dev_problems": 3,
         "layers": 1, "width": 32, "max_suggestion": 10, "rounds": 3, "device": "cpu"}
-SMALL = Plan(seeds=2, cares=(0.5, 0.05), etas=(0.32, 60), ns=(4, 9), rounds=(1, 3, 101),
-             horizons=(1, 2), futures=4, second_humans=2, her_width=64, attempts=2,
+SMALL = Plan(seeds=2, cares=(0.5, 0.05), etas=(0.32, 60), ns=(4, 9), rounds=(1, 3),
+             own_lengths=(1, 4), horizons=(1, 2), futures=4, second_humans=2, her_width=64, attempts=2,
              rates=(("AdamW", 1e-3), ("Muon", 1e-2)))
 
 
@@ -51,7 +52,8 @@ def test_a_sweep_has_every_section(swept):
     assert list(results["seeds"]) == ["0", "1"]
     for name in report.SECTIONS:
         assert results[name], name
-    names = [row["name"] for row in results["seeds"]["0"]["rows"]]
+    assert list(results["seeds"]["1"]) == ["table", "lengths", "care", "budget", "second human"]
+    names = [row["name"] for row in results["seeds"]["0"]["table"]["rows"]]
     assert names.count("Empower (0.32), entropy") == 1 and len(names) == 13
     assert cfg.out not in path.read_text()
 
@@ -61,7 +63,9 @@ def test_processes_and_a_single_one_give_the_same_results_from_the_same_stages(s
     _, cfg, replay_cfg, results = swept
     before = sorted(Path(cfg.out).rglob("*"))
     make.sweep(SMALL, cfg, replay_cfg, tmp_path / "again.json", workers=1)
-    assert json.loads((tmp_path / "again.json").read_text()) == results
+    again = json.loads((tmp_path / "again.json").read_text())
+    assert again.pop("environment")["processes"] == 1 and results["environment"]["processes"] == 2
+    assert again == {name: part for name, part in results.items() if name != "environment"}
     assert sorted(Path(cfg.out).rglob("*")) == before
 
 
@@ -71,20 +75,45 @@ def test_a_sweep_shares_its_stages_with_the_default_run(swept):
     status, stdout, _ = in_process("--out", cfg.out, *flags)
     assert status == 0 and "kept in" not in stdout
     for row in json.loads(Path(cfg.out, "results.json").read_text())["rows"]:
-        theirs = report.row_of(results["seeds"]["0"]["rows"], row["name"])
-        assert {**make.rounded(row), "passes": theirs["passes"]} == theirs
+        assert make.rounded(row) == report.row_of(results["seeds"]["0"]["table"]["rows"],
+                                                  row["name"])
 
 
 def test_what_is_shown_twice_comes_from_the_same_plays(swept):
     for seed in swept[-1]["seeds"].values():
-        rows = {row["name"]: row for row in seed["rows"]}
+        rows = {row["name"]: row for row in seed["table"]["rows"]}
         for row in seed["care"]["0.05"]:
             assert row == rows[row["name"]]
         for way, name in (("Empower", "Empower (0.32)"), ("SFT-N", "SFT-4"), ("Base-N", "Base-4"),
                           ("Base stopped", "Base stopped at 0.32 bits")):
-            assert {"setting": seed["lengths"][way][0]["setting"], **rows[name]} \
+            assert {"point": seed["lengths"][way][0]["point"], **rows[name]} \
                 == seed["lengths"][way][0]
-        assert seed["budget"]["Human alone"][-1] == rows[experiments.ALONE]["pass@1"]
+        assert SMALL.rounds[1] == TINY["rounds"]
+        for name, shares in seed["budget"].items():
+            assert len(shares) == 3 and shares[1] == rows[name]["pass@1"]
+        assert seed["budget"]["Human alone"][2] == rows["Human alone, no round limit"]["pass@1"]
+
+
+def test_a_game_without_a_limit_goes_on_where_the_limit_cut_it(swept):
+    lab = experiments.laboratory(swept[1])
+    short, long = lab.play("Human alone", None), experiments.play_on(lab, "Human alone", None)
+    assert [episode.turns for episode in short] == [episode.turns[:3] for episode in long]
+    assert any(len(episode.turns) > 3 for episode in long)
+
+
+def test_her_own_text_is_measured_by_hand(swept):
+    _, cfg, _, results = swept
+    lab = experiments.laboratory(cfg)
+    found = results["seeds"]["0"]["table"]["own text"]
+    assert list(found) == ["0.5", "0.05"]
+    limits = lab.human_with(0.05).accepts.keywords["limits"]
+    above = 0
+    for row in lab.written:
+        nll = row["her_nll"]
+        above += any(sum(nll[k:k + 4]) > limits[3] + 1e-6 for k in range(len(nll) - 3))
+    assert found["0.05"][1]["length"] == 4 and abs(found["0.05"][1]["programs"] - above) <= 1
+    assert experiments.sums([1, 2, 4], 2).tolist() == [3, 6]
+    assert experiments.sums([1, 2], 3).tolist() == []
 
 
 def test_the_second_human_is_larger_and_reads_the_same_tokens(swept):
@@ -107,15 +136,16 @@ def test_costs_entropies_and_information_are_not_negative(swept):
         assert len(state["information"]) == 2 and state["information"][0] >= -1e-4
 
 
-def test_passes_are_counted_by_hand():
-    def episode(*lengths):
-        turns = [Turn([1] * n, [0.0] * n, True) for n in lengths]
-        return experiments.simhuman.Episode(0, turns)
-
-    lab = type("Lab", (), {"cfg": Config()})
-    row = experiments.played(lab, "x", Assistant(None, 4), [episode(0, 3, 4), episode(1)])
-    assert row["passes"] == ((1 + 4 + 4) + 2) / 2  # the fourth token is the cap: none follows it
-    assert experiments.played(lab, "x", None, [episode(0)])["passes"] is None
+def test_obvious_tokens_are_paid_for_without_the_stop():
+    """A model that likes to stop, but otherwise knows what comes next."""
+    p = np.full((4, 4), 0.25)
+    p[0], p[1] = [0, 0.25, 0.25, 0.5], [0, 0.125, 0.125, 0.75]  # the last token is the stop
+    encoding = type("Encoding", (), {"start": 0, "stop": 3})
+    programs = [([1, 2], np.array([0.01, 0.04]), True), ([1, 2], np.array([0.5, 0.01]), True)]
+    found = experiments.cost_of_obvious(markov_chain(p), programs, encoding)
+    assert found == pytest.approx(1, abs=1e-3)  # each time one of two, whatever the stop takes
+    assert experiments.cost_of_obvious(markov_chain(p), [([1], np.array([9.0]), True)],
+                                       encoding) is None
 
 
 def test_tuning_names_the_smallest_loss(swept, tmp_path, capsys):
@@ -149,14 +179,14 @@ def made_up(passed, other):
         "pass@1", "accept_ratio", "dpr", "tokens_read", "tokens_written", "suggestion_length",
         "silent_share", "passes")}} for name in ("SFT-4", "Empower (0.32)")] for value in passed]
     return {"config": {"eta": 0.32, "turn_tokens": 4},
-            "seeds": {str(k): {"rows": r} for k, r in enumerate(rows)}}
+            "seeds": {str(k): {"table": {"rows": r}} for k, r in enumerate(rows)}}
 
 
 def test_the_table_over_seeds_by_hand():
     results = made_up([0.6, 0.7, 0.8], 0.5)
-    rows = report.seeds_of(results, "rows")
+    rows = report.seeds_of(results, "table", "rows")
     row = report.row_of(report.averaged(rows), "Empower (0.32)")
-    assert row["pass@1"] == pytest.approx(0.7) and row["pass@1_sd"] == pytest.approx(0.1)
+    assert row["pass@1"] == pytest.approx(0.7) and row["pass@1_spread"] == pytest.approx(0.1)
     found = report.difference(results, rows, "SFT-4", "dpr")
     half = 4.303 * 0.1 / 3 ** 0.5
     assert [found[key] for key in ("mean", "low", "high")] == pytest.approx(
@@ -170,7 +200,7 @@ def test_at_which_care_an_assistant_helps_by_hand():
         return [[{"name": "X", "pass@1": value, "dpr": value, "accept_ratio": value}]
                 for value in values]
 
-    alone = [{"rows": [{"name": "Human alone", "pass@1": 0.5}]}] * 3
+    alone = [{"table": {"rows": [{"name": "Human alone", "pass@1": 0.5}]}}] * 3
     cares = {"0.5": rows(0.6, 0.61, 0.62), "0.1": rows(0.4, 0.5, 0.6), "0.01": rows(0.2, 0.21, 0.2)}
     results = {"seeds": {str(k): {**seed, "care": {care: each[k] for care, each in cares.items()}}
                          for k, seed in enumerate(alone)}}
@@ -188,9 +218,43 @@ def test_a_curve_is_compared_where_both_have_lengths():
     found = report.interpolated(rows((1, 1), (4, 0.61), (6, 0.39), (11, 1)), line, "y")
     assert np.isnan(found[0]) and np.isnan(found[3])
     assert found[1:3] == pytest.approx([0.01, -0.01])
-    silent = [{"suggestion_length": None, "silent_share": 1.0, "y": None}]  # 0 tokens, y = 0
+    silent = [{"suggestion_length": None, "silent_share": 1.0, "y": None}]  # no accept ratio
     assert np.isnan(report.interpolated(silent, line, "y")).all()
-    assert report.interpolated(rows((1, 0.5)), line + silent, "y") == pytest.approx([0.1])
+    assert np.isnan(report.interpolated(rows((1, 0.5)), line + silent, "y")).all()
+
+
+def length_rows(*points):
+    """Rows of a curve with one value for all metrics: (eta or N, tokens a turn, value)."""
+    return [{"point": point, "suggestion_length": length, "silent_share": 0, "passes": length + 1,
+             "pass@1": value, "accept_ratio": value, "dpr": value}
+            for point, length, value in points]
+
+
+def test_curves_and_training_by_hand():
+    results = {"seeds": {str(k): {"lengths": {
+        "Empower": length_rows((1, 2, 0.9 + k / 100), (2, 4, 0.7), (4, 20, 0.1)),
+        "Base-N": length_rows((2, 2, 0.5), (8, 8, 0.8)),
+        "Base stopped": length_rows((1, 3, 0.8), (2, 5, 0.7 - k / 10), (4, 9, 0.1))}}
+        for k in range(3)}}
+    assert report.compared(results, "Base-N")["dpr"] == (
+        "above at 2 of 2 (2 clearly), clearly below at 0")  # 0.5 and 0.6 at 2 and 4 tokens
+    first, second, third = report.training(results)
+    assert first["pass@1"].startswith("+0.110 (+0.08") and second["dpr"].startswith("+0.100 (-0.14")
+    assert third["accept_ratio"] == "+0.000 (+0.000 to +0.000)"
+    assert (first["ours"], first["theirs"]) == (3, 4)
+
+
+def test_empower_is_compared_with_each_baseline_at_each_care():
+    def row(name, value):
+        return {"name": name, "pass@1": value, "accept_ratio": value, "dpr": value}
+
+    names = ["SFT-4", "SFT-8", "SFT-RAND", "Base-4", "Base-8"]
+    results = {"config": {"eta": 0.32, "turn_tokens": 4}, "seeds": {str(k): {"care": {"0.5": [
+        row("Empower (0.32)", 0.6 + k / 100), *(row(name, 0.5) for name in names),
+        row("Base", 0.9)]}} for k in range(3)}}
+    [found] = report.empower_by_care(results)
+    assert found["above"] == "15 of 18" and found["below"] == "3 of 18"
+    assert found["dpr"].startswith("-0.290 (") and found["dpr"].endswith(", Base")
 
 
 def test_the_mean_information_by_hand():
@@ -306,7 +370,7 @@ def test_entropies_are_scored_as_costs_are():
         assert np.allclose(found, token_entropy(logits).detach(), atol=1e-4)
 
 
-# ------------------------------------------------------------------- intervals, budgets, tolerance
+# ------------------------------------------------------------------- intervals and budgets
 
 
 def test_the_interval_over_seeds_by_hand():
@@ -352,7 +416,6 @@ def test_one_game_holds_every_budget():
 # ------------------------------------------------------------------- README.md and README.md here
 
 PAGES = {name: (HERE / name).read_text() for name in ("../README.md", "README.md")}
-COMMITTED = HERE / "results.json"
 # Numbers on the pages that no run prints: settings, the paper's, sections, names and years.
 SETTINGS = {*map(str, dataclasses.asdict(Config()).values()), "1", "0", "4", "1.25", "3.10",
             "2025", "2510.13709", "2", "8", "10", "20", "30", "95%", "5", "20%", "18",
@@ -392,9 +455,16 @@ def test_readme_commands_of_this_folder_run(command, swept, capsys):
     assert not status and printed.out
 
 
+def committed():
+    """(the committed results, their tables)."""
+    results = report.read(HERE / "results.json")
+    losses = json.loads((HERE / "tune.json").read_text())
+    return results, {**report.tables(results), "tuning": report.tuning(losses)}
+
+
 @pytest.mark.parametrize("name", PAGES)
 def test_every_number_on_a_page_is_in_a_table_of_the_committed_results(name):
-    tables = report.tables(report.read(COMMITTED))
+    _, tables = committed()
     for block in re.findall(r"(?:^\|.*\n)+", PAGES[name], re.MULTILINE):
         if "| paper | here |" not in block:
             assert block.strip() in tables.values(), f"not what make.py report prints:\n{block}"
@@ -403,20 +473,33 @@ def test_every_number_on_a_page_is_in_a_table_of_the_committed_results(name):
     assert not numbers(prose(PAGES[name])) - printed - unsigned - SETTINGS, "who prints these?"
 
 
-def test_the_evidence_is_complete_and_its_counts_are_right():
-    results = report.read(COMMITTED)
-    for block in report.tables(results).values():
+@pytest.mark.parametrize("name", PAGES)
+def test_every_interval_on_a_page_is_in_a_row_with_its_mean(name):
+    _, tables = committed()
+    lines = [line.replace(" | ", " ") for line in "\n".join(tables.values()).splitlines()]
+    found = re.findall(r"([+-][\d.]+)\s+\(([+-][\d.]+)\s+to\s+([+-][\d.]+)\)", prose(PAGES[name]))
+    assert len(found) >= 3
+    for mean, low, high in found:
+        row = re.compile(rf"{re.escape(mean)} +\(?{re.escape(low)} to {re.escape(high)}")
+        assert any(row.search(line) for line in lines), f"{mean} ({low} to {high})"
+
+
+def test_the_evidence_is_complete():
+    for block in committed()[1].values():
         assert block in PAGES["README.md"]
-    against = [report.difference(results, name, key) for name in report.BASELINES
-               for key in report.METRICS]
-    assert len(against) == 18 and all(row["low"] > 0 for row in against)
-    stopping = report.with_verdict(results["stdlib"]["stopping"])
-    assert [row["close"] for row in stopping].count("NO") == 4 and len(stopping) == 5
+
+
+def test_the_default_of_fine_tuning_is_what_tune_has_chosen():
+    losses = json.loads((HERE / "tune.json").read_text())
+    best = min(losses, key=lambda row: row["mean"])
+    assert (best["optimizer"], best["rate"]) == ("AdamW", Config().sft_lr)
+    assert empower.fine_tune.__defaults__ == (experiments.OPTIMIZERS["AdamW"],)
 
 
 def test_the_committed_pictures_are_there_and_small():
     pictures = sorted(path.name for path in HERE.glob("*.png"))
-    assert pictures == ["bound.png", "budget.png", "lengths.png", "rows-as-bars.png", "stdlib.png"]
+    assert pictures == ["bound.png", "budget.png", "care.png", "lengths.png", "replay.png",
+                        "rows-as-bars.png"]
     assert all(f"({name})" in PAGES["README.md"] for name in pictures)
     assert sum(p.stat().st_size for p in HERE.glob("*.[ps][nv]g")) <= 600_000
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 
-import data
 from empower import choose_completions, empower, sft, sft_example, sft_rand, train
 from model import GPT
 from realcode.corpus import CORPUS, FIELD, STATEMENTS_FLAG, cut, kept_costs, read_programs
@@ -18,7 +17,7 @@ from realcode.given import DTYPE, ETA, check_context, given_model
 from simhuman import Assistant
 from support.cache import Progress, save_checkpoint
 from support.cli import (UserError, check_ranges, describe, flag, numpy_generator, pick_device,
-                         python_generator, values)
+                         python_generator, torch_generator, values)
 from support.files import temporary_name, write_text
 from support.optim import adamw
 from support.report import STOPPING, check_stopping, table, with_verdict
@@ -86,12 +85,12 @@ def finetune(cfg):
     if begun_before(out, inputs):
         tidy(out)  # in case it was killed while doing so
         return print(f"{out} is finished: nothing is left to do")
-    begun = begun_before(partial, inputs)
+    begun_before(partial, inputs)  # refuses a folder that holds something else
     if problem:
         raise UserError(f"--out {out} cannot be replaced by a finished folder ({problem}): name a "
                         "new folder, not a link or a mount point")
     with only_one(partial, out):
-        begun = begun_before(partial, inputs)  # again: it may have had to wait
+        begun = begun_before(partial, inputs)
         if begun_before(out, inputs):
             with contextlib.suppress(OSError):
                 partial.rmdir()  # made by this run, if the other one had already finished
@@ -162,8 +161,9 @@ def tune(cfg, base, learned, folder):
 def show_stopping(cfg, tuned, held_out):
     """Prints the lengths that the rule asks for on held-out completions, and those written."""
     if held_out:
-        row = check_stopping(cfg.rule, Assistant(tuned.model, cfg.max_suggestion, temperature=0),
-                             tuned.encoding, held_out[:200])
+        assistant = Assistant(tuned.model, cfg.max_suggestion)  # greedily, it would stop too often
+        row = check_stopping(cfg.rule, assistant, tuned.encoding, held_out[:200],
+                             torch_generator(cfg, "stopping", tuned.model.device))
         print("Did it learn to stop? On held-out pieces:\n\n"
               f"{table(with_verdict([row]), STOPPING)}\n")
 

@@ -8,7 +8,6 @@ empower.py; this file has the author, and a Lab whose programs come from a corpu
 import dataclasses
 import math
 import time
-from pathlib import Path
 
 import numpy as np
 

@@ -5,7 +5,6 @@ import random
 
 import pytest
 
-import data
 from realcode import corpus
 from realcode.corpus import near_duplicates, read_corpus, split_corpus
 from support.testing import ROOT, write_files

@@ -6,12 +6,10 @@ import shlex
 import shutil
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
 
-import data
 import empower
 from empower import score
 from realcode import corpus as corpora

@@ -7,7 +7,6 @@ import importlib
 import itertools
 import json
 import math
-import os
 import re
 import shlex
 import shutil

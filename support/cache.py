@@ -39,7 +39,8 @@ class Cache:
         self.out, self.device = Path(out), device
         open_folder(self.out)
         self.stages = self.out / "stages"
-        for folder in (self.out, self.stages, self.out / "transcripts", *self.stages.glob("costs-*")):
+        costs = self.stages.glob("costs-*")
+        for folder in (self.out, self.stages, self.out / "transcripts", *costs):
             remove_leftovers(folder)
 
     def data(self, name, inputs, make, code=()):

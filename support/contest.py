@@ -280,9 +280,9 @@ class Contest(NamedTuple):
 def make_contest(rng, n_train, n_dev, n_held_out):
     """A contest of unambiguous problems, split by meaning at random (rng: a random.Random).
 
-    A problem that is held out asks for something that no problem to learn from asks for, however
-    its input comes. The problems to learn from use each of their meanings with every shape; those
-    held out use as many meanings as are left.
+    No held-out problem has the meaning of a problem to learn from, whatever the shape of its input.
+    The problems to learn from use each of their meanings with every shape; those held out use as
+    many meanings as are left.
     """
     meanings = [parts for parts in compositions() if parts[1] == 0 and not ambiguous(parts)]
     needed = [math.ceil(n / len(SHAPES)) for n in (n_train, n_dev, n_held_out)]

@@ -191,7 +191,7 @@ def judge_all(jobs, workers=None, time_limit=2.0, memory_limit=512 * MB, output_
     return [verdicts[job] for job in jobs]
 
 
-_passed = {}  # {(program, tests): whether it passed} in this process: many games end alike
+_passed = {}  # {(program, tests): whether it passed}: many games end with the same program
 
 
 def judge_episodes(episodes, problems, decode):

@@ -43,7 +43,7 @@ def paper_name(name, turn_tokens):
 
     Example: with K_H = 4, SFT-8 is the paper's SFT-20; Empower (0.32) is its Empower.
     """
-    name = name.split(" (")[0]
+    name = name.split(" (")[0] if name.endswith(")") else name
     way, _, n = name.rpartition("-")
     return f"{way}-{10 * int(n) / turn_tokens:g}" if n.isdigit() else name
 
@@ -81,6 +81,8 @@ def summarize(name, episodes, cfg):
     row["suggestions"] = offered / n
     row["suggestion_length"] = read / offered if offered else None
     row["silent_share"] = 1 - offered / turns
+    # Of the assistant: one for each token and one for what ended it (none after a full cap).
+    row["passes"] = (read + turns) / n if offered else None
     return row
 
 
@@ -103,8 +105,7 @@ def claims(cfg, episodes, values):
     """
     rng, found, ours = numpy_generator(cfg, "bootstrap"), [], f"Empower ({cfg.eta:g})"
     for name, row in episodes.items():
-        if name.startswith("Empower") or name in ("Base, knows the goal", "Human alone, no round "
-                                                  "limit"):
+        if name in (ours, "Base, knows the goal", "Human alone, no round limit"):
             continue
         for metric, value in values.items():
             a, b = ([value(episode) for episode in some] for some in (episodes[ours], row))
@@ -169,8 +170,8 @@ def check_stopping(name, assistant, encoding, completions, generator=None):
         written += map(len, assistant.suggest(KVCache(model, len(prefixes)), prefixes,
                                               encoding.stops, generator))
     asked = np.array([len(completion) for _, completion, _ in completions])
-    written = np.array(written)
-    counts = [np.bincount(some, minlength=longest + 1) for some in (asked, written)]
+    asked, written = np.minimum(asked, assistant.max_tokens), np.array(written)
+    counts = [np.bincount(some, minlength=assistant.max_tokens + 1) for some in (asked, written)]
     return {"name": name, "asked": asked.mean(), "asked_sd": asked.std(), "written": written.mean(),
             "written_sd": written.std(), "within_2": (abs(asked - written) <= 2).mean(),
             "asked_empty": (asked == 0).mean(), "written_empty": (written == 0).mean(),
@@ -205,7 +206,7 @@ def claims_table(found):
 def verdict(found):
     """One sentence: how many claims against the paper's baselines hold, and which do not."""
     paper = [claim for claim in found if claim["low"] is not None
-             and not claim["baseline"].startswith(("Human alone", "Base stopped"))]
+             and not claim["baseline"].startswith(("Human alone", "Base stopped", "Empower"))]
     failed = [f"{METRICS[claim['metric']]} against {claim['baseline']}" for claim in paper
               if not claim["holds"]]
     return (f"Against the paper's baselines, {len(paper) - len(failed)} of {len(paper)} intervals "
@@ -280,7 +281,7 @@ def transcript(episode, statement, decode):
     lines = [statement]
     for k, turn in enumerate(episode.turns, 1):
         if turn.suggestion:
-            cost = f"{np.mean(turn.nll):.2f} bits a token: " if turn.nll else ""
+            cost = f"{sum(turn.nll):.1f} bits for {len(turn.nll)} tokens: " if turn.nll else ""
             lines.append(f"{k:3}  assistant  {decode(turn.suggestion)!r}  {cost}"
                          f"{'accepted' if turn.accepted else 'rejected'}")
         lines.append(f"{k:3}  human      {decode(turn.typed)!r}")

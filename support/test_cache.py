@@ -22,7 +22,7 @@ from support.optim import adamw
 from support.source import ROOT, code_of, fingerprint
 from support.testing import TINY, contents, made, stable, tiny_base
 
-GAMES = ["row Human alone, no round limit", "row Human alone", "row Base", "row Base-4",
+GAMES = ["row Human alone", "row Human alone", "row Base", "row Base-4",
          "row Base-8", "row Base stopped at 0.32 bits", "row SFT-4", "row SFT-8",
          "row SFT-RAND", "row Empower (0.32)", "row Empower (4)", "row Base, knows the goal"]
 RULES = ["SFT-4", "SFT-8", "SFT-RAND", "Empower (0.32)", "Empower (4)"]
@@ -76,8 +76,8 @@ def project(pristine, tmp_path):
 
 
 @pytest.mark.parametrize("file, old, new, remade", [
-    ("simhuman.py", "return sum(nll) <= limits", "return sum(nll) > limits", GAMES),
-    ("simhuman.py", "1 - care, method", "1 - care / 2, method", [LIMITS, *GAMES]),
+    ("simhuman.py", "return sum(nll) <= limits", "return sum(nll) > limits", GAMES[2:]),
+    ("simhuman.py", "1 - care, method", "1 - care / 2, method", [LIMITS, *GAMES[2:]]),
     ("simhuman.py", "for _ in range(rounds):", "for _ in range(rounds - 1):", GAMES),
     ("empower.py", "lambda nll, rng: n\n", "lambda nll, rng: n + 1\n",
      ["SFT-4", "SFT-8", "stopping of SFT-4", "stopping of SFT-8", "row SFT-4", "row SFT-8"]),
@@ -96,7 +96,7 @@ def test_an_edit_in_place_changes_the_next_run(project, file, old, new, remade):
 
 
 def test_an_edit_that_changes_no_result_remakes_nothing(project):
-    edit(project, "simhuman.py", "# The paper's human is asked", "# The paper's human must")
+    edit(project, "simhuman.py", "# The paper's human is asked", "# The paper's human was asked")
     edit(project, "simhuman.py", '"""Accepts what she might', '"""A docstring. Accepts what')
     edit(project, "model.py", '    """The network.\n', '    """A docstring.\n')
     edit(project, "empower.py", "    # Section 5.2: the tables", '    print("run")\n    # ')

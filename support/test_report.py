@@ -3,7 +3,7 @@
 import pytest
 
 from simhuman import Assistant, Episode, Turn
-from support.report import (check_stopping, claims_table, marked, paper_gain, paper_means,
+from support.report import (PAPER, check_stopping, claims_table, marked, paper_gain, paper_means,
                             paper_name, table, token_texts, transcript, verdict, with_verdict)
 from support.testing import family, tiny_gpt, tokenizer
 
@@ -17,6 +17,7 @@ def test_paper_gains_come_from_the_paper_s_table():
     assert paper_gain("Base", "accept_ratio") == (pytest.approx(1.959 / 1.095 - 1), "Gemma")
     assert [paper_name(name, 4) for name in ("SFT-4", "Base-8", "SFT-RAND", "Base", "SFT-3")] == [
         "SFT-10", "Base-20", "SFT-RAND", "Base", "SFT-7.5"]
+    assert paper_name("Empower (0.32), entropy", 4) not in PAPER["Gemma"]
     assert paper_name("Empower (0.32)", 4) == "Empower" and paper_name("SFT-20", 10) == "SFT-20"
     assert paper_means("Llama", "SFT-20") == pytest.approx([.409 / 3, .545 / 3, .284 / 3])
 
@@ -50,6 +51,7 @@ def test_stopping_is_judged_by_the_distribution_of_lengths():
     shuffled = row([0, 3, 0, 5], [5, 0, 3, 0])  # as drawn at random: the lengths are right
     assert shuffled["learned"] == "yes" and shuffled["distance"] == 0
     near = row([4] * 20, [4] * 18 + [2, 7])
+    row([50] * 3, [8] * 3)  # a completion that is longer than the cap
     assert near["within_2"] == 0.95 and near["distance"] == 0.05 and near["learned"] == "yes"
 
 
@@ -74,8 +76,8 @@ def test_claims_are_told_as_they_are():
 def test_a_transcript_tells_who_wrote_what():
     turns = [Turn([1, 2], [0.5, 1.5], True, [3]), Turn([4], [9.0], False, [5])]
     text = transcript(Episode(0, turns, True, True), "# goal\n", lambda ids: f"<{ids}>")
-    assert "assistant  '<[1, 2]>'  1.00 bits a token: accepted" in text
-    assert "'<[4]>'  9.00 bits a token: rejected" in text
+    assert "assistant  '<[1, 2]>'  2.0 bits for 2 tokens: accepted" in text
+    assert "'<[4]>'  9.0 bits for 1 tokens: rejected" in text
     assert "<[1, 2, 3, 5]>\npassed: 3 tokens read, 2 written" in text
 
 
