@@ -408,7 +408,8 @@ class Lab:
         examples = [sft_example(self.base.encoding, *completion) for completion in learned]
         checkpoint = self.cache.model(
             name, {"base": self.base.name, "examples": fingerprint(examples), "name": name,
-                   "options": named(self.fine_tuning), **values(cfg, "seed", "sft_batch", "sft_lr")},
+                   "options": named(self.fine_tuning),
+                   **values(cfg, "seed", "sft_batch", "sft_lr")},
             lambda: (fine_tune(cfg, self.base, examples, python_generator(cfg, name), name,
                                **self.fine_tuning), self.base),
             code=(fine_tune, GPT, *filter(callable, self.fine_tuning.values())))

@@ -82,9 +82,10 @@ def rejects_herself(accepts, costs, n):
 
 
 def experiment_6(lab):
-    """Base-N, SFT-N and Empower with three humans, from a very careful one to a careless one."""
+    """Base-N, SFT-N and Empower with three humans, from very careful to careless."""
     rows, episodes = default_rows(lab), {}
-    costs = [row["her_nll"] for row in lab.written]
+    written = lab.write("programs for development", lab.contest.dev)  # her limits know others
+    costs = [row["her_nll"] for row in written]
     for care in (0.5, 0.01, 0.001):
         human = lab.human_with(care)
         shares = [rejects_herself(human.accepts, costs, n) for n in (1, 4, 16)]
@@ -178,8 +179,8 @@ def another_human(costs, care):
     costs: one list (N,) for each program that she wrote: bits per token for her. nll: the bits of
     each suggested token for her, at least one. Of her own text of 1, 4 or 10 tokens it rejects a
     share between a third of `care` and twice that, and it is not `simhuman.typical`.
-    Example: she minds the dearest token alone. With costs [0, 1, 0, 3] and care 0.25 she accepts
-    one token of up to 1 bit; the dearest tokens of the pairs cost 1, 1 and 3, so in a pair, up to 3.
+    Example: she minds only the most expensive token. With costs [0, 1, 0, 3] and care 0.25 she
+    accepts one token of up to 1 bit; in the pairs the largest costs are 1, 1 and 3, so up to 3.
     """
     most = int(np.median(list(map(len, costs))))
 
@@ -234,12 +235,14 @@ def experiment(number, cfg):
     default = {name: lab.play(name, row) for name, row in default_rows(lab).items()}
     summaries = [summarize(name, row, cfg) for name, row in {**default, **found}.items()]
     print("\n" + table(summaries, RESULTS))
-    first, *others = found.items()
-    for name, row in others:  # paired by problem, as in figures/README.md
+    for name, row in found.items():  # paired by problem, as in figures/README.md
+        first = next(other for other in found if other.partition(",")[2] == name.partition(",")[2])
+        if name == first:  # it is the first of its kind: with the same human
+            continue
         mean, low, high = simhuman.paired_difference(
-            [(e.passed, 1) for e in first[1]], [(e.passed, 1) for e in row],
+            [(e.passed, 1) for e in found[first]], [(e.passed, 1) for e in row],
             cli.numpy_generator(cfg, "bootstrap"))
-        print(f"Pass@1 of {first[0]} minus {name}: {mean:+.3f} ({low:+.3f} to {high:+.3f})")
+        print(f"Pass@1 of {first} minus {name}: {mean:+.3f} ({low:+.3f} to {high:+.3f})")
     return summaries
 
 

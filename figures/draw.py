@@ -82,7 +82,8 @@ def care(results):
             ax.fill_between(list(cares), mean - error, mean + error, color=colour, alpha=0.15,
                             linewidth=0)
         if key != "accept_ratio":
-            alone = report.values(report.seeds_of(results, "table", "rows"), "Human alone", key)
+            rows = report.seeds_of(results, "table", "rows")
+            alone = report.values(rows, "Human alone", key)
             ax.axhline(alone.mean(), color=BLACK, linestyle="-.", linewidth=1.2,
                        label="Human alone")
         ax.axvline(results["config"]["care"], color=GREY, linewidth=0.8)
@@ -141,7 +142,8 @@ def lengths(results):
             curve(ax, way, list(map(report.per_turn, rows)), [row[key] for row in rows],
                   yerr=[row[f"{key}_spread"] / seeds ** 0.5 for row in rows])
         if key != "accept_ratio":
-            alone = report.values(report.seeds_of(results, "table", "rows"), "Human alone", key).mean()
+            rows = report.seeds_of(results, "table", "rows")
+            alone = report.values(rows, "Human alone", key).mean()
             ax.axhline(alone, color=BLACK, linestyle="-.", linewidth=1, label="Human alone")
         ax.set_xscale("log")
         ax.set_xticks([1, 2, 5, 10, 20], ["1", "2", "5", "10", "20"])

@@ -30,7 +30,7 @@ class Plan:
     """What is varied, fixed before any assistant played."""
 
     seeds: int = 5
-    cares: tuple = (0.5, 0.2, 0.05, 0.02, 0.01, 0.003, 0.001)
+    cares: tuple = (0.5, 0.05, 0.02, 0.01, 0.003, 0.001)
     etas: tuple = (0.1, 0.32, 1, 2, 4, 8)                    # bits
     ns: tuple = (1, 2, 4, 8, 10, 20)                         # tokens; 10 and 20 are the paper's
     rounds: tuple = (8, 11, 15, 19, 25)                      # and without a limit
@@ -50,8 +50,9 @@ OPTIMIZERS = {"AdamW": adamw, "Muon": muon_and_adamw}
 
 def questions(plan, number):
     """{question: a function of (plan, lab)} for a seed; number 0 is the first seed."""
-    return {"table": table, "lengths": lengths, "care": care, "budget": budget,
+    return {"table": table, "care": care,
             **({"second human": second_human} if number < plan.second_humans else {}),
+            "lengths": lengths, "budget": budget,
             **({"bound": tightness} if number == 0 else {})}
 
 
@@ -128,7 +129,7 @@ def by_exact_entropy(lab):
 
 def care(plan, lab):
     """Every assistant with less and more careful humans: {care: rows}."""
-    rows = {name: row for name, row in default_rows(lab).items() if row}  # not alone
+    rows = {name: row for name, row in default_rows(lab).items() if row and not row.knows_goal}
     return {str(value): play(lab, rows, lab.human_with(value)) for value in plan.cares}
 
 

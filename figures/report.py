@@ -80,9 +80,9 @@ def values(some_rows, name, key):
 
 def averaged(some_rows, keys=KEYS + ("tokens_read", "tokens_written", "suggestion_length",
                                      "silent_share", "passes")):
-    """Mean and spread (standard deviation) over seeds, a dict for each row; None if a seed lacks it.
+    """Mean and spread (standard deviation) over seeds: a dict for each row.
 
-    some_rows: the rows of each seed.
+    some_rows: the rows of each seed. None where a seed has no value.
     """
     found = []
     for row in some_rows[0]:
@@ -372,7 +372,8 @@ def tables(results):
     return {
         "size": table(size(results), {"what": "{what}", "number": "{number:,}"}),
         **{f"care, {METRICS[key]}": table(care_rows(results, key), {
-            f"{METRICS[key]} at care": "{name}", **{care: f"{{at{k}:.3f}}" for k, care in enumerate(cares)},
+            f"{METRICS[key]} at care": "{name}",
+            **{care: f"{{at{k}:.3f}}" for k, care in enumerate(cares)},
             **({} if key == "accept_ratio" else {"above alone at": "{helps}",
                                                  "below alone at": "{harms}"})}) for key in KEYS},
         "care, Empower against the baselines": table(empower_by_care(results), {

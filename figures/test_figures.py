@@ -28,8 +28,8 @@ HERE = Path(__file__).resolve().parent
 TINY = {"pretrain_steps": 12, "train_problems": 40, "held_out_problems": 6, "dev_problems": 3,
         "layers": 1, "width": 32, "max_suggestion": 10, "rounds": 3, "device": "cpu"}
 SMALL = Plan(seeds=2, cares=(0.5, 0.05), etas=(0.32, 60), ns=(4, 9), rounds=(1, 3),
-             own_lengths=(1, 4), horizons=(1, 2), futures=4, second_humans=2, her_width=64, attempts=2,
-             rates=(("AdamW", 1e-3), ("Muon", 1e-2)))
+             own_lengths=(1, 4), horizons=(1, 2), futures=4, second_humans=2, her_width=64,
+             attempts=2, rates=(("AdamW", 1e-3), ("Muon", 1e-2)))
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def test_a_sweep_has_every_section(swept):
     assert list(results["seeds"]) == ["0", "1"]
     for name in report.SECTIONS:
         assert results[name], name
-    assert list(results["seeds"]["1"]) == ["table", "lengths", "care", "budget", "second human"]
+    assert list(results["seeds"]["1"]) == ["table", "care", "second human", "lengths", "budget"]
     names = [row["name"] for row in results["seeds"]["0"]["table"]["rows"]]
     assert names.count("Empower (0.32), entropy") == 1 and len(names) == 13
     assert cfg.out not in path.read_text()

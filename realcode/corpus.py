@@ -173,8 +173,9 @@ def near_duplicates(programs, share=0.5, least=5):
     """Groups of near-duplicates, direct or linked through others, as lists of indices.
 
     Two programs are near-duplicates if they have at least `least` lines in common (or all lines of
-    the shorter one), and at least `share` of the lines of the shorter one. Lines are compared without white space at either end;
-    each counts once, and those of fewer than 10 characters do not count.
+    the shorter one), and at least `share` of the lines of the shorter one. Lines are compared
+    without white space at either end; each counts once, and those of fewer than 10 characters do
+    not count.
     Example: the lines {a, b}, {b, c, d}, {e} (10 letters each), least = 1: [[0, 1], [2]].
     """
     lines = [{line.strip() for line in text.split("\n") if len(line.strip()) >= 10}

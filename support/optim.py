@@ -16,7 +16,7 @@ def muon_and_adamw(model, lr):
 
 
 def adamw(model, lr):
-    """For fine-tuning: it erases less of what the model knows than Muon (`figures/make.py tune`)."""
+    """For fine-tuning: it erases less of what a model knows than Muon (figures/make.py tune)."""
     return [_adamw(model.parameters(), lr)]
 
 

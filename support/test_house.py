@@ -88,6 +88,12 @@ def test_no_function_is_longer_than_50_lines():
                 assert node.end_lineno - node.lineno < 50, f"{path}: {node.name}"
 
 
+def test_no_line_is_longer_than_100_characters():
+    long = [f"{path}:{k}" for path in source_files() for k, line in enumerate(
+        (ROOT / path).read_text(encoding="utf-8").splitlines(), 1) if len(line) > 100]
+    assert not long
+
+
 class Reached(Exception):
     pass
 
