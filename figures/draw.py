@@ -76,7 +76,7 @@ def care(results):
             colour, marker, dash = CURVES[curve_of(results, name)]
             each = np.array([report.values(rows, name, key) for rows in cares.values()])
             mean, error = each.mean(1), each.std(1, ddof=1) / each.shape[1] ** 0.5
-            ax.plot(list(cares), mean, color=colour, marker="." if wide else marker,
+            ax.plot(list(cares), mean, color=colour, marker="D" if wide else marker,
                     linestyle=":" if wide else dash, markersize=5, linewidth=1.5,
                     label=name.replace(" bits", ""))
             ax.fill_between(list(cares), mean - error, mean + error, color=colour, alpha=0.15,
@@ -117,18 +117,18 @@ def rows_as_bars(results):
                edgecolor=BLACK, linewidth=0.6, hatch="////")
         if key != "accept_ratio":
             alone = report.values(rows, "Human alone", key).mean()
-            ax.axhline(alone, color=BLACK, linestyle="-.", linewidth=1)
-            ax.text(5.5, alone + 0.02, "human alone (ours)", ha="right", fontsize=9)
+            line = ax.axhline(alone, color=BLACK, linestyle="-.", linewidth=1,
+                              label="human alone (ours)")
         ax.set_xticks(at, ["Base stopped" if name == stopped else name.split(" ")[0]
                            for name in names], rotation=30, ha="right")
-        ax.set_ylim(0, 1.12)
+        ax.set_ylim(0, 1.04)
         ax.set_title(title, fontsize=11)
         ax.grid(axis="x", visible=False)
     kinds = {"facecolor": "#dddddd", "label": f"coloured: ours, mean of {len(ours[0])} seeds"}, {
         "facecolor": "white", "hatch": "////",
-        "label": "the paper's with Gemma, mean of 3 models (its N is 10 and 20)"}
-    figure.legend(handles=[matplotlib.patches.Patch(edgecolor=BLACK, **kind) for kind in kinds],
-                  loc="outside lower center", ncols=2)
+        "label": "the paper's with Gemma, 3 models (its N: 10, 20)"}
+    figure.legend(handles=[*(matplotlib.patches.Patch(edgecolor=BLACK, **kind) for kind in kinds),
+                           line], loc="outside lower center", ncols=3)
     return figure
 
 

@@ -96,19 +96,21 @@ def averaged(some_rows, keys=KEYS + ("tokens_read", "tokens_written", "suggestio
     return found
 
 
-def difference(results, some_rows, name, key):
-    """Empower's row minus another, on each seed: mean, interval, gains.
+def difference(results, some_rows, name, key, humans=tuple(PAPER)):
+    """Empower's row minus another, on each seed: mean, interval, gains; humans as in `paper_gain`.
 
     Problems are paired within each seed, and the mean of paired differences is the difference of
     means, so the rows of a seed suffice.
     """
     ours, theirs = (values(some_rows, row, key) for row in (empowered(results), name))
     mean, low, high = seeds_interval(ours - theirs)
-    gain, human = paper_gain(paper_name(name, results["config"]["turn_tokens"]), key)
+    gain, human = paper_gain(paper_name(name, results["config"]["turn_tokens"]), key, humans)
+    if name.startswith("Empower"):  # the paper compares Empower with other methods
+        gain = None
     return {"name": name, "mean": mean, "low": low, "high": high,
             # A ratio to almost nothing means nothing.
             "gain": ours.mean() / theirs.mean() - 1 if theirs.mean() >= 0.05 else None,
-            "paper": None if gain is None else f"{gain:+.0%} ({human})"}
+            "paper": "-" if gain is None else f"{gain:+.0%} ({human})"}
 
 
 def baselines(results):
@@ -353,11 +355,11 @@ HUMAN = {"assistant": "{name}", **{METRICS[key]: pm(key) for key in KEYS},
 HORIZONS = {"k": "{k}", "information, bits": "{information:.2f}", "of the entropy": "{share:.0%}"}
 
 
-def differences(results, some_rows, names, key):
-    """The table of Empower minus each of these rows in one metric."""
+def differences(results, some_rows, names, key, humans=tuple(PAPER)):
+    """The table of Empower minus each of these rows in one metric; humans as in `paper_gain`."""
     columns = {f"{METRICS[key]}: Empower minus" if k == 0 else header: template
                for k, (header, template) in enumerate(DIFFERENCES.items())}
-    return table([difference(results, some_rows, name, key) for name in names
+    return table([difference(results, some_rows, name, key, humans) for name in names
                   if not (name.startswith("Human alone") and key == "accept_ratio")], columns)
 
 
@@ -395,14 +397,14 @@ def tables(results):
             "passes, Empower": "{ours:.1f}", "stopped": "{theirs:.1f}"}),
         "stopping": table(stopping(results), STOPPING),
         "obvious": table(obvious(results), {"assistant": "{name}",
-                                            "bits of an obvious token": pm("bits")}),
+                                            "bits of an obvious token": pm("bits", 4)}),
         "budget": table(budget(results), {"most rounds": "{name}", **{
             str(limit): f"{{at{k}:.3f}}"
             for k, limit in enumerate([*results["plan"]["rounds"], "no limit"])}}),
         "second human": table([{**row, "paper": paper_row(results, "Llama", row["name"])}
                                for row in averaged(second)], HUMAN),
         **{f"second human, {METRICS[key]}": differences(
-            results, second, [*baselines(results), "Human alone", stopped(results)], key)
+            results, second, [*baselines(results), "Human alone", stopped(results)], key, ["Llama"])
            for key in KEYS},
         "bound": table(bound_by_horizon(results), HORIZONS),
         "bound, states": table(bound_facts(results), {"what": "{what}", "value": "{value}"}),

@@ -41,20 +41,21 @@ def paper_means(human, row):
 def paper_name(name, turn_tokens):
     """The paper's name of a row: its N is K_H or 2 K_H as ours is, but its K_H is 10 tokens.
 
-    Example: with K_H = 4, SFT-8 is the paper's SFT-20; Empower (0.32) is its Empower.
+    Example: with K_H = 4, SFT-8 is the paper's SFT-20. Its Empower, in simulation, has eta = 0.32.
     """
-    name = name.split(" (")[0] if name.endswith(")") else name
+    if name == "Empower (0.32)":
+        return "Empower"
     way, _, n = name.rpartition("-")
     return f"{way}-{10 * int(n) / turn_tokens:g}" if n.isdigit() else name
 
 
-def paper_gain(name, metric):
+def paper_gain(name, metric, humans=tuple(PAPER)):
     """(relative gain of Empower over a row of the paper's table, with which human).
 
-    With its first human, or with the second if only she has the row (SFT-RAND). (None, "") if the
-    paper has no such row or metric.
+    With the first of the humans who has the row (only Llama has SFT-RAND). (None, "") if the paper
+    has no such row or metric.
     """
-    human = next((human for human, rows in PAPER.items() if name in rows), "")
+    human = next((human for human in humans if name in PAPER[human]), "")
     if not human or metric not in PAPER_METRICS:
         return None, ""
     ours, theirs = (paper_means(human, row) for row in ("Empower", name))
