@@ -28,7 +28,7 @@ PAPER_ERRORS = (0.0115, 0.0115, 0.0087)
 
 def all_figures(results, folder):
     """Draws every picture into the folder; yields the paths."""
-    for draw in (care, rows_as_bars, lengths, budget, bound, replay):
+    for draw in (care, rows_as_bars, lengths, budget, bound):
         with plt.rc_context(STYLE):
             figure = draw(results)
             for kind in ("png", "svg"):
@@ -208,28 +208,4 @@ def bound(results):
     right.set_yscale("log")
     right.set_xlabel("exact entropy of the next token, bits")
     right.set_ylabel("cost of the token written, bits")
-    return figure
-
-
-def replay(results):
-    """Three panels on Python's own library: a replayed author, so every program is right."""
-    figure, axes = panels(3)
-    rows = [row for row in results["replay"]["rows"] if row["name"] != "Human alone"]
-    colours = [BLUE if row["name"].startswith("Empower") else SKY if "stopped" in row["name"] else
-               ORANGE if row["name"].startswith("SFT") else GREY for row in rows]
-    for ax, (key, title) in zip(axes, (("share_saved", "Share of the program's tokens saved"),
-                                       ("accept_ratio", "Accept ratio, share of suggestions"),
-                                       ("dpr", "DPR (every program is right)"))):
-        ax.barh(range(len(rows)), [row[key] or 0 for row in rows], color=colours, edgecolor=BLACK,
-                xerr=[row[f"{key}_se"] or 0 for row in rows], capsize=3, linewidth=0.6)
-        ax.set_yticks(range(len(rows)), [row["name"].replace(" bits", "") for row in rows]
-                      if ax is axes[0] else [""] * len(rows))
-        ax.invert_yaxis()
-        ax.set_xlim(left=0)
-        ax.set_title(title, fontsize=11)
-        ax.grid(axis="y", visible=False)
-    alone = report.row_of(results["replay"]["rows"], "Human alone")["dpr"]
-    axes[2].axvline(alone, color=BLACK, linestyle="-.", linewidth=1)
-    axes[2].set_xlim(0, 1.1)
-    axes[2].text(alone + 0.01, 0, "human\nalone", va="center", fontsize=9)
     return figure

@@ -17,7 +17,6 @@ import empower
 import simhuman
 from empower import Lab, completion_rules, new_assistant, rows_of_the_table
 from model import GPT, token_nll
-from realcode import replay
 from support import judge
 from support.cli import derived_seed, numpy_generator
 from support.optim import adamw, muon_and_adamw
@@ -292,7 +291,7 @@ def loss(model, examples, batch_size=64):
     return total / count / math.log(2)
 
 
-# ------------------------------------------------------------------- the bound, real code
+# ------------------------------------------------------------------- the bound
 
 
 def tightness(plan, lab):
@@ -306,9 +305,3 @@ def tightness(plan, lab):
               "futures": plan.futures, "seed": lab.cfg.seed}
     return lab.cache.data("bound", inputs, lambda: bound.measured(
         lab.cfg, base, programs, plan.horizons, plan.futures), code=(bound.measured, GPT))
-
-
-def real_code(cfg):
-    """`python empower.py replay --corpus stdlib`, with fewer programs than by default."""
-    results = replay.replay(cfg)
-    return {name: results[name] for name in ("config", "rows", "stopping", "claims", "problems")}

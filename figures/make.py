@@ -29,14 +29,13 @@ sys.path.insert(0, str(HERE.parent))
 
 import report
 from empower import Config
-from experiments import Plan, answer, prepare, questions, real_code, tuned
-from realcode import replay
+from experiments import Plan, answer, prepare, questions, tuned
 from support import cli, judge
 from support.cache import Cache
 from support.cli import UserError
 from support.files import write_text
 
-MINUTES = {"sweep": 90, "tune": 10}  # durations on 2 CPU cores, if nothing is finished
+MINUTES = {"sweep": 110, "tune": 10}  # durations on 2 CPU cores, if nothing is finished
 
 # ------------------------------------------------------------------- several processes
 
@@ -89,7 +88,7 @@ def cores():
 # ------------------------------------------------------------------- the sweep
 
 
-def sweep(plan, cfg, replay_cfg, results, workers):
+def sweep(plan, cfg, results, workers):
     """Plays everything, or reads it from finished stages; writes and returns the results."""
     begun, device, log = time.time(), cli.pick_device(cfg.device), Path(cfg.out, "sweep.log")
     cli.checked(judge.check_judge)
@@ -97,24 +96,21 @@ def sweep(plan, cfg, replay_cfg, results, workers):
     writable(results)
     print(f"{plan.seeds} seeds of the default experiment, each with {len(plan.cares)} degrees of "
           f"care, {2 * len(plan.etas) + 2 * len(plan.ns)} lengths and {len(plan.rounds)} round "
-          f"limits;\na second human on {plan.second_humans} seeds, the bound, and Python's own "
-          f"library. About {MINUTES['sweep']} minutes on 2 CPU cores,\nless if stages are reused. "
-          f"Device {device}, {workers} processes, stages in {cfg.out}, log in {log},\nresults in "
-          f"{results}")
+          f"limits;\na second human on {plan.second_humans} seeds, and the bound. About "
+          f"{MINUTES['sweep']} minutes on 2 CPU cores, less if stages are reused.\nDevice {device}, "
+          f"{workers} processes, stages in {cfg.out}, log in {log},\nresults in {results}")
     seeds = [dataclasses.replace(cfg, seed=cfg.seed + k) for k in range(plan.seeds)]
     asked = [(answer, (plan, seed, k, question)) for question in questions(plan, 0)
              for k, seed in enumerate(seeds) if question in questions(plan, k)]
-    in_parallel([*((prepare, (seed,)) for seed in seeds), *asked, (real_code, (replay_cfg,))],
-                "sweep", log, workers)
+    in_parallel([*((prepare, (seed,)) for seed in seeds), *asked], "sweep", log, workers)
     with logged(log):
         found = {str(seed.seed): {question: answer(plan, seed, k, question)
                                   for question in questions(plan, k)}
                  for k, seed in enumerate(tqdm(seeds, "collect", disable=None))}
-        found = {"seeds": found, "replay": real_code(replay_cfg)}
     environment = {**cli.environment(device), "processes": workers, "threads": threads(workers)}
     found = {"config": dataclasses.asdict(cfg), "plan": dataclasses.asdict(plan),
-             "environment": environment, **rounded(found)}
-    del found["config"]["out"], found["replay"]["config"]["out"]
+             "environment": environment, "seeds": rounded(found)}
+    del found["config"]["out"]
     write_text(results, json.dumps(found, indent=1, allow_nan=False) + "\n")
     print(f"{(time.time() - begun) / 60:.0f} minutes; next: python figures/make.py plot")
     return found
@@ -194,10 +190,7 @@ def obey(args):
     if args.command == "sweep":
         if not 2 <= args.seeds <= max(report.STUDENT):
             raise UserError(f"--seeds is {args.seeds}: give 2 to {max(report.STUDENT)}")
-        replay_cfg = replay.Config(out=f"{args.out}/replay", corpus="stdlib", held_out=50,
-                                   train_programs=800, pretrain_tokens=500_000)
-        return sweep(Plan(seeds=args.seeds), Config(out=args.out), replay_cfg, args.results,
-                     args.workers)
+        return sweep(Plan(seeds=args.seeds), Config(out=args.out), args.results, args.workers)
     results = report.read(args.results)
     try:
         if args.command == "report":

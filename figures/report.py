@@ -8,10 +8,10 @@ import numpy as np
 from empower import completion_rules
 from simhuman import mean_and_error
 from support.cli import UserError
-from support.report import (METRICS, PAPER, PAPER_METRICS as KEYS, RESULTS, STOPPING, claims_table,
-                            paper_gain, paper_means, paper_name, table, with_verdict)
+from support.report import (METRICS, PAPER, PAPER_METRICS as KEYS, STOPPING, paper_gain,
+                            paper_means, paper_name, table, with_verdict)
 
-SECTIONS = ("config", "plan", "environment", "seeds", "replay")
+SECTIONS = ("config", "plan", "environment", "seeds")
 
 
 def read(path):
@@ -408,11 +408,6 @@ def tables(results):
            for key in KEYS},
         "bound": table(bound_by_horizon(results), HORIZONS),
         "bound, states": table(bound_facts(results), {"what": "{what}", "value": "{value}"}),
-        "replay": table(results["replay"]["rows"], {
-            **{header: template for header, template in RESULTS.items() if header != "Pass@1"},
-            "passes": "{passes:.1f}"}),
-        "replay, differences": claims_table(results["replay"]["claims"]),
-        "replay, stopping": table(with_verdict(results["replay"]["stopping"]), STOPPING),
     }
 
 

@@ -19,7 +19,6 @@ import report
 from empower import Config
 from experiments import Plan
 from model import GPT, GPTConfig, token_entropy, token_nll
-from realcode import replay
 from simhuman import Assistant, Human, play, typical
 from support.testing import in_process, random_texts, tiny_gpt
 from test_empower import random_goals
@@ -34,21 +33,15 @@ SMALL = Plan(seeds=2, cares=(0.5, 0.05), etas=(0.32, 60), ns=(4, 9), rounds=(1, 
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory):
-    """A tiny sweep: the path of its results, its settings, those of its replay, and the results."""
+    """A tiny sweep: the path of its results, its settings, and the results."""
     folder = tmp_path_factory.mktemp("sweep")
-    (folder / "corpus").mkdir()
-    for k in range(10):
-        (folder / "corpus" / f"{k}.py").write_text(f"def f{k}(x):\n    return x + {k}\n")
     cfg, path = Config(out=str(folder / "out"), **TINY), folder / "results.json"
-    replay_cfg = replay.Config(
-        out=f"{cfg.out}/replay", corpus=str(folder / "corpus"), vocab_size=300, width=32, layers=1,
-        pretrain_tokens=2000, context=64, max_suggestion=8, device="cpu")
-    make.sweep(SMALL, cfg, replay_cfg, path, workers=2)
-    return path, cfg, replay_cfg, json.loads(path.read_text())
+    make.sweep(SMALL, cfg, path, workers=2)
+    return path, cfg, json.loads(path.read_text())
 
 
 def test_a_sweep_has_every_section(swept):
-    path, cfg, _, results = swept
+    path, cfg, results = swept
     assert list(results["seeds"]) == ["0", "1"]
     for name in report.SECTIONS:
         assert results[name], name
@@ -60,9 +53,9 @@ def test_a_sweep_has_every_section(swept):
 
 def test_processes_and_a_single_one_give_the_same_results_from_the_same_stages(swept, tmp_path):
     """The processes made every stage: in this one, the same sweep makes nothing more."""
-    _, cfg, replay_cfg, results = swept
+    _, cfg, results = swept
     before = sorted(Path(cfg.out).rglob("*"))
-    make.sweep(SMALL, cfg, replay_cfg, tmp_path / "again.json", workers=1)
+    make.sweep(SMALL, cfg, tmp_path / "again.json", workers=1)
     again = json.loads((tmp_path / "again.json").read_text())
     assert again.pop("environment")["processes"] == 1 and results["environment"]["processes"] == 2
     assert again == {name: part for name, part in results.items() if name != "environment"}
@@ -70,7 +63,7 @@ def test_processes_and_a_single_one_give_the_same_results_from_the_same_stages(s
 
 
 def test_a_sweep_shares_its_stages_with_the_default_run(swept):
-    _, cfg, _, results = swept
+    _, cfg, results = swept
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in TINY.items()]
     status, stdout, _ = in_process("--out", cfg.out, *flags)
     assert status == 0 and "kept in" not in stdout
@@ -102,7 +95,7 @@ def test_a_game_without_a_limit_goes_on_where_the_limit_cut_it(swept):
 
 
 def test_her_own_text_is_measured_by_hand(swept):
-    _, cfg, _, results = swept
+    _, cfg, results = swept
     lab = experiments.laboratory(cfg)
     found = results["seeds"]["0"]["table"]["own text"]
     assert list(found) == ["0.5", "0.05"]
@@ -117,7 +110,7 @@ def test_her_own_text_is_measured_by_hand(swept):
 
 
 def test_the_second_human_is_larger_and_reads_the_same_tokens(swept):
-    _, cfg, _, results = swept
+    _, cfg, results = swept
     sizes = results["seeds"]["0"]["second human"]["parameters"]
     assert sizes["human"] > sizes["assistants"]
     [base] = [p for p in Path(cfg.out, "stages").glob("base-*") if json.loads(
@@ -298,7 +291,7 @@ def test_every_picture_is_drawn_and_the_same_results_draw_the_same(swept, tmp_pa
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         paths = list(draw.all_figures(swept[-1], tmp_path / name))
-    assert len(paths) == 12
+    assert len(paths) == 10
     for path in paths:
         assert path.read_bytes() == (tmp_path / "a" / path.name).read_bytes()
 
@@ -418,7 +411,8 @@ def test_one_game_holds_every_budget():
 PAGES = {name: (HERE / name).read_text() for name in ("../README.md", "README.md")}
 # Numbers on the pages that no run prints: settings, the paper's, sections, names and years.
 SETTINGS = {*map(str, dataclasses.asdict(Config()).values()), "1", "0", "4", "1.25", "3.10",
-            "2025", "2510.13709", "2", "8", "10", "20", "30", "95%", "5", "20%", "18",
+            "2025", "2510.13709", "2", "8", "10", "20", "30", "95%", "5", "20%", "18", "40", "61",
+            "400",  # tokens of a program, the paper's by assumption
             str(make.MINUTES["sweep"]), str(make.MINUTES["tune"])}
 
 
@@ -498,7 +492,7 @@ def test_the_default_of_fine_tuning_is_what_tune_has_chosen():
 
 def test_the_committed_pictures_are_there_and_small():
     pictures = sorted(path.name for path in HERE.glob("*.png"))
-    assert pictures == ["bound.png", "budget.png", "care.png", "lengths.png", "replay.png",
+    assert pictures == ["bound.png", "budget.png", "care.png", "lengths.png",
                         "rows-as-bars.png"]
     assert all(f"({name})" in PAGES["README.md"] for name in pictures)
     assert sum(p.stat().st_size for p in HERE.glob("*.[ps][nv]g")) <= 600_000
