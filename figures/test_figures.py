@@ -478,6 +478,14 @@ def test_every_interval_on_a_page_is_in_a_row_with_its_mean(name):
         assert any(row.search(line) for line in lines), f"{mean} ({low} to {high})"
 
 
+def test_durations_are_those_that_the_commands_announce():
+    course = (HERE.parent / "course" / "README.md").read_text()
+    for page in (PAGES["../README.md"], course):
+        assert f"about {empower.MINUTES} minutes" in page
+    for minutes in make.MINUTES.values():
+        assert f"about {minutes} minutes" in PAGES["README.md"]
+
+
 def test_the_evidence_is_complete():
     for block in committed()[1].values():
         assert block in PAGES["README.md"]
