@@ -194,8 +194,9 @@ def test_another_domain_goes_through_the_whole_experiment(tiny, monkeypatch, cap
     monkeypatch.setattr(contest, "DOMAINS", contest.DOMAINS)
     assert exercises.experiment(8, tiny) == []
     assert "| Empower (0.32) " in capsys.readouterr().out
-    [path] = Path(tiny.out, "another-domain", "stages").glob("programs-*/value.json")
-    assert exercises.another_domain().noun in path.read_text()
+    assert Path(tiny.out, "another-domain", "results.json").exists()
+    # So few problems may have no meaning of the new domain, but the contest has.
+    assert {parts[0] for parts in compositions()} == {0, 1, 2}
 
 
 @pytest.mark.parametrize("arguments", [[], ["3"], ["x"], ["4", "--out", "/dev/null/x"]])

@@ -329,7 +329,7 @@ USES = ["replay --corpus corpus --out new", "finetune --corpus corpus --out new"
     ("replay --corpus corpus --out new --model model --context 250",
      "--context is 250, but the model reads 256 tokens: give at most"),
     ("replay --corpus corpus --out new --model model --context 232 --max-suggestion 8",
-     "give at most 231"),  # after it Base-20 writes 20 tokens and the author 4
+     "give at most 225"),  # after it Base-20 writes 20 tokens and the author 10
     ("replay --corpus corpus --out new --context 5000", "the model reads 4096 tokens: give at"),
     ("replay --corpus corpus --out new --context 8", "--context is 8: give"),
     ("finetune --corpus corpus --out new", "--model is missing: give a folder"),
