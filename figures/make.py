@@ -98,7 +98,8 @@ def sweep(plan, cfg, results, workers):
           f"care, {2 * len(plan.etas) + 2 * len(plan.ns)} lengths and {len(plan.rounds)} round "
           f"limits;\na second human on {plan.second_humans} seeds, and the bound. About "
           f"{MINUTES['sweep']} minutes on 2 CPU cores, less if stages are reused.\nDevice "
-          f"{device}, {workers} processes, stages in {cfg.out}, log in {log},\nresults in {results}")
+          f"{device}, {workers} processes, stages in {cfg.out}, log in {log},\nresults in "
+          f"{results}")
     seeds = [dataclasses.replace(cfg, seed=cfg.seed + k) for k in range(plan.seeds)]
     asked = [(answer, (plan, seed, k, question)) for question in questions(plan, 0)
              for k, seed in enumerate(seeds) if question in questions(plan, k)]
