@@ -307,8 +307,9 @@ class KVCache:
 
     def select(self, rows):
         """Keeps only these rows, in this order; a row may be repeated."""
-        self.keys, self.values = self.keys[:, rows], self.values[:, rows]
         self.lengths = self.lengths[rows]
+        S = int(self.lengths.max())
+        self.keys, self.values = self.keys[:, rows, :, :S], self.values[:, rows, :, :S]
 
     def copy(self, rows):
         """A separate cache of these rows (a tensor of indices)."""
@@ -346,12 +347,15 @@ class KVCache:
         return positions, mask, stores
 
     def _reserve(self, size):
-        """Makes room for `size` positions, plus half as many again when it has to grow."""
+        """Makes room for `size` positions, plus 64 when it has to grow.
+
+        Copying the cache every 64 positions is cheap: attention reads all of it for each of them.
+        """
         if size > self.limit:
             raise ValueError(f"a text of {size} tokens is longer than the model's {self.limit}")
         missing = size - self.keys.shape[3]
         if missing > 0:
-            grow = (0, 0, 0, missing + size // 2)
+            grow = (0, 0, 0, missing + 64)
             self.keys, self.values = F.pad(self.keys, grow), F.pad(self.values, grow)
 
 
