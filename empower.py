@@ -495,7 +495,8 @@ def run(cfg):
     return report.conclude(lab, begin, trained, stopping, episodes)
 
 
-COMMANDS = {name: f"realcode.{name}" for name in ("show", "suggest", "replay", "finetune")}
+COMMANDS = {name: f"realcode.{name}" for name in (
+    "show", "suggest", "replay", "finetune", "convert")}
 
 
 def main(argv=None):

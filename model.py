@@ -233,11 +233,23 @@ class GPT(nn.Module):
         dtype: None for the file's own. FileNotFoundError or ValueError says what is missing,
         damaged or not supported by this network.
         """
-        cfg, weights = GPTConfig(**read_config(directory)), {}
+        fields, weights = read_config(directory), {}
         for path in weight_files(directory):
             weights |= {name.removeprefix("model."): weight
                         for name, weight in read_safetensors(path).items()
                         if not name.endswith("rotary_emb.inv_freq")}  # in old files; we compute it
+        return cls.from_weights(fields, weights, directory, device, dtype)
+
+    @classmethod
+    def from_weights(cls, fields, weights, source, device="cpu", dtype=None):
+        """The model with these fields of a GPTConfig and weights {name: tensor}, which it empties.
+
+        A weight may be anything with shape, dtype and to(device, dtype). source: for messages.
+        """
+        cfg = GPTConfig(**fields)
+        if cfg.num_hidden_layers > len(weights):  # do not build a billion layers to compare them
+            raise ValueError(f"{source}: {len(weights)} weights are too few for the "
+                             f"{cfg.num_hidden_layers} layers in its configuration")
         embedding = weights.get("embed_tokens.weight", torch.empty(0))
         head = weights.get("lm_head.weight", embedding)
         if cfg.tie_word_embeddings and (head is embedding or torch.equal(head, embedding)):
@@ -251,8 +263,8 @@ class GPT(nn.Module):
         wrong = sorted(name for name in expected | found if expected.get(name) != found.get(name))
         if wrong:
             raise ValueError(
-                f"{directory}: the weights do not match config.json: {len(wrong)} differ, first: "
-                f"{wrong[0]} is {found.get(wrong[0], 'absent')} in the file but should be "
+                f"{source}: the weights do not match its configuration: {len(wrong)} differ, "
+                f"first: {wrong[0]} is {found.get(wrong[0], 'absent')} in the file but should be "
                 f"{expected.get(wrong[0], 'absent')}")
         for name in weights:  # one at a time: never two copies of all of them
             weights[name] = weights[name].to(device, dtype or embedding.dtype)

@@ -27,6 +27,7 @@ from model import GPT
 from support.checkpoint import tokenizer_files
 from support.cli import UserError
 from support.files import remove_leftovers, temporary_name, write_text
+from support.gguf_file import is_gguf, load_gguf, write_folder_files
 from support.source import code_of, fingerprint
 
 VERSION = 3  # of the layout of --out; a folder written by another version is refused
@@ -161,7 +162,7 @@ def slug(name):
 
 
 class Checkpoint(NamedTuple):
-    """A language model, its tokenizer, and the folder that both were read from."""
+    """A language model, its tokenizer, and the folder or GGUF file that both were read from."""
 
     model: GPT
     encoding: data.Tokenizer
@@ -174,18 +175,19 @@ class Checkpoint(NamedTuple):
 
 
 def load_checkpoint(folder, device, dtype=None, name=None):
-    """The Checkpoint in a folder, ours or of a published family.
+    """The Checkpoint in a folder, ours or of a published family, or in a GGUF file.
 
     dtype: None for the file's own. name: None for one derived from folder, dtype and files.
     FileNotFoundError or ValueError says in one sentence what cannot be used.
     """
     folder = Path(folder)
-    model = GPT.from_pretrained(folder, device, dtype).eval()
-    encoding = data.load_tokenizer(folder)
-    model.writable = encoding.size  # the head of a published model has more rows than tokens
-    files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns)
-             for path in sorted([*folder.glob("*.safetensors"), folder / "config.json",
-                                 *tokenizer_files(folder)])]
+    if is_gguf(folder):
+        (model, encoding), paths = load_gguf(folder, device, dtype), [folder]
+    else:
+        model, encoding = GPT.from_pretrained(folder, device, dtype), data.load_tokenizer(folder)
+        paths = [*folder.glob("*.safetensors"), folder / "config.json", *tokenizer_files(folder)]
+    model.eval().writable = encoding.size  # a published model's head has more rows than tokens
+    files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(paths)]
     model.name = name or fingerprint([str(folder.resolve()), str(model.dtype), files])
     return Checkpoint(model, encoding, folder)
 
@@ -195,6 +197,8 @@ def save_checkpoint(model, tokenizer, folder):
     model.save_pretrained(folder)
     if isinstance(tokenizer, data.Tokenizer):
         return data.save_tokenizer(tokenizer, folder)
+    if is_gguf(tokenizer.folder):
+        return write_folder_files(tokenizer.folder, folder)
     for path in tokenizer_files(tokenizer.folder):
         copy_to = Path(folder, path.relative_to(tokenizer.folder))
         copy_to.parent.mkdir(exist_ok=True)

@@ -92,7 +92,8 @@ def weight_files(directory):
         return [single]
     if not index.exists():
         raise FileNotFoundError(f"{directory} has neither {single.name} nor {index.name}: "
-                                "pytorch_model.bin, GGUF and consolidated.* are not supported")
+                                "pytorch_model.bin and consolidated.* are not supported, and a "
+                                "GGUF file is given by its own name")
     try:
         names = sorted(set(read_json(index)["weight_map"].values()))
         paths = [Path(directory, name) for name in names]
@@ -114,6 +115,20 @@ _SMOLLM2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p
 _QWEN = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
          r"\s*[\r\n]+|\s+(?!\S)|\s+")
 _LLAMA3 = _QWEN.replace(r"\p{N}|", r"\p{N}{1,3}|")
+
+
+def _split(pattern):
+    """The pre_tokenizer of a tokenizer.json that cuts by a regex."""
+    return {"type": "Sequence", "pretokenizers": [
+        {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False},
+        {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}]}
+
+
+# Those of the families here, by llama.cpp's names for them.
+PRE_TOKENIZERS = {"llama-bpe": _split(_LLAMA3), "qwen2": _split(_QWEN), "smollm": {
+    "type": "Sequence", "pretokenizers": [
+        {"type": "Digits", "individual_digits": True},
+        {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}]}}
 _LLAMA3_SPECIAL = [
     "begin_of_text", "end_of_text", "reserved_special_token_0", "reserved_special_token_1",
     "finetune_right_pad_id", "step_id", "start_header_id", "end_header_id", "eom_id", "eot_id",
@@ -141,18 +156,22 @@ def read_tokenizer(directory):
     config, generation, more = (read_json(directory / f"{name}.json") for name in (
         "config", "generation_config", "tokenizer_config"))
     try:
-        pattern, ranks, special, bos = (
+        if path.name == "tokenizer.json":
+            return parse_tokenizer(content, config, generation)
+        return _with_stops(config, generation, *(
             _from_ranks(content) if path.suffix == ".model" else
-            _from_files(content, merges, more, config) if path.name == "vocab.json" else
-            _from_json(content))
-        _check_ids(ranks, special, config)
-        return pattern, ranks, special, _stops(special, config, generation), bos
+            _from_files(content, merges, more, config)))
     except Unsupported as error:
         raise ValueError(f"{path} {error}, which is not supported: choose a model with a "
                          "tokenizer like that of Llama 3, Qwen2, Qwen3 or SmolLM2") from None
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError(f"{path} is damaged or does not match config.json ({error!r}): copy "
                          "both again") from None
+
+
+def parse_tokenizer(content, config, generation):
+    """The same from the contents of three files: tokenizer, config and generation_config.json."""
+    return _with_stops(config, generation, *_from_json(content))
 
 
 def tokenizer_files(directory):
@@ -267,7 +286,8 @@ def _from_ranks(content):
     return _LLAMA3, ranks, special, len(ranks)
 
 
-def _check_ids(ranks, special, config):
+def _with_stops(config, generation, pattern, ranks, special, bos):
+    """The arguments of a `data.Tokenizer`, checked against config.json."""
     ids = [*ranks.values(), *special.values()]
     if len(set(ids)) < len(ids):
         raise ValueError(f"two tokens have the id {collections.Counter(ids).most_common(1)[0][0]}")
@@ -276,6 +296,7 @@ def _check_ids(ranks, special, config):
     lacking = "".join(chr(byte) for byte in (10, *range(32, 127)) if bytes([byte]) not in ranks)
     if lacking:
         raise ValueError(f"no tokens for {lacking!r}")
+    return pattern, ranks, special, _stops(special, config, generation), bos
 
 
 def _stops(special, config, generation):

@@ -1,0 +1,38 @@
+"""python empower.py convert FILE.gguf DIR: a GGUF file as a folder in Hugging Face's layout."""
+
+import dataclasses
+import os
+import shutil
+from pathlib import Path
+
+from realcode.given import DTYPE, given_model
+from support.cache import save_checkpoint
+from support.cli import UserError, flag
+from support.files import temporary_name
+from support.gguf_file import is_gguf
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The file to convert, and where to."""
+
+    model: str = flag("", "the GGUF file", positional=True)
+    folder: str = flag("", "the new folder", positional=True)
+    dtype: str = flag("auto", DTYPE)
+
+
+def convert(cfg):
+    """Writes the checkpoint in a GGUF file as a folder that transformers and vLLM read too."""
+    folder = Path(cfg.folder)
+    if not is_gguf(cfg.model):
+        raise UserError(f"{cfg.model} is not a GGUF file: its name must end in .gguf")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} is not empty: name a new folder")
+    checkpoint, new = given_model(cfg, "cpu"), temporary_name(folder)
+    new.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        save_checkpoint(checkpoint.model, checkpoint, new)
+        os.replace(new, folder)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+    print(f"The checkpoint is in {folder}. Try: python empower.py show FILE --model {folder}")
