@@ -19,6 +19,8 @@ from support.cache import Progress, save_checkpoint
 from support.cli import (UserError, check_ranges, describe, flag, numpy_generator, pick_device,
                          python_generator, torch_generator, values)
 from support.files import temporary_name, write_text
+from support.lora import add_lora, merge_lora, save_adapter
+from support.memory import available_bytes, training_bytes
 from support.optim import adamw
 from support.report import STOPPING, check_stopping, table, with_verdict
 from support.source import code_of, fingerprint
@@ -31,8 +33,9 @@ class Config:
     out: str = flag("", "folder of the new checkpoint")
     device: str = flag("auto", "auto, cpu, cuda or mps")
     seed: int = flag(0, "feeds all randomness, by separate generators")
-    model: str = flag("", "the checkpoint folder to start from: Llama, Mistral, Qwen2 or Qwen3")
-    dtype: str = flag("auto", DTYPE + "; weights are trained in float32")
+    model: str = flag("", "the checkpoint to start from, a folder or GGUF file: Llama, Mistral, "
+                          "Qwen2 or Qwen3")
+    dtype: str = flag("auto", DTYPE + "; what is trained is float32")
     corpus: str = flag("", CORPUS)
     field: str = flag("", FIELD)
     statements: bool = flag(False, STATEMENTS_FLAG)
@@ -41,7 +44,10 @@ class Config:
     held_out: int = flag(20, "programs on which its stopping is checked, at most a fifth of all; "
                              "with fewer than 5 programs, a fifth of the pieces", 1)
     context: int = flag(1024, "tokens of a piece; longer programs are cut into pieces", 16)
-    lr: float = flag(1e-5, "AdamW's learning rate", 0)
+    lora: int = flag(0, "rank of low-rank updates (LoRA), which take much less memory, e.g. 16; "
+                        "0 trains all weights", 0)
+    adapter: bool = flag(False, "with --lora, save the updates alone, as PEFT does")
+    lr: float = flag(None, "AdamW's learning rate (default: 1e-5, or 1e-4 with --lora)", 0)
     batch: int = flag(16, "examples per update", 1)
     micro_batch: int = flag(4, "examples at a time; their gradients are summed", 1)
     clip: float = flag(1.0, "maximum norm of an update's gradient", 0)
@@ -51,6 +57,12 @@ class Config:
 
     def __post_init__(self):
         check_ranges(self)
+        if self.adapter and not self.lora:
+            raise UserError("--adapter is for --lora: give its rank too, or leave it out")
+
+    @property
+    def rate(self):
+        return (1e-4 if self.lora else 1e-5) if self.lr is None else self.lr
 
 
 def rule_named(name, eta):
@@ -78,8 +90,8 @@ def finetune(cfg):
     base = given_model(cfg, device)
     check_context(cfg, base.model.config.max_position_embeddings, cfg.max_suggestion)
     inputs = {"base": base.name, "texts": fingerprint(texts), **values(
-        cfg, "seed", "dtype", "rule", "eta", "context", "lr", "batch", "clip"),
-        "code": code_of(rule_named, completions, tune, GPT)}
+        cfg, "seed", "dtype", "rule", "eta", "context", "lora", "adapter", "rate", "batch",
+        "clip"), "code": code_of(rule_named, completions, tune, GPT)}
     out, partial = Path(cfg.out), Path(f"{cfg.out.rstrip('/')}.partial")
     problem = try_to_rename(out)
     if begun_before(out, inputs):
@@ -99,13 +111,31 @@ def finetune(cfg):
               f"epoch, {'resuming' if begun else 'starting'} in {partial}: the bars show how long "
               "it takes.")
         describe(cfg, base.model, device)
+        check_memory(cfg, base.model, device)
         write_text(partial / "inputs.json", json.dumps(inputs, indent=2) + "\n")
         learned, held_out = completions(cfg, base, texts, rule, partial)
         tune(cfg, base, learned, partial)
         show_stopping(cfg, base, held_out)
         os.replace(partial, out)
         tidy(out)
-    print(f"The checkpoint is in {out}. Try: python empower.py suggest --model {out} FILE:LINE:COL")
+    print(f"The adapter is in {out}, for PEFT and for servers that load it over {cfg.model}"
+          if cfg.adapter else f"The checkpoint is in {out}. Try: python empower.py suggest --model "
+          f"{out} FILE:LINE:COL")
+
+
+def check_memory(cfg, model, device):
+    """Says what memory the training takes; a UserError if the machine does not have it."""
+    needed, free = training_bytes(
+        model.config, cfg.lora, model.dtype.itemsize, min(cfg.micro_batch, cfg.batch), cfg.context,
+        cfg.recompute, width=2 if str(device).startswith("cuda") else 4), available_bytes(device)
+    print(f"Training takes about {needed / 1e9:.1f} GB of memory"
+          + (f"; {free / 1e9:.1f} GB are free." if free else "."))
+    if free and needed > free:
+        remedies = [text for text, used in (
+            ("--lora 16", cfg.lora), ("--recompute", cfg.recompute),
+            ("--micro-batch 1", cfg.micro_batch == 1), ("a smaller --context", False)) if not used]
+        raise UserError(f"training takes about {needed / 1e9:.1f} GB of memory, but only "
+                        f"{free / 1e9:.1f} GB are free: give {', or '.join(remedies)}")
 
 
 def completions(cfg, base, texts, rule, folder):
@@ -145,16 +175,24 @@ def completions_of(cfg, base, texts, rule, purpose, folder):
 def tune(cfg, base, learned, folder):
     """Trains the base model itself on completions and saves it in the folder.
 
-    The weights are float32 during training, since steps of 1e-5 would be lost in bfloat16.
+    What is trained is float32, since steps of 1e-5 would be lost in bfloat16.
     """
-    dtype, model = base.model.dtype, base.model.float()
+    model, dtype = base.model, base.model.dtype
     model.recompute = cfg.recompute
+    if cfg.lora:
+        add_lora(model, cfg.lora, torch_generator(cfg, "lora", "cpu"))
+    else:
+        model.float()
     examples = [sft_example(base.encoding, *completion) for completion in learned]
-    losses = train(model, examples, cfg.batch, adamw(model, cfg.lr),
+    losses = train(model, examples, cfg.batch, adamw(model, cfg.rate),
                    python_generator(cfg, "batches"), cfg.rule, cfg.micro_batch, cfg.clip,
                    Progress(folder / "progress.pt", 60 * cfg.save_minutes))
     print(f"  {len(losses)} updates; loss from {np.mean(losses[:10]):.3f} to "
           f"{np.mean(losses[-10:]):.3f} nats a token (means of ten)")
+    if cfg.adapter:
+        return save_adapter(model, cfg.model, folder)
+    if cfg.lora:
+        merge_lora(model)
     save_checkpoint(model.to(dtype), base, folder)
 
 

@@ -221,3 +221,81 @@ def test_some_pieces_of_a_single_file_are_held_out(tuned, corpus, tmp_path):
     assert status == 0, stderr
     assert re.search(r"too few programs to hold one out; [1-9]\d* pieces are held out", stdout)
     assert "Did it learn to stop? On held-out pieces:\n\n| assistant" in stdout
+
+
+# ------------------------------------------------------------------- low-rank updates, memory
+
+
+LORA = [*FINETUNE, "--lora", "2"]
+
+
+@pytest.fixture(scope="module")
+def merged(tuned, corpus, tmp_path_factory):
+    """(base, the merged checkpoint of LoRA, what it printed), in float32."""
+    folder = tmp_path_factory.mktemp("lora")
+    base, out = published(folder / "base", dtype=torch.float32), folder / "merged"
+    status, stdout, stderr = in_process("finetune", "--model", base, "--corpus", corpus, "--out",
+                                        out, *LORA)
+    assert status == 0, stderr
+    return base, out, stdout
+
+
+def test_lora_changes_projections_by_low_rank(merged):
+    base, out, stdout = merged
+    n, first, last = updates(stdout)
+    assert last < first - 0.2
+    before, after = (read_safetensors(folder / "model.safetensors") for folder in (base, out))
+    for name in before:
+        change = (after[name] - before[name]).float()
+        assert (change.abs().max() > 0) == ("_proj.weight" in name), name
+        if "_proj.weight" in name:
+            assert torch.linalg.matrix_rank(change, atol=1e-5 * before[name].abs().max()) <= 2
+
+
+def test_an_adapter_and_its_base_are_the_merged_checkpoint(merged, corpus, tmp_path):
+    base, out, _ = merged
+    status, stdout, stderr = in_process("finetune", "--model", base, "--corpus", corpus, "--out",
+                                        tmp_path / "adapter", *LORA, "--adapter")
+    assert status == 0 and "for PEFT" in stdout, stderr
+    assert {path.name for path in (tmp_path / "adapter").iterdir()} == {
+        "adapter_config.json", "adapter_model.safetensors", "inputs.json"}
+    adapter = read_safetensors(tmp_path / "adapter" / "adapter_model.safetensors")
+    before, after = (read_safetensors(folder / "model.safetensors") for folder in (base, out))
+    for name in [name for name in before if "_proj.weight" in name]:
+        A, B = (adapter[f"base_model.model.{name.removesuffix('weight')}lora_{part}.weight"]
+                for part in "AB")
+        assert torch.allclose(after[name], before[name] + 2 * B @ A, atol=1e-6)
+
+
+def test_interrupted_lora_goes_on_to_the_same_weights(merged, corpus, tmp_path, monkeypatch):
+    base, whole, printed = merged
+    out = tmp_path / "merged"
+    command = "finetune", "--model", base, "--corpus", corpus, "--out", out, *LORA
+    interrupt(monkeypatch, empower, "sft_loss", 6)
+    assert in_process(*command)[0] == 130
+    saved = torch.load(f"{out}.partial/progress.pt", weights_only=True)["parts"][0]
+    assert saved and all(name[-2:] in (".A", ".B") for name in saved)  # not the frozen weights
+    monkeypatch.undo()
+    status, stdout, stderr = in_process(*command)
+    assert status == 0 and "resuming in" in stdout, stderr
+    assert contents(out) == contents(whole) and updates(stdout) == updates(printed)
+
+
+@pytest.mark.parametrize("flags, remedy", [
+    ([], "give --lora 16, or --recompute, or --micro-batch 1, or a smaller --context"),
+    (["--lora", "4", "--recompute", "--micro-batch", "1"], "give a smaller --context")])
+def test_too_little_memory_is_said_before_any_work(merged, corpus, tmp_path, monkeypatch, flags,
+                                                   remedy):
+    base, _, stdout = merged
+    assert re.search(r"Training takes about [.\d]+ GB of memory; [.\d]+ GB are free", stdout)
+    monkeypatch.setattr(finetune, "available_bytes", lambda device: 1000)
+    monkeypatch.setattr(corpora, "score", None)
+    status, _, stderr = in_process("finetune", "--model", base, "--corpus", corpus, "--out",
+                                   tmp_path / "out", *FINETUNE, *flags)
+    assert status == 2 and stderr.count("\n") == 1 and remedy in stderr
+
+
+def test_an_adapter_needs_lora(tmp_path):
+    status, _, stderr = in_process("finetune", "--model", tmp_path, "--corpus", tmp_path, "--out",
+                                   tmp_path / "out", "--adapter")
+    assert status == 2 and "--adapter is for --lora" in stderr

@@ -206,7 +206,10 @@ def save_checkpoint(model, tokenizer, folder):
 
 
 class Progress:
-    """The state of an unfinished training in one file, saved every so many seconds."""
+    """The state of an unfinished training in one file, saved every so many seconds.
+
+    Of a model it holds the weights that are trained: with LoRA, not the frozen ones.
+    """
 
     def __init__(self, path, seconds):
         self.path, self.seconds, self.saved = Path(path), seconds, time.time()
@@ -218,7 +221,10 @@ class Progress:
         try:
             state = torch.load(self.path, map_location=parts[0].device, weights_only=True)
             for part, values in zip(parts, state["parts"], strict=True):
-                part.load_state_dict(values)
+                if isinstance(part, torch.nn.Module):
+                    part.load_state_dict(values, strict=False)  # the frozen ones are missing
+                else:
+                    part.load_state_dict(values)
             return state["losses"]
         except (OSError, RuntimeError, ValueError, KeyError, EOFError,
                 pickle.UnpicklingError) as error:
@@ -229,7 +235,15 @@ class Progress:
         """Saves the state if it is time to, all or nothing."""
         if time.time() - self.saved > self.seconds:
             temporary = temporary_name(self.path)
-            torch.save({"losses": losses, "parts": [part.state_dict() for part in parts]},
+            torch.save({"losses": losses, "parts": [trained_state(part) for part in parts]},
                        temporary)
             os.replace(temporary, self.path)
             self.saved = time.time()
+
+
+def trained_state(part):
+    """The state of an optimizer or schedule, or the weights of a model that are trained."""
+    if not isinstance(part, torch.nn.Module):
+        return part.state_dict()
+    return {name: weight.detach() for name, weight in part.named_parameters()
+            if weight.requires_grad}

@@ -21,7 +21,8 @@ def adamw(model, lr):
 
 
 def _adamw(parameters, lr):
-    return torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.95), weight_decay=0.0)
+    trained = [p for p in parameters if p.requires_grad]
+    return torch.optim.AdamW(trained, lr=lr, betas=(0.9, 0.95), weight_decay=0.0)
 
 
 class Muon(torch.optim.Optimizer):

@@ -1,0 +1,84 @@
+"""How much memory fine-tuning takes, as an estimate, and how much the machine has.
+
+    weights, gradients, AdamW     16 bytes a parameter in full training, all in float32; with LoRA
+                                  the frozen weights in their own type, and 16 bytes for each
+                                  parameter of the updates
+    activations                   what a layer keeps for the backward pass, for every token; with
+                                  recomputing, its input for every token and all of it in one layer
+    logits                        three times the vocabulary for every label: logits, a float32
+                                  copy of them, and their gradient
+
+On several GPUs with FSDP the first are split among them, and two layers are whole at a time.
+"""
+
+import os
+from pathlib import Path
+
+import torch
+
+from support.lora import PROJECTIONS
+
+LABELS = 100  # labels of an example, at most, in most corpora: the cap on a suggestion
+
+
+def projection_shapes(cfg):
+    """{name: (rows, columns)} of the projections in a layer of a GPTConfig."""
+    C, inner = cfg.hidden_size, cfg.intermediate_size
+    Q, K = (heads * cfg.head_dim for heads in (cfg.num_attention_heads, cfg.num_key_value_heads))
+    return dict(zip(PROJECTIONS, ((Q, C), (K, C), (K, C), (C, Q), (inner, C), (inner, C),
+                                  (C, inner))))
+
+
+def parameter_counts(cfg, rank):
+    """(parameters of the model, of a layer, of all updates of this rank); norms are left out."""
+    shapes = projection_shapes(cfg).values()
+    layer = sum(rows * columns for rows, columns in shapes)
+    ends = cfg.vocab_size * cfg.hidden_size * (1 if cfg.tie_word_embeddings else 2)
+    updates = cfg.num_hidden_layers * rank * sum(map(sum, shapes))
+    return cfg.num_hidden_layers * layer + ends, layer, updates
+
+
+def activation_bytes(cfg, tokens, rank, recompute, width=4):
+    """What the layers keep of so many tokens for the backward pass; width: bytes of a number."""
+    C, inner = cfg.hidden_size, cfg.intermediate_size
+    Q, K = (heads * cfg.head_dim for heads in (cfg.num_attention_heads, cfg.num_key_value_heads))
+    # Two norms with input, normalised and scaled copy; queries and keys before and after rotating,
+    # values, the mixed values; the gate before and after its nonlinearity, up, their product.
+    layer = 6 * C + 3 * Q + 3 * K + 4 * inner + (2 * (Q + K) if cfg.qk_norm else 0)
+    layer += 7 * rank
+    kept = cfg.num_hidden_layers * C + layer if recompute else cfg.num_hidden_layers * layer
+    return tokens * kept * width
+
+
+def training_bytes(cfg, rank=0, weight_bytes=4, micro_batch=4, context=1024, recompute=False,
+                   gpus=1, width=4):
+    """An estimate of the memory in bytes that fine-tuning takes on each of so many GPUs.
+
+    cfg: a GPTConfig. rank: of LoRA, or 0 for full training. weight_bytes: of a frozen weight.
+    width: of a number in the activations, 2 under autocast.
+    """
+    model, layer, updates = parameter_counts(cfg, rank)
+    split = model * weight_bytes + 16 * updates if rank else 16 * model
+    whole = 2 * layer * (weight_bytes if rank else width) if gpus > 1 else 0
+    logits = micro_batch * min(LABELS, context) * cfg.vocab_size * 4 * 3
+    activations = activation_bytes(cfg, micro_batch * context, rank, recompute, width)
+    return split / gpus + whole + activations + logits
+
+
+def available_bytes(device):
+    """The memory that is free on a device, or None if the system does not say."""
+    if str(device).startswith("cuda"):
+        return torch.cuda.mem_get_info(device)[0]
+    if str(device).startswith("mps"):
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    found = []
+    meminfo, limit = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
+    if meminfo.exists():
+        lines = dict(line.split(":") for line in meminfo.read_text().splitlines())
+        found.append(1024 * int(lines["MemAvailable"].split()[0]))
+    if limit.exists() and limit.read_text().strip().isdigit():  # of a container
+        found.append(int(limit.read_text())
+                     - int(Path("/sys/fs/cgroup/memory.current").read_text()))
+    if not found and "SC_PHYS_PAGES" in os.sysconf_names:
+        found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    return min(found, default=None)
