@@ -34,7 +34,7 @@ from support.cli import UserError
 from support.contest import draw_style, write_program
 from support.optim import adamw, muon_and_adamw
 from support.report import summarize
-from support.testing import (ROOT, TINY, empower_py, in_process, interrupt, made, published,
+from support.testing import (ROOT, TINY, in_process, interrupt, made, published,
                              random_texts, small_contest, small_corpus, stable, tiny_base, tiny_gpt,
                              tiny_run, tokenizer)
 
@@ -728,7 +728,8 @@ def test_the_table_is_computed_from_the_episodes(finished):
 
 
 def test_the_same_seed_gives_the_same_results(finished, tmp_path):
-    status, stdout, _ = empower_py("--out", tmp_path / "again", *TINY)
+    torch.manual_seed(123)  # of nothing that a run uses
+    status, stdout, _ = in_process("--out", tmp_path / "again", *TINY)
     assert status == 0 and ": reused" not in stdout
     assert stable(tmp_path / "again") == stable(finished[0])
 
@@ -870,10 +871,17 @@ REPLAY = shlex.split("--width 32 --layers 1 --vocab-size 300 --pretrain-tokens 1
 FINETUNE = shlex.split("--context 64 --batch 4 --lr 0.01 --max-suggestion 8 --device cpu")
 
 
+def tiny_gguf(folder):
+    pytest.importorskip("gguf", reason="GGUF files are read with it: pip install gguf")
+    from support.test_gguf_file import large_random_gpt, written
+    return written(folder / "tiny.gguf", large_random_gpt())
+
+
 @pytest.mark.parametrize("command", readme_commands())
 def test_readme_commands_run(command, request, tmp_path, monkeypatch):
     """As they stand there, at a tiny size, with files of the tests in place of the reader's."""
-    script, *words = shlex.split(command.split("#")[0])[1:]
+    command = re.sub(r"\$\(.*?\)", "", command.split("#")[0])  # where pip has put a file
+    script, *words = shlex.split(command)[1:]
     use = request.getfixturevalue
     if script == "test_empower.py":
         words += ["--tiny"]
@@ -890,9 +898,11 @@ def test_readme_commands_run(command, request, tmp_path, monkeypatch):
                   "stdlib": lambda: small_corpus(tmp_path), "PATH": lambda: small_corpus(tmp_path),
                   "DIR": lambda: published(tmp_path / "base"), "DIR2": lambda: tmp_path / "tuned",
                   "FILE": lambda: program, "FILE:3:9": lambda: f"{program}:3:9",
+                  "FILE.gguf": lambda: tiny_gguf(tmp_path),
                   "figures/program.svg": lambda: tmp_path / "program.svg"}
     if words[:1] == ["suggest"]:
         stands_for["DIR2"] = stands_for["DIR"]
+    words = ["FILE.gguf" if str(word).endswith(".gguf") else word for word in words]
     words = [stands_for[word]() if word in stands_for else word for word in words]
     monkeypatch.chdir(ROOT)
     if script == "empower.py":

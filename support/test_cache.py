@@ -2,13 +2,16 @@
 
 import functools
 import itertools
+import json
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -41,12 +44,61 @@ def start(project, *arguments):
         env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
-def run(project, *arguments):
+# Importing torch takes longer than a tiny run: done once, in a process that forks for each run.
+FORKS = """
+import json, os, runpy, signal, sys
+import torch, torch._dynamo
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the children
+for line in sys.stdin:
+    project, arguments, log = json.loads(line)
+    child = os.fork()
+    if child:
+        print(child, flush=True)
+        continue
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT), 1), os.dup2(1, 2)
+    sys.argv, sys.path[0] = [f"{project}/empower.py", *arguments], project
+    status = 0
+    try:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    except SystemExit as end:
+        status = end.code or 0
+    print(f"status {status}", flush=True)
+    os._exit(0)
+"""
+
+
+@pytest.fixture(scope="module")
+def forks():
+    with subprocess.Popen([sys.executable, "-c", FORKS], text=True, stdin=subprocess.PIPE,
+                          stdout=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"}) \
+            as process:
+        yield process
+        process.stdin.close()
+
+
+def fork(forks, project, *arguments):
+    """Starts a run: (its process id, the file with what it prints)."""
+    log = project / f"log-{len(list(project.glob('log-*')))}"
+    log.touch()
+    arguments = ["--out", str(project / "out"), *TINY, *arguments]
+    print(json.dumps([str(project), arguments, str(log)]), file=forks.stdin, flush=True)
+    return int(forks.stdout.readline()), log
+
+
+def wait_for(log, pattern):
+    """What a run has printed once it matches."""
+    while not re.search(pattern, log.read_text(encoding="utf-8")):
+        time.sleep(0.01)
+    return log.read_text(encoding="utf-8")
+
+
+def run(forks, project, *arguments):
     """What a run prints; it must succeed."""
-    process = start(project, *arguments)
-    stdout, stderr = process.communicate()
-    assert process.returncode == 0, stderr
-    return stdout
+    _, log = fork(forks, project, *arguments)
+    printed = wait_for(log, r"status \d+\n|Traceback")
+    assert printed.endswith("status 0\n"), printed
+    return printed
 
 
 def edit(project, file, old, new):
@@ -57,13 +109,15 @@ def edit(project, file, old, new):
 
 
 @pytest.fixture(scope="module")
-def pristine(tmp_path_factory):
+def pristine(forks, tmp_path_factory):
     """A copy of the project with a finished tiny run in out/."""
     project = tmp_path_factory.mktemp("pristine")
     for name in ("empower.py", "model.py", "data.py", "simhuman.py", "support", "realcode"):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, project / name)
-    assert len(made(run(project))) == 3 + len(RULES + STOPPING + GAMES)
+    # A model that has not learned to stop writes this much for each problem, which takes long.
+    edit(project, "empower.py", "UNLIMITED_TOKENS = 400", "UNLIMITED_TOKENS = 40")
+    assert len(made(run(forks, project))) == 3 + len(RULES + STOPPING + GAMES)
     return project
 
 
@@ -87,15 +141,15 @@ def project(pristine, tmp_path):
     ("support/contest.py", "Read one line of", "Read a line of",
      ["base", "programs", LIMITS, *RULES, *STOPPING, *GAMES]),
 ], ids=["typical", "limits", "play", "sft", "train", "gpt", "contest"])
-def test_an_edit_in_place_changes_the_next_run(project, file, old, new, remade):
+def test_an_edit_in_place_changes_the_next_run(forks, project, file, old, new, remade):
     before = stable(project / "out")
     edit(project, file, old, new)
-    assert sorted(made(run(project))) == sorted(remade)
+    assert sorted(made(run(forks, project))) == sorted(remade)
     if file != "empower.py":  # the rows of a tiny assistant may stay the same
         assert stable(project / "out")["rows"] != before["rows"]
 
 
-def test_an_edit_that_changes_no_result_remakes_nothing(project):
+def test_an_edit_that_changes_no_result_remakes_nothing(forks, project):
     edit(project, "simhuman.py", "# The paper's human is asked", "# The paper's human was asked")
     edit(project, "simhuman.py", '"""Accepts what she might', '"""A docstring. Accepts what')
     edit(project, "model.py", '    """The network.\n', '    """A docstring.\n')
@@ -103,7 +157,7 @@ def test_an_edit_that_changes_no_result_remakes_nothing(project):
     edit(project, "empower.py", '            f"Empower ({cfg.eta_wide:g})": empower',
          '            "Mine": sft(3), f"Empower ({cfg.eta_wide:g})": empower')
     edit(project, "empower.py", '"Base": row(),', '"Base": row(), "Base-3": row(max_tokens=3),')
-    assert sorted(made(run(project))) == ["Mine", "row Base-3", "row Mine", "stopping of Mine"]
+    assert sorted(made(run(forks, project))) == ["Mine", "row Base-3", "row Mine", "stopping of Mine"]
 
 
 def varied(accepts, rate):
@@ -170,16 +224,16 @@ def test_two_runs_in_one_folder_at_once_both_end_well(project, pristine):
     assert not list((project / "out").rglob("*.tmp"))
 
 
-def test_after_kill_9_the_same_command_gives_the_same_results(project, pristine):
+def test_after_kill_9_the_same_command_gives_the_same_results(forks, project, pristine):
     shutil.rmtree(project / "out")
     for lines, delay in ((4, 0.05), (10, 0.2), (19, 0)):
-        process = start(project)
-        for _ in range(lines):
-            process.stdout.readline()
+        process, log = fork(forks, project)
+        wait_for(log, rf"(.*\n){{{lines}}}")
         time.sleep(delay)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-    assert made(run(project))
+        os.kill(process, signal.SIGKILL)
+        while Path(f"/proc/{process}").exists():
+            time.sleep(0.01)
+    assert made(run(forks, project))
     assert stable(project / "out") == stable(pristine / "out")
     assert not list((project / "out").rglob("*.tmp"))
 
