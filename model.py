@@ -247,9 +247,12 @@ class GPT(nn.Module):
         A weight may be anything with shape, dtype and to(device, dtype). source: for messages.
         """
         cfg = GPTConfig(**fields)
-        if cfg.num_hidden_layers > len(weights):  # do not build a billion layers to compare them
-            raise ValueError(f"{source}: {len(weights)} weights are too few for the "
-                             f"{cfg.num_hidden_layers} layers in its configuration")
+        largest = max((max(weight.shape, default=0) for weight in weights.values()), default=0)
+        if cfg.head_dim > largest or cfg.num_hidden_layers > len(weights) // 4:
+            # Before a billion layers, or heads of a billion features, are built to be compared.
+            raise ValueError(f"{source}: the weights do not match its configuration: "
+                             f"{len(weights)} are too few for {cfg.num_hidden_layers} layers, or "
+                             f"too small for heads of {cfg.head_dim} features")
         embedding = weights.get("embed_tokens.weight", torch.empty(0))
         head = weights.get("lm_head.weight", embedding)
         if cfg.tie_word_embeddings and (head is embedding or torch.equal(head, embedding)):

@@ -5,6 +5,7 @@ import os
 import shutil
 from pathlib import Path
 
+from realcode.finetune import try_to_rename
 from realcode.given import DTYPE, given_model
 from support.cache import save_checkpoint
 from support.cli import UserError, flag
@@ -28,8 +29,11 @@ def convert(cfg):
         raise UserError(f"{cfg.model} is not a GGUF file: its name must end in .gguf")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is not empty: name a new folder")
+    problem = try_to_rename(folder)
+    if problem or not cfg.folder:
+        raise UserError(f"{cfg.folder or 'DIR'} cannot be replaced by a finished folder "
+                        f"({problem}): name a new folder, not a link or a mount point")
     checkpoint, new = given_model(cfg, "cpu"), temporary_name(folder)
-    new.parent.mkdir(parents=True, exist_ok=True)
     try:
         save_checkpoint(checkpoint.model, checkpoint, new)
         os.replace(new, folder)

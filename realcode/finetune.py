@@ -19,6 +19,7 @@ from support.cache import Progress, save_checkpoint
 from support.cli import (UserError, check_ranges, describe, flag, numpy_generator, pick_device,
                          python_generator, torch_generator, values)
 from support.files import temporary_name, write_text
+from support.gguf_file import is_gguf
 from support.lora import add_lora, merge_lora, save_adapter
 from support.memory import available_bytes, training_bytes
 from support.optim import adamw
@@ -35,7 +36,7 @@ class Config:
     seed: int = flag(0, "feeds all randomness, by separate generators")
     model: str = flag("", "the checkpoint to start from, a folder or GGUF file: Llama, Mistral, "
                           "Qwen2 or Qwen3")
-    dtype: str = flag("auto", DTYPE + "; what is trained is float32")
+    dtype: str = flag("auto", DTYPE + "; trained weights are float32")
     corpus: str = flag("", CORPUS)
     field: str = flag("", FIELD)
     statements: bool = flag(False, STATEMENTS_FLAG)
@@ -46,7 +47,7 @@ class Config:
     context: int = flag(1024, "tokens of a piece; longer programs are cut into pieces", 16)
     lora: int = flag(0, "rank of low-rank updates (LoRA), which take much less memory, e.g. 16; "
                         "0 trains all weights", 0)
-    adapter: bool = flag(False, "with --lora, save the updates alone, as PEFT does")
+    adapter: bool = flag(False, "with --lora, save only the updates, in PEFT's format")
     lr: float = flag(None, "AdamW's learning rate (default: 1e-5, or 1e-4 with --lora)", 0)
     batch: int = flag(16, "examples per update", 1)
     micro_batch: int = flag(4, "examples at a time; their gradients are summed", 1)
@@ -59,6 +60,9 @@ class Config:
         check_ranges(self)
         if self.adapter and not self.lora:
             raise UserError("--adapter is for --lora: give its rank too, or leave it out")
+        if self.adapter and is_gguf(self.model):
+            raise UserError(f"PEFT cannot load an adapter over {self.model}: make it a folder with "
+                            "python empower.py convert, or leave out --adapter")
 
     @property
     def rate(self):
@@ -111,7 +115,7 @@ def finetune(cfg):
               f"epoch, {'resuming' if begun else 'starting'} in {partial}: the bars show how long "
               "it takes.")
         describe(cfg, base.model, device)
-        check_memory(cfg, base.model, device)
+        check_memory(cfg, base.model, device, texts[0])
         write_text(partial / "inputs.json", json.dumps(inputs, indent=2) + "\n")
         learned, held_out = completions(cfg, base, texts, rule, partial)
         tune(cfg, base, learned, partial)
@@ -123,11 +127,14 @@ def finetune(cfg):
           f"{out} FILE:LINE:COL")
 
 
-def check_memory(cfg, model, device):
-    """Says what memory the training takes; a UserError if the machine does not have it."""
+def check_memory(cfg, model, device, texts):
+    """Says how much memory the training takes; a UserError if the machine does not have it."""
+    pieces = len(texts) + sum(map(len, texts)) // cfg.context  # at most
     needed, free = training_bytes(
-        model.config, cfg.lora, model.dtype.itemsize, min(cfg.micro_batch, cfg.batch), cfg.context,
-        cfg.recompute, width=2 if str(device).startswith("cuda") else 4), available_bytes(device)
+        model.config, cfg.lora, model.dtype.itemsize, min(cfg.micro_batch, cfg.batch, pieces),
+        cfg.context, cfg.recompute, width=2 if device == "cuda" else 4), available_bytes(device)
+    if free and (device != "cpu" or is_gguf(cfg.model)):  # else the weights are mapped
+        free += sum(weight.nbytes for weight in model.parameters())
     print(f"Training takes about {needed / 1e9:.1f} GB of memory"
           + (f"; {free / 1e9:.1f} GB are free." if free else "."))
     if free and needed > free:
@@ -175,7 +182,7 @@ def completions_of(cfg, base, texts, rule, purpose, folder):
 def tune(cfg, base, learned, folder):
     """Trains the base model itself on completions and saves it in the folder.
 
-    What is trained is float32, since steps of 1e-5 would be lost in bfloat16.
+    Trained weights are float32, since steps of 1e-5 would be lost in bfloat16.
     """
     model, dtype = base.model, base.model.dtype
     model.recompute = cfg.recompute

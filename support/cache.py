@@ -221,10 +221,12 @@ class Progress:
         try:
             state = torch.load(self.path, map_location=parts[0].device, weights_only=True)
             for part, values in zip(parts, state["parts"], strict=True):
-                if isinstance(part, torch.nn.Module):
+                if not isinstance(part, torch.nn.Module):
+                    part.load_state_dict(values)
+                elif values.keys() == trained_state(part).keys():
                     part.load_state_dict(values, strict=False)  # the frozen ones are missing
                 else:
-                    part.load_state_dict(values)
+                    raise ValueError("it holds the weights of another model")
             return state["losses"]
         except (OSError, RuntimeError, ValueError, KeyError, EOFError,
                 pickle.UnpicklingError) as error:

@@ -45,9 +45,9 @@ def parse_config(raw):
     kind = rope.get("rope_type") or rope.get("type") or "default"
     numbers = {**raw, **rope}
     needed = (*COUNTS, "rms_norm_eps", "rope_theta", *LLAMA3 * (kind == "llama3"))
-    missing = [name for name in needed
-               if not isinstance(numbers.get(name), int if name in COUNTS else (int, float))
-               or numbers[name] <= 0]
+    missing = [name for name in needed if not is_positive(numbers.get(name), name in COUNTS)]
+    missing += [name for name in ("num_key_value_heads", "head_dim")
+                if raw.get(name) is not None and not is_positive(raw[name], True)]
     activation, part = raw.get("hidden_act", "silu"), numbers.get("partial_rotary_factor") or 1
     [architecture, *_] = raw.get("architectures") or [None]
     for refused, why in [
@@ -64,14 +64,17 @@ def parse_config(raw):
             raise ValueError(why)
     llama, mistral, _, qwen3 = (architecture == name for name in ARCHITECTURES)
     heads, context = raw["num_attention_heads"], raw["max_position_embeddings"]
+    kv_heads = raw.get("num_key_value_heads") or heads
+    head_dim = raw.get("head_dim") or (128 if qwen3 else raw["hidden_size"] // heads)
+    if heads % kv_heads or head_dim % 2 or not head_dim:
+        raise ValueError(f"{heads} heads of {head_dim} features cannot share {kv_heads} keys")
     # Within its sliding window, attention is full attention, so the window bounds the context.
     if mistral or not llama and (raw.get("use_sliding_window")
                                  or "sliding_attention" in (raw.get("layer_types") or [])):
         context = min(context, raw.get("sliding_window", 4096) or context)
     return {name: raw[name] for name in (*COUNTS, "rms_norm_eps")} | {
         "architecture": architecture,
-        "num_key_value_heads": raw.get("num_key_value_heads") or heads,
-        "head_dim": raw.get("head_dim") or (128 if qwen3 else raw["hidden_size"] // heads),
+        "num_key_value_heads": kv_heads, "head_dim": head_dim,
         "max_position_embeddings": context,
         "rope_theta": numbers["rope_theta"],
         "rope_scaling": None if kind == "default" else {
@@ -82,7 +85,14 @@ def parse_config(raw):
         "bos_token_id": raw.get("bos_token_id"), "eos_token_id": raw.get("eos_token_id")}
 
 
+def is_positive(value, whole):
+    """Whether a value is a finite positive number, and an int if it has to be whole."""
+    kinds = int if whole else (int, float)
+    return isinstance(value, kinds) and not isinstance(value, bool) and 0 < value < math.inf
+
+
 # ------------------------------------------------------------------- weights
+
 
 def weight_files(directory):
     """The files of a checkpoint's weights. There may be others next to them, in another layout."""
@@ -296,6 +306,8 @@ def _with_stops(config, generation, pattern, ranks, special, bos):
     lacking = "".join(chr(byte) for byte in (10, *range(32, 127)) if bytes([byte]) not in ranks)
     if lacking:
         raise ValueError(f"no tokens for {lacking!r}")
+    if bos is not None and bos not in special.values():
+        raise ValueError(f"the id {bos} before a text is not an added token")
     return pattern, ranks, special, _stops(special, config, generation), bos
 
 

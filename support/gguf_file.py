@@ -1,9 +1,9 @@
 """Reads a GGUF file, the format of llama.cpp, Ollama and LM Studio: a checkpoint in one file.
 
-What it holds is translated into the files of a Hugging Face folder, in memory, and then read as
+Its content is translated into the files of a Hugging Face folder, in memory, and then read as
 those are; `convert` writes them. Two things differ. Weights are mostly quantized: the package gguf
-turns them back into numbers. And llama.cpp turns neighbouring features of a head into each other
-(interleaved RoPE), so the rows of q and k in a file of a Llama are in another order.
+dequantizes them. And llama.cpp rotates adjacent features of a head as pairs (interleaved RoPE), so
+the rows of q and k in a file of a Llama are in another order.
 
 The header is read here: gguf's own reader makes three arrays of each string, and does not notice
 when the file ends. Nothing is taken from it before its sizes are known to fit into the file.
@@ -20,10 +20,11 @@ import torch
 
 import data
 from model import GPT, GPTConfig, rotary_frequencies
-from support.checkpoint import LLAMA3, PRE_TOKENIZERS, parse_config, parse_tokenizer
+from support.checkpoint import (LLAMA3, PRE_TOKENIZERS, is_positive, parse_config,
+                                parse_tokenizer)
 from support.files import write_text
 
-ARCHITECTURES = {"llama": "LlamaForCausalLM",  # Mistral's too
+ARCHITECTURES = {"llama": "LlamaForCausalLM",  # Mistral's too, if its tokenizer is byte-level
                  "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}  # not quantized
 # The types of values in a header, as struct spells them; 8 is a string and 9 a list.
@@ -60,11 +61,13 @@ class Tensor(NamedTuple):
 
     def to(self, device, dtype):
         """The weight itself, as transformers would have it."""
+        raw = self.raw if self.raw.storage_offset() % 4 == 0 else self.raw.clone()
         if self.kind.name in PLAIN:
-            weight = self.raw.view(self.dtype)
+            weight = raw.view(self.dtype)
         else:
-            rows = self.raw.view(math.prod(self.shape[:-1]), -1).numpy()
-            weight = torch.from_numpy(gguf_package().quants.dequantize(rows, self.kind))
+            rows = raw.view(math.prod(self.shape[:-1]), -1).numpy()
+            with np.errstate(all="ignore"):  # scales that are not numbers
+                weight = torch.from_numpy(gguf_package().quants.dequantize(rows, self.kind))
         weight = weight.reshape(self.shape)
         if self.heads:  # the rows of a head: (D/2 pairs, 2) -> (2, D/2)
             weight = weight.unflatten(0, (self.heads, -1, 2)).transpose(1, 2).flatten(0, 2)
@@ -81,8 +84,12 @@ def gguf_package():
 
 
 def is_gguf(path):
-    """Whether a path names a GGUF file."""
-    return Path(path).suffix == ".gguf"
+    """Whether a path names a GGUF file, by its ending or, as in Ollama's folder, by its content."""
+    path = Path(path)
+    if path.suffix.lower() == ".gguf" or not path.is_file():
+        return path.suffix.lower() == ".gguf"
+    with open(path, "rb") as file:
+        return file.read(4) == b"GGUF"
 
 
 def load_gguf(path, device="cpu", dtype=None):
@@ -91,6 +98,7 @@ def load_gguf(path, device="cpu", dtype=None):
     dtype: None for float32 if the file is quantized, else for its own.
     """
     found = read_gguf(path)
+    quantized = any(tensor.kind.name not in PLAIN for tensor in found.tensors.values())
     try:
         files = folder_files(found)
         fields = parse_config(files["config.json"])
@@ -98,10 +106,13 @@ def load_gguf(path, device="cpu", dtype=None):
             *(files[f"{name}.json"] for name in ("tokenizer", "config", "generation_config"))))
         weights = {renamed(name): with_heads(name, tensor, fields)
                    for name, tensor in found.tensors.items() if name != "rope_freqs.weight"}
-    except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
+        if len(weights) < len(found.tensors.keys() - {"rope_freqs.weight"}):
+            raise ValueError("damaged (two weights have the same name)")
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         why = error if isinstance(error, ValueError) else f"damaged ({error!r})"
         raise ValueError(f"{path}: {why}") from None
-    return GPT.from_weights(fields, weights, path, device, dtype), tokenizer
+    return GPT.from_weights(fields, weights, path, device,
+                            dtype or (torch.float32 if quantized else None)), tokenizer
 
 
 def write_folder_files(path, folder):
@@ -117,6 +128,8 @@ def write_folder_files(path, folder):
 
 def read_gguf(path):
     """The Gguf in a file. FileNotFoundError, or ValueError that says what is damaged."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path} is missing or not a file: give a GGUF file or a folder")
     size, package = Path(path).stat().st_size, gguf_package()
     try:
         with open(path, "rb") as file:
@@ -127,6 +140,10 @@ def read_gguf(path):
                    for name, shape, kind, offset in entries}
         if len(tensors) < len(entries):
             raise ValueError("two tensors have the same name")
+        if sum(len(tensor.raw) for tensor in tensors.values()) > size - begin:
+            raise ValueError("its tensors overlap")
+    except NotImplementedError as error:
+        raise ValueError(f"{path}: {error}") from None
     except (ValueError, struct.error, OverflowError, TypeError) as error:
         raise ValueError(f"{path} is damaged or not a GGUF file ({error}): fetch it again") \
             from None
@@ -177,14 +194,18 @@ class Header:
         n_tensors, n_values, metadata, entries = self.number("Q"), self.number("Q"), {}, []
         for _ in range(n_values):
             key = self.string()
+            if key in metadata:
+                raise ValueError(f"two values of {key!r:.80}")
             metadata[key] = self.value(self.number("I"))
         for _ in range(n_tensors):
             name, dims = self.string(), self.number("I")
             if dims > 4:
-                raise ValueError(f"{name} has {dims} dimensions")
+                raise ValueError(f"{name!r:.80} has {dims} dimensions")
             shape = tuple(self.number("Q") for _ in range(dims))[::-1]
             entries.append((name, shape, self.number("I"), self.number("Q")))
-        alignment = max(1, metadata.get("general.alignment", 32))
+        alignment = metadata.get("general.alignment", 32)
+        if not is_positive(alignment, True) or alignment % 8:
+            raise ValueError(f"an alignment of {alignment!r:.80}")
         return metadata, entries, -(-self.file.tell() // alignment) * alignment
 
 
@@ -200,9 +221,8 @@ def tensor_in(mapped, begin, shape, kind, package):
         try:
             package.quants.dequantize(np.zeros((1, size), np.uint8), kind)
         except NotImplementedError:
-            raise ValueError(f"weights of type {kind.name}, which gguf cannot read") from None
-    raw = mapped[begin:end]
-    return Tensor(raw if begin % 4 == 0 else raw.clone(), kind, shape)
+            raise NotImplementedError(f"unsupported weights of type {kind.name}") from None
+    return Tensor(mapped[begin:end], kind, shape)
 
 
 # ------------------------------------------------------------------- the files of a folder
@@ -217,8 +237,9 @@ def folder_files(found):
     for value, known, name in ((architecture, ARCHITECTURES, "architecture"),
                                (kind, ("gpt2",), "tokenizer"),
                                (pre, PRE_TOKENIZERS, "pre-tokenizer")):
-        if value not in known:
-            raise ValueError(f"unsupported {name} {value}; supported: {', '.join(known)}")
+        if not isinstance(value, str) or value not in known:
+            raise ValueError(f"unsupported {name} {str(value)[:80]!r}; supported: "
+                             f"{', '.join(known)}")
     ends = [metadata[key] for key in ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id")
             if key in metadata]
     bos = metadata.get("tokenizer.ggml.bos_token_id")
@@ -233,7 +254,7 @@ def folder_files(found):
         "tokenizer_config.json": {"tokenizer_class": "PreTrainedTokenizerFast", **{
             name: tokens[i] for name, ids in names.items() for i in np.atleast_1d(ids)
             if i is not None}}}
-    if "tokenizer.chat_template" in metadata:
+    if isinstance(metadata.get("tokenizer.chat_template"), str):
         files["chat_template.jinja"] = metadata["tokenizer.chat_template"]
     return files
 
@@ -244,22 +265,31 @@ def config_of(found, architecture, bos, ends):
     prefix = f"{metadata['general.architecture']}."
     own = {key.removeprefix(prefix): value for key, value in metadata.items()
            if key.startswith(prefix)}
+    if len(getattr(tensors.get("token_embd.weight"), "shape", ())) != 2:
+        raise ValueError("token_embd.weight, the embedding, is missing or not a matrix")
+    if metadata.get("split.count", 1) != 1:
+        raise ValueError("one of several files of a model: join them with llama-gguf-split --merge")
     heads, theta = own.get("attention.head_count"), own.get("rope.freq_base", 10000.0)
     rows, width = tensors["token_embd.weight"].shape
-    scaling = own.get("rope.scaling.type", "none")
+    head_dim = own.get("attention.key_length") or (
+        width // heads if is_positive(heads, True) else None)
+    scaling, linear = own.get("rope.scaling.type", "none"), own.get("rope.scale_linear", 1)
+    if own.get("rope.dimension_count", head_dim) != head_dim or linear != 1:
+        raise ValueError(f"unsupported RoPE of {own.get('rope.dimension_count')} features in a "
+                         f"head of {head_dim}, scaled by {linear}")
     if scaling == "none" and "rope_freqs.weight" in tensors:
-        head_dim = own.get("attention.key_length") or width // heads
-        scaling = llama3_scaling(tensors["rope_freqs.weight"].to("cpu", torch.float32), head_dim,
-                                 theta)
+        scaling = llama3_scaling(tensors["rope_freqs.weight"], head_dim, theta)
     elif scaling != "none":
         scaling = {"rope_type": scaling}
+    context, window = own.get("context_length"), own.get("attention.sliding_window")
+    if window and context:  # within it, attention is full attention
+        context = min(context, window)
     return {
         "architectures": [architecture], "vocab_size": rows, "hidden_size": width,
         "intermediate_size": own.get("feed_forward_length"),
         "num_hidden_layers": own.get("block_count"), "num_attention_heads": heads,
         "num_key_value_heads": own.get("attention.head_count_kv"),
-        "head_dim": own.get("attention.key_length") or width // heads,
-        "max_position_embeddings": own.get("context_length"),
+        "head_dim": head_dim, "max_position_embeddings": context,
         "rms_norm_eps": own.get("attention.layer_norm_rms_epsilon"), "rope_theta": theta,
         "rope_scaling": None if scaling == "none" else scaling,
         "tie_word_embeddings": "output.weight" not in tensors,
@@ -273,13 +303,16 @@ def llama3_scaling(factors, head_dim, theta):
 
     The file has only these, so the four numbers are searched for; ValueError if none fit.
     """
+    if factors.shape != (head_dim // 2,):
+        raise ValueError(f"rope_freqs for {factors.shape} features in a head of {head_dim}")
+    factors = factors.to("cpu", torch.float32)
     plain = rotary_frequencies(GPTConfig(head_dim=head_dim, rope_theta=theta))
     for context in (2 ** k for k in range(5, 18)):  # published Llamas have 8192
         numbers = (float(factors.max()), 1.0, 4.0, context)
         scaling = {"rope_type": "llama3", **dict(zip(LLAMA3, numbers))}
         scaled = rotary_frequencies(GPTConfig(
             head_dim=head_dim, rope_theta=theta, rope_scaling=scaling))
-        if factors.shape == plain.shape and torch.allclose(plain / scaled, factors, rtol=1e-4):
+        if torch.allclose(plain / scaled, factors, rtol=1e-4):
             return scaling
     raise ValueError("its rope_freqs are not those of a Llama 3: unsupported RoPE scaling")
 
@@ -292,6 +325,8 @@ def tokenizer_of(metadata, pre, bos):
               "normalized": False, "special": kind == CONTROL}
              for i, text, kind in kinds if kind in (CONTROL, USER_DEFINED)]
     post = None
+    if bos is not None and not (is_positive(bos + 1, True) and bos < len(tokens)):
+        raise ValueError(f"bos_token_id is {bos!r:.80}")
     if bos is not None and metadata.get("tokenizer.ggml.add_bos_token", pre == "llama-bpe"):
         first = {"SpecialToken": {"id": tokens[bos], "type_id": 0}}
         text = [{"Sequence": {"id": name, "type_id": k}} for k, name in enumerate("AB")]

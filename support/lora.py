@@ -1,4 +1,4 @@
-"""Low-rank updates of a frozen model (LoRA, Hu et al. 2021), and the files in which PEFT has them.
+"""Low-rank updates of a frozen model (LoRA, Hu et al. 2021), and files of them in PEFT's format.
 
 Each projection W of attention and MLP gets an update of low rank, W + alpha / rank * B A. Only A
 and B are trained, in float32. B is 0 at the start, so training begins with the model as it is.
@@ -31,8 +31,9 @@ class LowRank(nn.Module):
         self.B = nn.Parameter(torch.zeros(rows, rank, device=linear.weight.device))
 
     def forward(self, x):
+        y = self.linear(x)
         update = F.linear(F.linear(x.to(self.A.dtype), self.A), self.B)
-        return self.linear(x) + (ALPHA * update).to(x.dtype)
+        return y + (ALPHA * update).to(y.dtype)  # under autocast y is narrower than x
 
 
 def add_lora(model, rank, generator):
@@ -60,7 +61,7 @@ def projections(model):
 
 
 def save_adapter(model, base, folder):
-    """Writes the updates alone, as adapter_config.json and adapter_model.safetensors for PEFT.
+    """Writes only the updates, in PEFT's format: adapter_config.json, adapter_model.safetensors.
 
     base: the folder or name of the model to which they belong.
     """

@@ -8,7 +8,6 @@
     logits                        three times the vocabulary for every label: logits, a float32
                                   copy of them, and their gradient
 
-On several GPUs with FSDP the first are split among them, and two layers are whole at a time.
 """
 
 import os
@@ -30,12 +29,12 @@ def projection_shapes(cfg):
 
 
 def parameter_counts(cfg, rank):
-    """(parameters of the model, of a layer, of all updates of this rank); norms are left out."""
+    """(parameters of the model, of all updates of this rank); norms and biases are left out."""
     shapes = projection_shapes(cfg).values()
     layer = sum(rows * columns for rows, columns in shapes)
     ends = cfg.vocab_size * cfg.hidden_size * (1 if cfg.tie_word_embeddings else 2)
     updates = cfg.num_hidden_layers * rank * sum(map(sum, shapes))
-    return cfg.num_hidden_layers * layer + ends, layer, updates
+    return cfg.num_hidden_layers * layer + ends, updates
 
 
 def activation_bytes(cfg, tokens, rank, recompute, width=4):
@@ -51,18 +50,17 @@ def activation_bytes(cfg, tokens, rank, recompute, width=4):
 
 
 def training_bytes(cfg, rank=0, weight_bytes=4, micro_batch=4, context=1024, recompute=False,
-                   gpus=1, width=4):
-    """An estimate of the memory in bytes that fine-tuning takes on each of so many GPUs.
+                   width=4):
+    """An estimate of the memory in bytes that fine-tuning takes.
 
     cfg: a GPTConfig. rank: of LoRA, or 0 for full training. weight_bytes: of a frozen weight.
     width: of a number in the activations, 2 under autocast.
     """
-    model, layer, updates = parameter_counts(cfg, rank)
-    split = model * weight_bytes + 16 * updates if rank else 16 * model
-    whole = 2 * layer * (weight_bytes if rank else width) if gpus > 1 else 0
+    model, updates = parameter_counts(cfg, rank)
+    weights = model * weight_bytes + 16 * updates if rank else 16 * model
     logits = micro_batch * min(LABELS, context) * cfg.vocab_size * 4 * 3
     activations = activation_bytes(cfg, micro_batch * context, rank, recompute, width)
-    return split / gpus + whole + activations + logits
+    return weights + activations + logits
 
 
 def available_bytes(device):
@@ -72,13 +70,15 @@ def available_bytes(device):
     if str(device).startswith("mps"):
         return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
     found = []
-    meminfo, limit = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
+    meminfo, group = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
     if meminfo.exists():
         lines = dict(line.split(":") for line in meminfo.read_text().splitlines())
         found.append(1024 * int(lines["MemAvailable"].split()[0]))
-    if limit.exists() and limit.read_text().strip().isdigit():  # of a container
-        found.append(int(limit.read_text())
-                     - int(Path("/sys/fs/cgroup/memory.current").read_text()))
+    limit = group / "memory.max"  # of a container
+    if limit.exists() and limit.read_text().strip().isdigit():
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        found.append(int(limit.read_text()) - int((group / "memory.current").read_text())
+                     + int(stat.get("inactive_file", 0)))  # files that can be dropped
     if not found and "SC_PHYS_PAGES" in os.sysconf_names:
         found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     return min(found, default=None)

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import struct
 from pathlib import Path
 
@@ -156,9 +157,12 @@ def test_a_file_s_tokenizer_is_that_of_the_folder(tmp_path, name, pre):
 
 
 @pytest.mark.parametrize("key, value, sentence", [
-    ("tokenizer.ggml.pre", "gpt-4o", "unsupported pre-tokenizer gpt-4o; supported: llama-bpe"),
-    ("tokenizer.ggml.model", "llama", "unsupported tokenizer llama; supported: gpt2"),
-    ("general.architecture", "gemma", "unsupported architecture gemma; supported: llama, qwen2")])
+    ("tokenizer.ggml.pre", "gpt-4o", "unsupported pre-tokenizer 'gpt-4o'; supported: llama-bpe"),
+    ("tokenizer.ggml.model", "llama", "unsupported tokenizer 'llama'; supported: gpt2"),
+    ("tokenizer.ggml.bos_token_id", -1, "bos_token_id is -1"),
+    ("tokenizer.ggml.bos_token_id", 5, "not an added token"),
+    ("split.count", 2, "one of several files"),
+    ("general.architecture", "gem\nma", r"unsupported architecture 'gem\\nma'; supported: llama")])
 def test_what_is_not_supported_is_refused_by_name(file, monkeypatch, key, value, sentence):
     path, _ = file
     found = read_gguf(path)
@@ -167,6 +171,23 @@ def test_what_is_not_supported_is_refused_by_name(file, monkeypatch, key, value,
     with pytest.raises(ValueError, match=sentence) as error:
         load_checkpoint(path, "cpu")
     assert str(error.value).startswith(str(path))
+
+
+def test_integers_are_not_weights(tmp_path):
+    path = tmp_path / "x.gguf"
+    path.write_bytes(header(tensor("w", 32, kind=26), bytes(999), tensors=1, values=0))
+    with pytest.raises(ValueError, match="x.gguf: unsupported weights of type I32"):
+        read_gguf(path)
+
+
+def test_a_file_may_have_any_name(file, tmp_path):
+    """As in Ollama's folder."""
+    for name in ("sha256-1234", "x.GGUF"):
+        (tmp_path / name).write_bytes(file[0].read_bytes())
+        assert load_checkpoint(tmp_path / name, "cpu").model.config == load_checkpoint(
+            file[0], "cpu").model.config
+    with pytest.raises(FileNotFoundError, match="missing.gguf is missing or not a file"):
+        load_checkpoint(tmp_path / "missing.gguf", "cpu")
 
 
 def test_other_angles_are_refused(tmp_path):
@@ -209,7 +230,9 @@ HOSTILE = {
     "beyond the end": header(tensor("w", 4, offset=2 ** 63), bytes(64), tensors=1, values=0),
     "an unknown weight": header(tensor("w", 32, kind=99), bytes(999), tensors=1, values=0),
     "half a block": header(tensor("w", 31, kind=8), bytes(999), tensors=1, values=0),
-    "integers": header(tensor("w", 32, kind=26), bytes(999), tensors=1, values=0),
+    "overlap": header(tensor("v", 200), tensor("w", 200), bytes(999), tensors=2, values=0),
+    "alignment 0": header(text("general.alignment") + struct.pack("<II", 4, 0)),
+    "a value twice": header(*[text("a") + struct.pack("<II", 4, 0)] * 2, values=2),
     "twice": header(tensor("w", 8), tensor("w", 8), bytes(999), tensors=2, values=0),
     "a word for a number": header(text("general.alignment") + struct.pack("<I", 8) + text("x")),
 }
@@ -234,17 +257,26 @@ def test_a_file_that_lacks_its_end_is_refused(tmp_path, file):
 def test_a_file_that_lacks_a_value_or_lies_about_it_is_refused(tmp_path):
     model = large_random_gpt()
     for name, value, sentence in (
-            ("block_count", None, "num_hidden_layers"), ("block_count", 10 ** 9, "too few"),
+            ("block_count", None, "num_hidden_layers"), ("block_count", 10 ** 9, "do not match"),
             ("block_count", 3, "do not match"), ("embedding_length", 128, None),
-            ("attention.head_count", 3, "rows for 3 heads|do not match"),
-            ("attention.head_count", 0, "num_attention_heads|damaged"),
-            ("attention.head_count_kv", 7, "rows for 7 heads|do not match"),
-            ("attention.key_length", 32, "do not match"),
+            ("attention.head_count", 3, "3 heads"), ("attention.head_count", 0, "num_attention"),
+            ("attention.head_count", None, "num_attention"),
+            ("attention.head_count_kv", 7, "7 keys"), ("attention.head_count_kv", 2.0, "num_key"),
+            ("attention.head_count_kv", "2", "num_key"), ("attention.key_length", -2, "head_dim"),
+            ("attention.key_length", 2 ** 31 - 2, "do not match"),
+            ("attention.key_length", 63, "63 features"),
+            ("attention.key_length", math.nan, "RoPE|head_dim"),
+            ("rope.dimension_count", 32, "unsupported RoPE of 32"),
+            ("rope.scale_linear", 2.0, "scaled by 2"), ("rope.freq_base", math.nan, "rope_theta"),
+            ("attention.layer_norm_rms_epsilon", math.inf, "rms_norm_eps"),
+            ("context_length", "x", "max_position"),
+            ("attention.key_length", 32, "do not match"), ("attention.sliding_window", 4, None),
             ("context_length", None, "max_position_embeddings"),
             ("feed_forward_length", 9, "do not match")):
         path = written(tmp_path / "x.gguf", model, **{name: value})
-        if sentence is None:  # the shape of the embedding says it
-            load_checkpoint(path, "cpu")
+        if sentence is None:  # the shape of the embedding says it, or it bounds the context
+            found = load_checkpoint(path, "cpu").model.config
+            assert found.max_position_embeddings == (4 if "window" in name else 512)
             continue
         with pytest.raises(ValueError, match=sentence):
             load_checkpoint(path, "cpu")

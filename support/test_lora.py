@@ -153,10 +153,7 @@ def test_parameters_are_counted(shape):
     exact = sum(weight.numel() for weight in model.parameters() if weight.dim() == 2)
     add_lora(model, 8, torch.Generator())
     updates = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-    count, layer, counted = parameter_counts(cfg, 8)
-    assert (count, counted) == (exact, updates)
-    assert layer == sum(weight.numel() for name, weight in GPT(cfg).layers[0].named_parameters()
-                        if weight.dim() == 2)
+    assert parameter_counts(cfg, 8) == (exact, updates)
 
 
 def test_what_saves_memory():
@@ -164,7 +161,6 @@ def test_what_saves_memory():
     full = training_bytes(cfg)
     assert training_bytes(cfg, rank=16, weight_bytes=2) < full
     assert training_bytes(cfg, recompute=True) < training_bytes(cfg, micro_batch=1) < full
-    assert training_bytes(cfg, gpus=4) < training_bytes(cfg, gpus=2) < full
     assert training_bytes(cfg, context=512) < full
 
 
