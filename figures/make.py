@@ -17,6 +17,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -64,6 +65,8 @@ def in_parallel(tasks, label, log, workers):
 def begin(threads, log):
     """The first thing that a process does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # after Ctrl-C the parent ends it
+    parent = multiprocessing.parent_process()  # if that is killed, nobody else would
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
     torch.set_num_threads(threads)
     sys.stdout = open(log, "a", buffering=1, encoding="utf-8")
 

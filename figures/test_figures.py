@@ -5,7 +5,9 @@ import itertools
 import json
 import math
 import re
+import subprocess
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -295,6 +297,24 @@ def test_every_picture_is_drawn_and_the_same_results_draw_the_same(swept, tmp_pa
     assert len(drawn) == 10
     for path in itertools.islice(draw.all_figures(swept[-1], tmp_path), 4):
         assert path.read_bytes() == (swept[0].parent / path.name).read_bytes()
+
+
+def test_a_killed_sweep_leaves_no_process_at_work(tmp_path):
+    log = tmp_path / "log"
+    sleep = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
+    parent = subprocess.Popen([sys.executable, "-c", (
+        f"import make; make.in_parallel([(exec, ({sleep!r},))] * 2, 'x', {str(log)!r}, 2)")],
+        cwd=HERE)
+    while not log.exists() or len(log.read_text().split()) < 2:
+        time.sleep(0.05)
+    parent.kill()
+    parent.wait()
+    deadline = time.time() + 20
+    for child in map(int, log.read_text().split()):
+        while Path(f"/proc/{child}").exists() and "Z" not in Path(
+                f"/proc/{child}/stat").read_text().split()[2]:
+            assert time.time() < deadline
+            time.sleep(0.05)
 
 
 # ------------------------------------------------------------------- the bound of Section 4.3
