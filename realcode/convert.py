@@ -23,10 +23,10 @@ class Config:
 
 
 def convert(cfg):
-    """Writes the checkpoint in a GGUF file as a folder that transformers and vLLM read too."""
+    """Writes the checkpoint in a GGUF file as a folder that transformers reads too."""
     folder = Path(cfg.folder)
     if not is_gguf(cfg.model):
-        raise UserError(f"{cfg.model} is not a GGUF file: its name must end in .gguf")
+        raise UserError(f"{cfg.model} is not a GGUF file: name one, as llama.cpp and Ollama have")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is not empty: name a new folder")
     problem = try_to_rename(folder)

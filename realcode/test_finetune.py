@@ -15,10 +15,12 @@ from empower import score
 from realcode import corpus as corpora
 from realcode import finetune
 from realcode.corpus import read_programs
-from support.cache import load_checkpoint
+from support.cache import Progress, load_checkpoint
+from support.cli import UserError
 from support.files import read_safetensors
+from support.lora import add_lora
 from support.testing import (ROOT, contents, family, in_process, interrupt, published,
-                             small_corpus, weights)
+                             small_corpus, tiny_gpt, weights)
 from test_empower import algorithm_1
 
 FINETUNE = shlex.split("--context 64 --batch 4 --micro-batch 2 --held-out 2 --lr 0.01 --eta 60 "
@@ -30,15 +32,18 @@ def corpus(tmp_path_factory):
     return small_corpus(tmp_path_factory.mktemp("corpus"))
 
 
-@pytest.fixture(scope="module")
-def tuned(corpus, tmp_path_factory):
-    """(base, what finetune made of it, what it printed), in bfloat16."""
-    folder = tmp_path_factory.mktemp("finetune")
-    base, out = published(folder / "base", dtype=torch.bfloat16), folder / "tuned"
+def fine_tuned(folder, corpus, dtype, flags):
+    """(base, what finetune made of it, what it printed)"""
+    base, out = published(folder / "base", dtype=dtype), folder / "tuned"
     status, stdout, stderr = in_process("finetune", "--model", base, "--corpus", corpus, "--out",
-                                        out, *FINETUNE)
+                                        out, *flags)
     assert status == 0, stderr
     return base, out, stdout
+
+
+@pytest.fixture(scope="module")
+def tuned(corpus, tmp_path_factory):
+    return fine_tuned(tmp_path_factory.mktemp("finetune"), corpus, torch.bfloat16, FINETUNE)
 
 
 def test_a_fine_tuned_checkpoint_is_as_complete_as_its_base(tuned, corpus, tmp_path):
@@ -230,14 +235,8 @@ LORA = [*FINETUNE, "--lora", "2"]
 
 
 @pytest.fixture(scope="module")
-def merged(tuned, corpus, tmp_path_factory):
-    """(base, the merged checkpoint of LoRA, what it printed), in float32."""
-    folder = tmp_path_factory.mktemp("lora")
-    base, out = published(folder / "base", dtype=torch.float32), folder / "merged"
-    status, stdout, stderr = in_process("finetune", "--model", base, "--corpus", corpus, "--out",
-                                        out, *LORA)
-    assert status == 0, stderr
-    return base, out, stdout
+def merged(corpus, tmp_path_factory):
+    return fine_tuned(tmp_path_factory.mktemp("lora"), corpus, torch.float32, LORA)
 
 
 def test_lora_changes_projections_by_low_rank(merged):
@@ -279,6 +278,15 @@ def test_interrupted_lora_goes_on_to_the_same_weights(merged, corpus, tmp_path, 
     status, stdout, stderr = in_process(*command)
     assert status == 0 and "resuming in" in stdout, stderr
     assert contents(out) == contents(whole) and updates(stdout) == updates(printed)
+
+
+def test_the_progress_of_another_model_is_refused(tmp_path):
+    """Loading only the weights that are there would go on from untrained ones."""
+    model, other = tiny_gpt(), tiny_gpt()
+    add_lora(other, 2, torch.Generator())
+    Progress(tmp_path / "progress.pt", -1).save([1.0], other)
+    with pytest.raises(UserError, match="the weights of another model"):
+        Progress(tmp_path / "progress.pt", -1).load(model)
 
 
 @pytest.mark.parametrize("flags, remedy", [

@@ -7,7 +7,6 @@
                                   recomputing, its input for every token and all of it in one layer
     logits                        three times the vocabulary for every label: logits, a float32
                                   copy of them, and their gradient
-
 """
 
 import os

@@ -95,6 +95,15 @@ def test_a_frozen_model_keeps_its_type():
     assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}
 
 
+def test_under_autocast_an_update_is_as_narrow_as_its_layer():
+    """Queries as wide as their input would keep twice the memory, and differ from values."""
+    model = updated(tiny_gpt())
+    with torch.autocast("cpu", torch.bfloat16):
+        for _, _, layer in projections(model):
+            x = torch.randn(1, layer.A.shape[1])
+            assert layer(x).dtype == torch.bfloat16
+
+
 def test_the_files_of_an_adapter(tmp_path):
     """As PEFT has them; fixtures/compare_lora.py loads them with PEFT."""
     model = updated(tiny_gpt())
