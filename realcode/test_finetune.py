@@ -1,5 +1,6 @@
 """Tests of `finetune`: what is learned, interruption, and the folder of the checkpoint."""
 
+import contextlib
 import os
 import re
 import shlex
@@ -19,6 +20,7 @@ from support.cache import Progress, load_checkpoint
 from support.cli import UserError
 from support.files import read_safetensors
 from support.lora import add_lora
+from support.memory import training_bytes
 from support.testing import (ROOT, contents, family, in_process, interrupt, published,
                              small_corpus, tiny_gpt, weights)
 from test_empower import algorithm_1
@@ -301,6 +303,18 @@ def test_too_little_memory_is_said_before_any_work(merged, corpus, tmp_path, mon
     status, _, stderr = in_process("finetune", "--model", base, "--corpus", corpus, "--out",
                                    tmp_path / "out", *FINETUNE, *flags)
     assert status == 2 and stderr.count("\n") == 1 and remedy in stderr
+
+
+def test_weights_that_are_there_already_are_not_missing(tmp_path, monkeypatch):
+    """Those of a GGUF file are in memory by now, those of a folder are only mapped."""
+    model = tiny_gpt()
+    held = sum(weight.nbytes for weight in model.parameters())
+    needed = training_bytes(model.config, micro_batch=4, context=64)
+    monkeypatch.setattr(finetune, "available_bytes", lambda device: needed - held)
+    for name in ("x.gguf", "folder"):
+        cfg = finetune.Config(model=name, context=64)
+        with pytest.raises(UserError) if name == "folder" else contextlib.nullcontext():
+            finetune.check_memory(cfg, model, "cpu", ["text"] * 9)
 
 
 def test_an_adapter_needs_lora(tmp_path):

@@ -19,7 +19,7 @@ from support.testing import ROOT, TOKENIZERS, in_process
 
 gguf = pytest.importorskip("gguf", reason="GGUF files are read with it: pip install gguf")
 
-from fixtures.make_gguf import write_gguf  # noqa: E402
+from fixtures import make_gguf  # noqa: E402
 
 IDS = torch.arange(60).reshape(2, 30)
 SCALING = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -46,7 +46,7 @@ def tokenizer_json(name):
 def written(path, model, name=None, **options):
     """Writes a model with a tokenizer of fixtures/ and returns the path."""
     name = name or TOKENIZER[model.config.architecture]
-    write_gguf(path, model, tokenizer_json(name), **options)
+    make_gguf.write_gguf(path, model, tokenizer_json(name), **options)
     return path
 
 
@@ -109,9 +109,19 @@ def test_weights_of_each_type_are_read(tmp_path, kind):
     assert half.dtype == torch.bfloat16
 
 
+def test_a_quantized_file_is_float32_whatever_its_embedding_is(tmp_path, monkeypatch):
+    def add_tensor(writer, name, weight, kind):
+        kept(writer, name, weight, "F16" if name.startswith("token_embd") else kind)
+
+    kept = make_gguf.add_tensor
+    monkeypatch.setattr(make_gguf, "add_tensor", add_tensor)
+    path = written(tmp_path / "x.gguf", large_random_gpt(), kind="Q8_0")
+    assert load_checkpoint(path, "cpu").model.dtype == torch.float32
+
+
 @pytest.mark.parametrize("kind", ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS",
                                   "TQ1_0"])
-def test_what_gguf_cannot_write_it_can_read(tmp_path, kind):
+def test_what_gguf_cannot_write_it_can_read(tmp_path, monkeypatch, kind):
     """Random bytes in place of the blocks of one matrix: they are read as gguf reads them."""
     block, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
     rng, model = np.random.default_rng(0), large_random_gpt()
@@ -122,12 +132,9 @@ def test_what_gguf_cannot_write_it_can_read(tmp_path, kind):
         kept(writer, tensor, weight, as_kind) if tensor != name else writer.add_tensor(
             tensor, blocks, raw_dtype=gguf.GGMLQuantizationType[kind])
 
-    import fixtures.make_gguf as make
-    kept, make.add_tensor = make.add_tensor, add_tensor
-    try:
-        written(path, model)
-    finally:
-        make.add_tensor = kept
+    kept = make_gguf.add_tensor
+    monkeypatch.setattr(make_gguf, "add_tensor", add_tensor)
+    written(path, model)
     expected = gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType[kind])
     found = load_checkpoint(path, "cpu").model.layers[1].mlp.up_proj.weight
     assert np.array_equal(found.detach().numpy(), expected, equal_nan=True)
