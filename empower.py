@@ -195,12 +195,13 @@ def learning_rate(update, updates):
 
 
 def train(model, examples, batch_size, optimizers, rng, label, micro_batch=None, clip=None,
-          progress=None):
+          progress=None, collate=data.collate, loss_of=None):
     """One pass over `examples`, (token ids, start) each, with loss only on ids[start:].
 
     Pre-training and fine-tuning share this loop. A batch goes through the model `micro_batch`
     examples at a time; gradients are clipped to the norm `clip`. progress: a cache.Progress to
-    resume from. Returns the mean loss of each update, in nats per token.
+    resume from. collate, loss_of: for examples of another kind (default: `sft_loss`). Returns the
+    mean loss of each update, in nats per token.
     """
     batches = data.make_batches(examples, batch_size, rng)
     schedules = [LambdaLR(optimizer, functools.partial(learning_rate, updates=len(batches)))
@@ -212,11 +213,11 @@ def train(model, examples, batch_size, optimizers, rng, label, micro_batch=None,
               disable=None) as bar:
         for batch in batches[len(losses):]:
             size = micro_batch or len(batch)
-            micro = [data.collate(batch[i:i + size], limit) for i in range(0, len(batch), size)]
-            count = sum(int((labels[:, 1:] >= 0).sum()) for _, labels in micro)
+            micro = [collate(batch[i:i + size], limit) for i in range(0, len(batch), size)]
+            count = sum(int((labels[:, 1:] >= 0).sum()) for _, labels, *_ in micro)
             losses.append(0.0)
-            for ids, labels in micro:
-                loss = sft_loss(model, ids, labels) / count
+            for tensors in micro:
+                loss = (loss_of or sft_loss)(model, *tensors) / count
                 loss.backward()
                 losses[-1] += loss.item()
             if clip:
@@ -224,7 +225,7 @@ def train(model, examples, batch_size, optimizers, rng, label, micro_batch=None,
             for part in parts[1:]:
                 part.step()
             model.zero_grad()
-            tokens += sum(len(ids) for ids, _ in batch)
+            tokens += sum(len(ids) for ids, *_ in batch)
             bar.set_postfix_str(f"loss {np.mean(losses[-50:]):.3f}, "
                                 f"{tokens / (time.time() - begin):,.0f} tokens/s", refresh=False)
             bar.update()

@@ -4,6 +4,7 @@
     python figures/make.py plot      results.json drawn, as PNG and SVG (needs matplotlib)
     python figures/make.py report    results.json as the tables quoted in README.md
     python figures/make.py tune      how optimizer and rate of fine-tuning were chosen
+    python figures/make.py real      real code and a published model, into real.json
 
 A sweep reuses the stages in --out, including those of `python empower.py`, and resumes where it
 was interrupted. It keeps one process for each core busy. experiments.py says what is played,
@@ -28,6 +29,7 @@ from tqdm import tqdm
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
+import real
 import report
 from empower import Config
 from experiments import Plan, answer, prepare, questions, tuned
@@ -36,7 +38,7 @@ from support.cache import Cache
 from support.cli import UserError
 from support.files import write_text
 
-MINUTES = {"sweep": 110, "tune": 10}  # durations on 2 CPU cores, if nothing is finished
+MINUTES = {"sweep": 110, "tune": 10, "real": 90}  # durations on 2 CPU cores, if nothing is finished
 
 # ------------------------------------------------------------------- several processes
 
@@ -152,6 +154,27 @@ def tune(plan, cfg, results, workers):
     return best
 
 
+def on_real_code(plan, out, results, workers):
+    """What real.py asks of each corpus; writes and returns the results."""
+    begun, log = time.time(), Path(out, "real.log")
+    Path(out).mkdir(parents=True, exist_ok=True)
+    writable(results)
+    real.model_file(), *map(real.corpus_of, plan.corpora)
+    print(f"{len(real.trainings(plan))} trainings and {2 * len(plan.ns)} rows without training on "
+          f"each of {len(plan.corpora)} corpora; about {MINUTES['real']} minutes on 2 CPU cores, "
+          f"less if stages are\nreused. {workers} processes, stages in {out}/real-*, log in {log}, "
+          f"results in {results}")
+    in_parallel(real.tasks(plan, out), "real code", log, workers)
+    with logged(log):
+        found = {corpus: real.answer(plan, out, corpus) for corpus in plan.corpora}
+    found = {"plan": dataclasses.asdict(plan), "environment": {
+        **cli.environment("cpu"), "processes": workers, "threads": threads(workers)},
+             "corpora": rounded(found)}
+    write_text(results, json.dumps(found, indent=1, allow_nan=False) + "\n")
+    print(f"{real.text(found)}\n\n{(time.time() - begun) / 60:.0f} minutes")
+    return found
+
+
 def writable(results):
     """Raises a UserError if this file cannot be written."""
     if results.is_dir() or not os.access(results if results.exists() else results.parent, os.W_OK):
@@ -168,14 +191,16 @@ def main(argv=None):
     sweeping = commands.add_parser("sweep", help="every experiment, into results.json")
     sweeping.add_argument("--seeds", type=int, default=Plan.seeds, help="2 to 10 (default: 5)")
     tuning = commands.add_parser("tune", help="choose optimizer and rate of fine-tuning")
-    for command in (sweeping, tuning):
+    real_code = commands.add_parser("real", help="real code and a published model")
+    for command in (sweeping, tuning, real_code):
         command.add_argument("--out", default="out", help="folder of the stages (default: out)")
         command.add_argument("--workers", type=int, default=cores(),
                              help="processes at a time (default: one for each CPU core)")
     plotting = commands.add_parser("plot", help="results.json drawn, as PNG and SVG")
     reporting = commands.add_parser("report", help="results.json as tables")
-    tuning.add_argument("--results", type=Path, default=HERE / "tune.json",
-                        help="the file of losses (default: tune.json next to this script)")
+    for command, file in ((tuning, "tune.json"), (real_code, "real.json")):
+        command.add_argument("--results", type=Path, default=HERE / file,
+                             help=f"the file of results (default: {file} next to this script)")
     for command in (sweeping, plotting, reporting):
         command.add_argument("--results", type=Path, default=HERE / "results.json",
                              help="the file of results (default: results.json next to "
@@ -187,10 +212,12 @@ def main(argv=None):
 
 def obey(args):
     """Runs the command that the command line asks for."""
-    if args.command in ("sweep", "tune") and args.workers < 1:
+    if args.command in ("sweep", "tune", "real") and args.workers < 1:
         raise UserError(f"--workers is {args.workers}: give at least 1")
     if args.command == "tune":
         return tune(Plan(), Config(out=args.out), args.results, args.workers)
+    if args.command == "real":
+        return on_real_code(real.RealPlan(), args.out, args.results, args.workers)
     if args.command == "sweep":
         if not 2 <= args.seeds <= max(report.STUDENT):
             raise UserError(f"--seeds is {args.seeds}: give 2 to {max(report.STUDENT)}")
@@ -198,8 +225,9 @@ def obey(args):
     results = report.read(args.results)
     try:
         if args.command == "report":
-            losses = args.results.parent / "tune.json"
-            return print(report.text(results, losses.exists() and json.loads(losses.read_text())))
+            losses, published = (args.results.parent / name for name in ("tune.json", "real.json"))
+            print(report.text(results, losses.exists() and json.loads(losses.read_text())))
+            return published.exists() and print(f"\n{real.text(json.loads(published.read_text()))}")
         import draw
         for path in draw.all_figures(results, args.results.parent):
             print(path)

@@ -148,20 +148,25 @@ class ReplayLab(empower.Lab):
 
     def play(self, name, assistant):
         """Section 3 with the replayed author: the episodes of a row, one for each goal."""
-        cfg, encoding = self.cfg, self.base.encoding
+        cfg = self.cfg
 
         def make():
-            author = ReplayedAuthor(cfg.turn_tokens, self.ends)
-            episodes = play(self.goals, author, assistant, cfg.context, encoding.start,
-                            encoding.stops, cli.torch_generator(cfg, f"game of {name}",
-                                                                self.device), name)
-            return list(map(dataclasses.asdict, map(cut_at_end, episodes, self.ends)))
+            return replayed_game(cfg, self.base.encoding, self.goals, self.ends, assistant, name,
+                                 self.device)
 
         inputs = {"goals": fingerprint(self.goals), "ends": self.ends, "name": name,
                   "assistant": assistant and plain_fields(assistant),
                   **values(cfg, "context", "turn_tokens", "seed")}
         return list(map(Episode.from_dict, self.cache.data(f"row {name}", inputs, make, code=(
-            play, ReplayedAuthor, cut_at_end, Assistant, Episode, GPT))))
+            replayed_game, Assistant, GPT))))
+
+
+def replayed_game(cfg, encoding, goals, ends, assistant, name, device):
+    """Section 3 with the replayed author: the episodes, one for each goal, as plain data."""
+    episodes = play(goals, ReplayedAuthor(cfg.turn_tokens, ends), assistant, cfg.context,
+                    encoding.start, encoding.stops,
+                    cli.torch_generator(cfg, f"game of {name}", device), name)
+    return list(map(dataclasses.asdict, map(cut_at_end, episodes, ends)))
 
 
 def documents(cfg, encoding, texts):

