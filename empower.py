@@ -33,7 +33,7 @@ import data
 import simhuman
 from model import GPT, KVCache, sample, token_nll
 from simhuman import Assistant, Episode, Human
-from support import cli, contest, judge, report
+from support import cli, contest, judge, parallel, report
 from support.cache import Cache, fingerprint, named, plain_fields
 from support.cli import UserError, flag, numpy_generator, python_generator, torch_generator, values
 from support.miniature import (contest_documents, contest_game, contest_texts, contest_tokenizer,
@@ -212,14 +212,15 @@ def train(model, examples, batch_size, optimizers, rng, label, micro_batch=None,
     with tqdm(total=len(batches), initial=len(losses), desc=label, unit="update", leave=False,
               disable=None) as bar:
         for batch in batches[len(losses):]:
-            size = micro_batch or len(batch)
+            size = min(micro_batch or len(batch), parallel.share(len(batch)))
             micro = [collate(batch[i:i + size], limit) for i in range(0, len(batch), size)]
             count = sum(int((labels[:, 1:] >= 0).sum()) for _, labels, *_ in micro)
             losses.append(0.0)
-            for tensors in micro:
+            for tensors in parallel.mine(micro):
                 loss = (loss_of or sft_loss)(model, *tensors) / count
-                loss.backward()
+                (loss * parallel.size()).backward()  # gradients are averaged over processes
                 losses[-1] += loss.item()
+            losses[-1] = parallel.total(losses[-1])
             if clip:
                 torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
             for part in parts[1:]:

@@ -18,6 +18,7 @@ import numpy as np
 
 import data
 from empower import score
+from support import parallel
 from support.cache import reading
 from support.cli import UserError, checked, python_generator
 from support.files import read_bytes, read_text, temporary_name
@@ -246,20 +247,24 @@ def cut(encoding, texts, size):
         data.pieces(encoding, text, size) for text in texts) for k, ids in enumerate(parts)]
 
 
-def kept_costs(folder, base, pieces, together=1024):
+def kept_costs(folder, base, pieces, together=256):
     """The costs in bits of each piece (token ids), scored or read from files of an earlier run.
 
     `together` pieces share a file in `folder`, so an interrupted run does not score them again.
+    Several processes share the work, and each reads all files.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    costs = []
-    for k in range(0, len(pieces), together):
-        chunk, path = pieces[k:k + together], folder / f"nll-{k}.npy"
+    chunks = {folder / f"nll-{k}.npy": pieces[k:k + together]
+              for k in range(0, len(pieces), together)}
+    for path, chunk in list(chunks.items())[parallel.rank()::parallel.size()]:
         if not path.exists():
             temporary = temporary_name(path)
             with open(temporary, "wb") as file:
                 np.save(file, np.concatenate(score(base.model, chunk, base.encoding.start)))
             os.replace(temporary, path)
+    parallel.wait()
+    costs = []
+    for path, chunk in chunks.items():
         with reading(path):
             nll, ends = np.load(path), np.cumsum([len(ids) for ids in chunk])
             if len(nll) != ends[-1]:

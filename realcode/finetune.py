@@ -9,12 +9,14 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from empower import choose_completions, empower, sft, sft_example, sft_rand, train
 from model import GPT
 from realcode.corpus import CORPUS, FIELD, STATEMENTS_FLAG, cut, kept_costs, read_programs
 from realcode.given import DTYPE, ETA, check_context, given_model
 from simhuman import Assistant
+from support import parallel
 from support.cache import Progress, save_checkpoint
 from support.cli import (UserError, check_ranges, describe, flag, numpy_generator, pick_device,
                          python_generator, torch_generator, values)
@@ -85,46 +87,65 @@ def finetune(cfg):
     """Section 4.2 on your own code and checkpoint: costs, completions, one epoch of SFT.
 
     Until it is finished, the new checkpoint is in OUT.partial, where the same command resumes.
+    torchrun shares the work among several processes, one for each GPU.
     """
-    rule, device = rule_named(cfg.rule, cfg.eta), pick_device(cfg.device)
     for name in ("model", "out"):
         if not getattr(cfg, name):
             raise UserError(f"--{name} is missing: give a folder")
-    texts = read_programs(cfg)
-    base = given_model(cfg, device)
-    check_context(cfg, base.model.config.max_position_embeddings, cfg.max_suggestion)
-    inputs = {"base": base.name, "texts": fingerprint(texts), **values(
-        cfg, "seed", "dtype", "rule", "eta", "context", "lora", "adapter", "rate", "batch",
-        "clip"), "code": code_of(rule_named, completions, tune, GPT)}
     out, partial = Path(cfg.out), Path(f"{cfg.out.rstrip('/')}.partial")
+    rule = rule_named(cfg.rule, cfg.eta)
+    with parallel.processes(pick_device(cfg.device)) as device:
+        texts = read_programs(cfg)
+        base = given_model(cfg, device)
+        check_context(cfg, base.model.config.max_position_embeddings, cfg.max_suggestion)
+        inputs = {"base": base.name, "texts": fingerprint(texts), **values(
+            cfg, "seed", "dtype", "rule", "eta", "context", "lora", "adapter", "rate", "batch",
+            "clip"), "code": code_of(rule_named, completions, tune, GPT)}
+        if parallel.first(is_finished, out, partial, inputs):
+            return print(f"{out} is finished: nothing is left to do")
+        with contextlib.ExitStack() as lock:
+            if parallel.rank() == 0:
+                lock.enter_context(only_one(partial, out))
+            finished, begun = parallel.first(state_of, out, partial, inputs)
+            if finished:
+                return print(f"another run has just finished {out}: nothing is left to do")
+            print(f"Score {len(texts[0])} programs, choose completions by {cfg.rule} and train one "
+                  f"epoch, {'resuming' if begun else 'starting'} in {partial}: the bars show how "
+                  "long it takes.")
+            describe(cfg, base.model, device)
+            check_memory(cfg, base.model, device, texts[0])
+            parallel.first(write_text, partial / "inputs.json", json.dumps(inputs, indent=2) + "\n")
+            learned, held_out = completions(cfg, base, texts, rule, partial)
+            tuned = tune(cfg, base, learned, partial)
+            if parallel.rank() == 0:
+                show_stopping(cfg, tuned, base.encoding, held_out)
+                os.replace(partial, out)
+                tidy(out)
+    print(f"The adapter is in {out}, for PEFT and for servers that load it over {cfg.model}"
+          if cfg.adapter else f"The checkpoint is in {out}. Try: python empower.py suggest --model "
+          f"{out} FILE:LINE:COL")
+
+
+def is_finished(out, partial, inputs):
+    """Whether `out` holds the result; a UserError if a folder cannot be used for it."""
     problem = try_to_rename(out)
     if begun_before(out, inputs):
         tidy(out)  # in case it was killed while doing so
-        return print(f"{out} is finished: nothing is left to do")
+        return True
     begun_before(partial, inputs)  # refuses a folder that holds something else
     if problem:
         raise UserError(f"--out {out} cannot be replaced by a finished folder ({problem}): name a "
                         "new folder, not a link or a mount point")
-    with only_one(partial, out):
-        begun = begun_before(partial, inputs)
-        if begun_before(out, inputs):
-            with contextlib.suppress(OSError):
-                partial.rmdir()  # made by this run, if the other one had already finished
-            return print(f"another run has just finished {out}: nothing is left to do")
-        print(f"Score {len(texts[0])} programs, choose completions by {cfg.rule} and train one "
-              f"epoch, {'resuming' if begun else 'starting'} in {partial}: the bars show how long "
-              "it takes.")
-        describe(cfg, base.model, device)
-        check_memory(cfg, base.model, device, texts[0])
-        write_text(partial / "inputs.json", json.dumps(inputs, indent=2) + "\n")
-        learned, held_out = completions(cfg, base, texts, rule, partial)
-        tune(cfg, base, learned, partial)
-        show_stopping(cfg, base, held_out)
-        os.replace(partial, out)
-        tidy(out)
-    print(f"The adapter is in {out}, for PEFT and for servers that load it over {cfg.model}"
-          if cfg.adapter else f"The checkpoint is in {out}. Try: python empower.py suggest --model "
-          f"{out} FILE:LINE:COL")
+    return False
+
+
+def state_of(out, partial, inputs):
+    """(whether another run has finished in the meantime, whether this work was begun before)."""
+    begun, finished = begun_before(partial, inputs), begun_before(out, inputs)
+    if finished:
+        with contextlib.suppress(OSError):
+            partial.rmdir()  # made by this run, if the other one had already finished
+    return finished, begun
 
 
 def check_memory(cfg, model, device, texts):
@@ -132,10 +153,14 @@ def check_memory(cfg, model, device, texts):
     pieces = len(texts) + sum(map(len, texts)) // cfg.context  # at most
     needed, free = training_bytes(
         model.config, cfg.lora, model.dtype.itemsize, min(cfg.micro_batch, cfg.batch, pieces),
-        cfg.context, cfg.recompute, width=2 if device == "cuda" else 4), available_bytes(device)
+        cfg.context, cfg.recompute, width=2 if "cuda" in device else 4,
+        processes=parallel.size()), available_bytes(device)
+    if free and device == "cpu":
+        free //= parallel.size()  # they share it
     if free and (device != "cpu" or is_gguf(cfg.model)):  # else the weights are mapped
         free += sum(weight.nbytes for weight in model.parameters())
     print(f"Training takes about {needed / 1e9:.1f} GB of memory"
+          + " in each process" * (parallel.size() > 1)
           + (f"; {free / 1e9:.1f} GB are free." if free else "."))
     if free and needed > free:
         remedies = [text for text, used in (
@@ -180,35 +205,62 @@ def completions_of(cfg, base, texts, rule, purpose, folder):
 
 
 def tune(cfg, base, learned, folder):
-    """Trains the base model itself on completions and saves it in the folder.
+    """Trains the base model itself on completions, saves it in the folder and returns it.
 
-    Trained weights are float32, since steps of 1e-5 would be lost in bfloat16.
+    Trained weights are float32, since steps of 1e-5 would be lost in bfloat16. Of several processes
+    rank 0 returns the model, the others None.
     """
     model, dtype = base.model, base.model.dtype
     model.recompute = cfg.recompute
     if cfg.lora:
         add_lora(model, cfg.lora, torch_generator(cfg, "lora", "cpu"))
-    else:
-        model.float()
+    parallel.shard(model, full=not cfg.lora)
     examples = [sft_example(base.encoding, *completion) for completion in learned]
     losses = train(model, examples, cfg.batch, adamw(model, cfg.rate),
                    python_generator(cfg, "batches"), cfg.rule, cfg.micro_batch, cfg.clip,
                    Progress(folder / "progress.pt", 60 * cfg.save_minutes))
     print(f"  {len(losses)} updates; loss from {np.mean(losses[:10]):.3f} to "
           f"{np.mean(losses[-10:]):.3f} nats a token (means of ten)")
+    model = whole_model(model, cfg.lora)
+    if parallel.rank():
+        return None
     if cfg.adapter:
-        return save_adapter(model, cfg.model, folder)
-    if cfg.lora:
+        save_adapter(model, cfg.model, folder)
+    elif cfg.lora:
         merge_lora(model)
-    save_checkpoint(model.to(dtype), base, folder)
+    if not cfg.adapter:
+        save_checkpoint(model.to(dtype), base, folder)
+    return model
 
 
-def show_stopping(cfg, tuned, held_out):
+def whole_model(model, rank):
+    """In rank 0, an ordinary GPT (with updates of this rank) of a model spread by `shard`."""
+    if parallel.size() == 1:
+        return model
+    weights, device = {}, model.device
+    for name, weight in model.named_parameters():
+        tensor = parallel.whole(weight.detach())
+        if parallel.rank() == 0:
+            weights[name] = tensor.cpu()
+    if parallel.rank():
+        return None
+    with torch.device("meta"):
+        found = GPT(model.config)
+        if rank:
+            add_lora(found, rank, None)
+    found.load_state_dict(weights, strict=False, assign=True)
+    if found.config.tie_word_embeddings:
+        found.lm_head.weight = found.embed_tokens.weight
+    found.writable = model.writable
+    return found.to(device).eval()
+
+
+def show_stopping(cfg, model, encoding, held_out):
     """Prints the lengths that the rule asks for on held-out completions, and those written."""
     if held_out:
-        assistant = Assistant(tuned.model, cfg.max_suggestion)  # greedily, it would stop too often
-        row = check_stopping(cfg.rule, assistant, tuned.encoding, held_out[:200],
-                             torch_generator(cfg, "stopping", tuned.model.device))
+        assistant = Assistant(model, cfg.max_suggestion)  # greedily, it would stop too often
+        row = check_stopping(cfg.rule, assistant, encoding, held_out[:200],
+                             torch_generator(cfg, "stopping", model.device))
         print("Did it learn to stop? On held-out pieces:\n\n"
               f"{table(with_verdict([row]), STOPPING)}\n")
 

@@ -24,6 +24,7 @@ import torch
 
 import data
 from model import GPT
+from support import parallel
 from support.checkpoint import tokenizer_files
 from support.cli import UserError
 from support.files import remove_leftovers, temporary_name, write_text
@@ -208,7 +209,8 @@ def save_checkpoint(model, tokenizer, folder):
 class Progress:
     """The state of an unfinished training in one file, saved every so many seconds.
 
-    Of a model it holds the weights that are trained: with LoRA, not the frozen ones.
+    Of a model it holds the weights that are trained: with LoRA, not the frozen ones. Another number
+    of processes can resume from it.
     """
 
     def __init__(self, path, seconds):
@@ -216,17 +218,13 @@ class Progress:
 
     def load(self, *parts):
         """Restores the state of the parts (model, optimizers, ...); returns the losses so far."""
-        if not self.path.exists():
+        if not parallel.first(self.path.exists):
             return []
         try:
-            state = torch.load(self.path, map_location=parts[0].device, weights_only=True)
+            state = torch.load(self.path, mmap=True, weights_only=True, map_location="cpu"
+                               if parallel.size() > 1 else parts[0].device)
             for part, values in zip(parts, state["parts"], strict=True):
-                if not isinstance(part, torch.nn.Module):
-                    part.load_state_dict(values)
-                elif values.keys() == trained_state(part).keys():
-                    part.load_state_dict(values, strict=False)  # the frozen ones are missing
-                else:
-                    raise ValueError("it holds the weights of another model")
+                restore(part, values)
             return state["losses"]
         except (OSError, RuntimeError, ValueError, KeyError, EOFError,
                 pickle.UnpicklingError) as error:
@@ -235,12 +233,14 @@ class Progress:
 
     def save(self, losses, *parts):
         """Saves the state if it is time to, all or nothing."""
-        if time.time() - self.saved > self.seconds:
+        if not parallel.first(lambda: time.time() - self.saved > self.seconds):
+            return
+        state = {"losses": losses, "parts": [gathered(trained_state(part)) for part in parts]}
+        if parallel.rank() == 0:
             temporary = temporary_name(self.path)
-            torch.save({"losses": losses, "parts": [trained_state(part) for part in parts]},
-                       temporary)
+            torch.save(state, temporary)
             os.replace(temporary, self.path)
-            self.saved = time.time()
+        self.saved = time.time()
 
 
 def trained_state(part):
@@ -249,3 +249,31 @@ def trained_state(part):
         return part.state_dict()
     return {name: weight.detach() for name, weight in part.named_parameters()
             if weight.requires_grad}
+
+
+def gathered(state):
+    """A state with whole tensors where they are spread over processes: on the CPU, in rank 0."""
+    if isinstance(state, dict):
+        return {key: gathered(value) for key, value in state.items()}
+    if isinstance(state, list):
+        return [gathered(value) for value in state]
+    if not hasattr(state, "full_tensor"):
+        return state
+    tensor = parallel.whole(state)
+    return tensor.cpu() if parallel.rank() == 0 else None
+
+
+def restore(part, values):
+    """Gives an optimizer, a schedule or a model the state that `trained_state` returned."""
+    if isinstance(part, torch.nn.Module):
+        weights = trained_state(part)
+        if values.keys() != weights.keys():
+            raise ValueError("it holds the weights of another model")
+        return part.load_state_dict({name: parallel.spread_like(value, weights[name])
+                                     for name, value in values.items()}, strict=False)
+    if isinstance(part, torch.optim.Optimizer):
+        weights = [weight for group in part.param_groups for weight in group["params"]]
+        values["state"] = {i: {
+            name: parallel.spread_like(value, weights[i]) if value.shape == weights[i].shape
+            else value for name, value in state.items()} for i, state in values["state"].items()}
+    part.load_state_dict(values)

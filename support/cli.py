@@ -10,6 +10,7 @@ import os
 import platform
 import random
 import sys
+import time
 
 import numpy as np
 import torch
@@ -170,6 +171,8 @@ def add_flag(parser, field):
 def plain_errors(program):
     """Ends the process without a traceback: status 2 after a user error, 130 after Ctrl-C."""
     def stop(status, sentence):
+        if os.environ.get("RANK", "0") != "0":
+            time.sleep(3)  # what ends all processes of torchrun is said by the first: it ends this
         print(f"{program}: {sentence}", file=sys.stderr)
         sys.exit(status)
 

@@ -7,6 +7,9 @@
                                   recomputing, its input for every token and all of it in one layer
     logits                        three times the vocabulary for every label: logits, a float32
                                   copy of them, and their gradient
+
+Several processes (support/parallel.py) share the first; each also gathers the embedding, the head
+and two layers at a time, and the gradients of the largest of these parts.
 """
 
 import os
@@ -49,14 +52,19 @@ def activation_bytes(cfg, tokens, rank, recompute, width=4):
 
 
 def training_bytes(cfg, rank=0, weight_bytes=4, micro_batch=4, context=1024, recompute=False,
-                   width=4):
-    """An estimate of the memory in bytes that fine-tuning takes.
+                   width=4, processes=1):
+    """An estimate of the memory in bytes that fine-tuning takes, in each of so many processes.
 
     cfg: a GPTConfig. rank: of LoRA, or 0 for full training. weight_bytes: of a frozen weight.
     width: of a number in the activations, 2 under autocast.
     """
     model, updates = parameter_counts(cfg, rank)
-    weights = model * weight_bytes + 16 * updates if rank else 16 * model
+    weights = (model * weight_bytes + 16 * updates if rank else 16 * model) / processes
+    if processes > 1:
+        ends = cfg.vocab_size * cfg.hidden_size * (1 if cfg.tie_word_embeddings else 2)
+        layer = (model - ends) / cfg.num_hidden_layers
+        weights += (ends + 2 * layer) * min(width, weight_bytes) + (
+            0 if rank else max(ends, layer) * (width + 4))
     logits = micro_batch * min(LABELS, context) * cfg.vocab_size * 4 * 3
     activations = activation_bytes(cfg, micro_batch * context, rank, recompute, width)
     return weights + activations + logits
