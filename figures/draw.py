@@ -26,11 +26,12 @@ STYLE = {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False,
 PAPER_ERRORS = (0.0115, 0.0115, 0.0087)
 
 
-def all_figures(results, folder):
-    """Draws every picture into the folder; yields the paths."""
-    for draw in (care, rows_as_bars, lengths, budget, bound):
+def all_figures(results, published, folder):
+    """Draws every picture into the folder; yields the paths. published: of make.py real, or {}."""
+    found = [(draw, results) for draw in (care, rows_as_bars, lengths, budget, bound)]
+    for draw, some in found + [(real_code, published)] * bool(published):
         with plt.rc_context(STYLE):
-            figure = draw(results)
+            figure = draw(some)
             for kind in ("png", "svg"):
                 path = folder / f"{draw.__name__.replace('_', '-')}.{kind}"
                 # No date: the same results make the same file.
@@ -209,3 +210,57 @@ def bound(results):
     right.set_xlabel("exact entropy of the next token, bits")
     right.set_ylabel("cost of the token written, bits")
     return figure
+
+
+def real_code(results):
+    """Real code: the share saved by what was read, and by how much was learned from."""
+    corpora = results["corpora"]
+    figure, axes = plt.subplots(len(corpora), 2, figsize=(10.5, 3.3 * len(corpora)),
+                                layout="constrained", squeeze=False)
+    for (left, right), (corpus, some) in zip(axes, corpora.items()):
+        saved_by_reading(left, some["rows"])
+        saved_by_pieces(right, some)
+        left.set_title(f"{corpus}: share of the tokens saved", fontsize=11)
+        right.set_title(f"{corpus}: the same, by pieces learned from", fontsize=11)
+        left.set_xscale("log")
+        right.set_xscale("log", base=2)
+        for ax in (left, right):
+            ax.set_ylim(bottom=0)
+    axes[-1][0].set_xlabel("tokens read for a piece (log scale)")
+    axes[-1][1].set_xlabel("pieces (log scale)")
+    axes[0][0].legend()
+    axes[0][1].legend()
+    return figure
+
+
+def saved_by_reading(ax, rows):
+    """A line for each kind of assistant, through its thresholds or lengths."""
+    for begin, end, kind in (("Base-", "", "Base-N"), ("Base stopped", "", "Base stopped"),
+                             ("SFT-", "", "SFT-N"), ("Empower", "greedy", "Empower"),
+                             ("Empower", "silent as asked", "Empower")):
+        some = [row for row in rows if row["name"].startswith(begin)
+                and row["name"].endswith(end)]
+        colour, marker, dash = CURVES[kind]
+        asked = end == "silent as asked"
+        ax.errorbar([max(row["tokens_read"], 1) for row in some],
+                    [row["share_saved"] for row in some],
+                    yerr=[row["share_saved_se"] for row in some], color=colour,
+                    marker="D" if asked else marker, linestyle=":" if asked else dash,
+                    markersize=5, linewidth=1.5, elinewidth=0.8,
+                    label=f"{kind}, {end}" if end else kind)
+
+
+def saved_by_pieces(ax, some):
+    """Trained assistants by the pieces they have learned from, and those without training."""
+    for eta, dash in ((0.32, "--"), (1, "-")):
+        name, curve = f"Empower ({eta:g})", {"all states": [], "one state": []}
+        for row in sorted(some["curve"], key=lambda row: row["pieces"]):
+            if row["name"] == name and row["stops"] != "greedy":
+                curve[row["way"]].append(row)
+        for (way, rows), colour, marker in zip(curve.items(), (BLUE, ORANGE), "D^"):
+            ax.errorbar([row["pieces"] for row in rows], [row["share_saved"] for row in rows],
+                        yerr=[row["share_saved_se"] for row in rows], color=colour, marker=marker,
+                        linestyle=dash, linewidth=1.5, label=f"{name}, {way} of each")
+        for row in some["rows"]:
+            if row["name"] == f"Base stopped at {eta:g} bits":
+                ax.axhline(row["share_saved"], color=SKY, linestyle=dash, label=row["name"])

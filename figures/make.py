@@ -223,13 +223,14 @@ def obey(args):
             raise UserError(f"--seeds is {args.seeds}: give 2 to {max(report.STUDENT)}")
         return sweep(Plan(seeds=args.seeds), Config(out=args.out), args.results, args.workers)
     results = report.read(args.results)
+    losses, published = (path.exists() and json.loads(path.read_text()) for path in (
+        args.results.parent / name for name in ("tune.json", "real.json")))
     try:
         if args.command == "report":
-            losses, published = (args.results.parent / name for name in ("tune.json", "real.json"))
-            print(report.text(results, losses.exists() and json.loads(losses.read_text())))
-            return published.exists() and print(f"\n{real.text(json.loads(published.read_text()))}")
+            print(report.text(results, losses))
+            return print(f"\n{real.text(published)}") if published else None
         import draw
-        for path in draw.all_figures(results, args.results.parent):
+        for path in draw.all_figures(results, published, args.results.parent):
             print(path)
     except ModuleNotFoundError:
         raise UserError("matplotlib is missing: pip install -r figures/requirements.txt") from None

@@ -62,7 +62,7 @@ class RealPlan:
 
 
 WAYS = ("all states", "one state")
-STOPS = ("greedy", "as silent as asked")
+STOPS = ("greedy", "silent as asked")
 
 
 def installed(module, package):
@@ -201,7 +201,7 @@ class RealLab(ReplayLab):
             found = {"loss": loss, "offset": offset, "greedy": self.results(name, rule, assistant)}
             if name.startswith("Empower"):  # SFT-N is never asked to be silent
                 with stop_logit(model, self.base.encoding.stop, offset):
-                    found["as silent as asked"] = self.results(name, rule, assistant)
+                    found["silent as asked"] = self.results(name, rule, assistant)
             return found
 
         inputs = {"plan": dataclasses.asdict(plan), "corpus": fingerprint([self.goals, [

@@ -39,7 +39,7 @@ def test_every_row_has_its_numbers(found, at_hand, capsys, monkeypatch):
     some = found["corpora"]["small"]
     names = [row["name"] for row in some["rows"]]
     assert names[:4] == ["Base-2", "Base-5", "Base stopped at 1 bits", "Base stopped at 20 bits"]
-    assert "SFT-5, greedy" in names and "Empower (20), as silent as asked" in names
+    assert "SFT-5, greedy" in names and "Empower (20), silent as asked" in names
     assert {(row["pieces"], row["way"]) for row in some["curve"]} == {
         (10, "all states"), (10, "one state"), (4, "all states")}
     assert all(row["tokens_written"] > 0 for row in some["rows"])
@@ -78,6 +78,14 @@ def test_states_held_out_are_not_learned(found, at_hand):
         lab.programs, lab.measured, lab.unseen))
     assert not learned & kept and not learned & held and not kept & held
     assert len(lab.examples(sft(3), lab.programs, "one state")) == PLAN.pieces
+
+
+def test_the_picture_has_a_row_for_each_corpus(found):
+    draw = pytest.importorskip("draw", reason="needs matplotlib")
+    figure = draw.real_code(json.loads(json.dumps(found)))
+    left, right = figure.axes
+    assert len(left.get_legend_handles_labels()[1]) == 5
+    assert "Base stopped at 1 bits" in right.get_legend_handles_labels()[1]
 
 
 def test_a_missing_package_is_named():
