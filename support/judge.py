@@ -37,6 +37,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 
 from tqdm import tqdm
@@ -109,7 +110,21 @@ def _lines(text):
     return "\n".join(line.rstrip() for line in text.split("\n")).rstrip("\n").split("\n")
 
 
-def _outcome(reply, expected, time_limit, memory_limit, output_limit):
+def _equal(want, got):
+    """Whether two lines have the same words, of which numbers may be written differently.
+
+    >>> _equal("0.5 yes", ".50 yes"), _equal("0.5 yes", "0.51 yes")
+    (True, False)
+    """
+    want, got = want.split(), got.split()
+    try:
+        return len(want) == len(got) and all(
+            a == b or Decimal(a) == Decimal(b) for a, b in zip(want, got))
+    except InvalidOperation:
+        return False
+
+
+def _outcome(reply, expected, numbers, time_limit, memory_limit, output_limit):
     """Name what happened in one run: (outcome, detail)."""
     why, code, stdout, stderr = reply
     if why == "time limit":
@@ -124,7 +139,7 @@ def _outcome(reply, expected, time_limit, memory_limit, output_limit):
                f"exit status {code}" if code > 0 else f"signal {-code}")
         return "runtime error", f"{how}: {last}"
     want, got = _lines(expected), _lines(stdout.decode(errors="replace"))
-    if want == got:
+    if want == got or numbers and len(want) == len(got) and all(map(_equal, want, got)):
         return "passed", ""
     number = next((i for i, pair in enumerate(zip(want, got)) if pair[0] != pair[1]),
                   min(len(want), len(got)))
@@ -133,10 +148,11 @@ def _outcome(reply, expected, time_limit, memory_limit, output_limit):
     return "wrong answer", f"line {number + 1}: expected {one}, got {other}"
 
 
-def _judge(ask, program, tests, limits):
+def _judge(ask, program, tests, numbers, limits):
     """Run the tests in order, up to the first that fails."""
     for index, (stdin, expected) in enumerate(tests):
-        outcome, detail = _outcome(ask(program, stdin.encode(), *limits), expected, *limits)
+        outcome, detail = _outcome(ask(program, stdin.encode(), *limits), expected, numbers,
+                                   *limits)
         if outcome != "passed":
             return Verdict(outcome, index, detail)
     return Verdict("passed", None, f"{len(tests)} tests")
@@ -155,13 +171,14 @@ def judge(program: str, tests, time_limit=2.0, memory_limit=512 * MB, output_lim
 
 
 def judge_all(jobs, workers=None, time_limit=2.0, memory_limit=512 * MB, output_limit=MB,
-              label="judge") -> list[Verdict]:
+              label="judge", numbers=False) -> list[Verdict]:
     """The verdict of each (program, tests), in order; each distinct job runs once.
 
     >>> [v.outcome for v in judge_all([("print(1)", (("", "1"),)), ("1/0", (("", "1"),))])]
     ['passed', 'runtime error']
 
     workers: programs at a time, by default one per core. label: for the bar; None shows no bar.
+    numbers: a number is right however it is written, as in 0.5 and .50.
     A fault of the judge raises an error; it is never a verdict.
     """
     if not hasattr(os, "fork"):
@@ -177,7 +194,7 @@ def judge_all(jobs, workers=None, time_limit=2.0, memory_limit=512 * MB, output_
     def one(job):
         ask = idle.get()
         try:
-            return _judge(ask, *job, (time_limit, memory_limit, output_limit))
+            return _judge(ask, *job, numbers, (time_limit, memory_limit, output_limit))
         finally:
             idle.put(ask)
 

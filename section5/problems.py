@@ -1,0 +1,271 @@
+"""Problems with tests, from the files in which others publish them.
+
+    LiveCodeBench           question_content, public_test_cases, private_test_cases, metadata
+    HumanEval               prompt, entry_point, test
+    MBPP                    text, test_list, test_setup_code
+    APPS, TACO              question, input_output
+    Codeforces (open-r1)    description, official_tests, examples
+
+The format is detected from the fields of the first row. All become a `Problem`, which the judge can
+try a program on: stdin tests directly, tests that call the program through harness.py.
+"""
+
+import ast
+import base64
+import dataclasses
+import datetime
+import io
+import json
+import pickle
+import secrets
+import warnings
+import zlib
+from pathlib import Path
+
+from support.cli import UserError, checked
+from support.files import read_bytes
+from support.judge import MB, judge_all
+
+HARNESS = Path(__file__).with_name("harness.py")
+LARGEST = 256 * MB  # of the tests of one problem, decompressed
+SECONDS = 6.0       # for a test, or for all calls of a problem, unless it says otherwise
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """A problem, in one form for every source.
+
+    statement: what the human reads. starter: the code that the program begins with, or "".
+    tests: (stdin, expected stdout) pairs; calls: tests of harness.py. A problem has one of the two.
+    """
+
+    id: str
+    statement: str
+    starter: str = ""
+    tests: tuple = ()
+    calls: str = ""           # JSON of {"setup", "names", "tests"}, for harness.py
+    date: str = ""            # of publication, ISO; "" if the source does not say
+    difficulty: str = ""
+    seconds: float = SECONDS
+    memory: int = 512 * MB
+
+    def job(self, program):
+        """(program, tests) for the judge."""
+        if not self.calls:
+            return program, self.tests
+        token = secrets.token_hex(16)
+        stdin = json.dumps({"program": program, "token": token, **json.loads(self.calls)})
+        return HARNESS.read_text(encoding="utf-8"), ((stdin, token),)
+
+
+def judge_programs(problems, programs, workers=None, label="judge"):
+    """The judge's Verdict of each program on its problem, in order."""
+    verdicts, groups = [None] * len(problems), {}
+    for k, problem in enumerate(problems):
+        groups.setdefault((problem.seconds, problem.memory), []).append(k)
+    for (seconds, memory), group in groups.items():
+        found = judge_all([problems[k].job(programs[k]) for k in group], workers, seconds, memory,
+                          label=label, numbers=True)
+        for k, verdict in zip(group, found):
+            verdicts[k] = verdict
+    return verdicts
+
+
+# ------------------------------------------------------------------- reading
+
+
+def read_problems(path, since="", difficulty="", limit=None):
+    """The Problems in a JSONL or JSON file, in order.
+
+    since: an ISO date; problems before it, or without a date, are left out. difficulty: only these,
+    for instance "easy" or "easy,medium". limit: at most so many, the first. A UserError says what
+    is wrong.
+    """
+    rows = read_rows(path)
+    kind = next((kind for kind in KINDS if kind.fields <= rows[0].keys()), None)
+    if not kind:
+        raise UserError(f"{path} has no problems that this program knows; the first row has "
+                        f"{', '.join(rows[0])}: give LiveCodeBench, HumanEval, MBPP, APPS, TACO or "
+                        "Codeforces rows")
+    since = since and checked_date(since)
+    found = []
+    for k, row in enumerate(rows):
+        if limit is not None and len(found) == limit:
+            break
+        if since and day(row.get("contest_date")) < since:
+            continue
+        if difficulty and str(row.get("difficulty", "")).lower() not in difficulty.split(","):
+            continue
+        try:
+            found.append(kind.problem(row))
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError,
+                SyntaxError, zlib.error, pickle.UnpicklingError, EOFError) as error:
+            raise UserError(f"row {k + 1} of {path} is damaged ({type(error).__name__}: {error}): "
+                            "download the file again") from None
+    if not found:
+        raise UserError(f"no problem of {path} is left after --since, --difficulty and --limit")
+    return found
+
+
+def read_rows(path):
+    """The JSON objects in a file of JSON lines, or of one JSON list."""
+    content = checked(read_bytes, Path(path))
+    try:
+        rows = (json.loads(content) if content.lstrip().startswith(b"[")
+                else [json.loads(line) for line in content.splitlines() if line.strip()])
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not JSON lines ({error}): give a file of problems") from None
+    if not rows or not all(isinstance(row, dict) for row in rows):
+        raise UserError(f"{path} has no rows: give a file of problems, one JSON object a line")
+    return rows
+
+
+def checked_date(text):
+    """An ISO date as it is; a UserError for anything else."""
+    try:
+        return datetime.date.fromisoformat(text).isoformat()
+    except ValueError:
+        raise UserError(f"--since is {text!r}: give a date as in 2024-09-01") from None
+
+
+def day(date):
+    """The first ten characters of an ISO date or time, "" for None."""
+    return str(date or "")[:10]
+
+
+def as_json(value):
+    """A field that some files hold as JSON text and others as data."""
+    return json.loads(value) if isinstance(value, str) else value
+
+
+# ------------------------------------------------------------------- the formats
+
+
+class LiveCodeBench:
+    fields = {"question_content", "public_test_cases"}
+
+    def problem(row):
+        tests = as_json(row["public_test_cases"]) + private_tests(row.get("private_test_cases"))
+        about = as_json(row.get("metadata") or "{}")
+        found = Problem(row["question_id"], row["question_content"], row.get("starter_code") or "",
+                        date=day(row.get("contest_date")), difficulty=row.get("difficulty") or "")
+        if {test["testtype"] for test in tests} == {"stdin"}:
+            return dataclasses.replace(found, tests=tuple(
+                (test["input"], test["output"]) for test in tests))
+        return dataclasses.replace(found, calls=calls(about["func_name"], [
+            ([json.loads(line) for line in test["input"].splitlines() if line.strip()],
+             json.loads(test["output"])) for test in tests]))
+
+
+class HumanEval:
+    fields = {"prompt", "entry_point", "test"}
+
+    def problem(row):
+        parsed(row["test"])
+        prompt = parsed(row["prompt"] + "\n    pass")
+        imports = [node for node in prompt.body if isinstance(node, (ast.Import, ast.ImportFrom))]
+        return Problem(row["task_id"], row["prompt"], row["prompt"], calls=json.dumps({
+            "setup": "\n".join(map(ast.unparse, imports)), "names": defined(prompt),
+            "tests": [{"check": row["test"], "entry": row["entry_point"]}]}))
+
+
+class MBPP:
+    fields = {"text", "test_list"}
+
+    def problem(row):
+        asserts = [*row["test_list"], *row.get("challenge_test_list", ())]
+        if not asserts:
+            raise ValueError("it has no tests")
+        for text in asserts:
+            parsed(text)
+        example = "\n".join(row["test_list"][:1])
+        statement = f"{row['text']}\nFor example:\n{example}"
+        return Problem(str(row["task_id"]), statement, calls=json.dumps({
+            "setup": row.get("test_setup_code", "").replace("\r\n", "\n"),
+            "names": defined(parsed(row["code"].replace("\r\n", "\n"))),
+            "tests": [{"assert": text} for text in asserts]}))
+
+
+class Apps:
+    fields = {"question", "input_output"}
+
+    def problem(row):
+        tests = as_json(row["input_output"])
+        found = Problem(str(row.get("problem_id", row.get("id", row.get("name", "")))),
+                        row["question"], row.get("starter_code") or "",
+                        difficulty=str(row.get("difficulty", "")).lower())
+        pairs = list(zip(tests["inputs"], tests["outputs"], strict=True))
+        if tests.get("fn_name"):
+            # APPS puts an expected value into a list of its own.
+            return dataclasses.replace(found, calls=calls(tests["fn_name"], [
+                (arguments, expected[0] if isinstance(expected, list) and len(expected) == 1
+                 else expected) for arguments, expected in pairs]))
+        return dataclasses.replace(found, tests=tuple(
+            tuple("\n".join(map(str, part)) if isinstance(part, list) else part for part in pair)
+            for pair in pairs))
+
+
+class Codeforces:
+    fields = {"description", "input_format"}
+
+    def problem(row):
+        tests = row.get("official_tests") or row.get("examples")
+        statement = "\n\n".join(text for text in (
+            row.get("title"), row["description"], "Input\n" + (row["input_format"] or ""),
+            "Output\n" + (row.get("output_format") or "")) if text)
+        return Problem(row["id"], statement, difficulty=str(row.get("rating") or ""),
+                       tests=tuple((test["input"], test["output"]) for test in tests),
+                       seconds=float(row.get("time_limit") or SECONDS),
+                       memory=int(float(row.get("memory_limit") or 512)) * MB)
+
+
+KINDS = LiveCodeBench, HumanEval, MBPP, Apps, Codeforces
+
+
+def parsed(program):
+    """The syntax tree of a program, without warnings about escapes such as "\\d"."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return ast.parse(program)
+
+
+def defined(tree):
+    """The names of the functions and classes that a program defines."""
+    return [node.name for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+
+
+def calls(name, tests):
+    """Tests that call a function, as JSON for harness.py; tests: [(arguments, expected)]."""
+    if not tests:
+        raise ValueError("it has no tests")
+    return json.dumps({"setup": "", "names": [], "tests": [
+        {"call": name, "arguments": arguments, "expected": expected}
+        for arguments, expected in tests]})
+
+
+# ------------------------------------------------------------------- LiveCodeBench's hidden tests
+
+
+class NothingToFind(pickle.Unpickler):
+    """Loads plain data; a pickle that names any function or class is refused."""
+
+    def find_class(self, module, name):
+        raise pickle.UnpicklingError(f"a pickle that names {module}.{name} could run code")
+
+
+def private_tests(text):
+    """The hidden tests of a row: JSON, or base64 of zlib of a pickle of JSON text."""
+    if not text:
+        return []
+    if text.lstrip().startswith("["):
+        return json.loads(text)
+    inflate = zlib.decompressobj()
+    content = inflate.decompress(base64.b64decode(text, validate=True), LARGEST)
+    if inflate.unconsumed_tail:
+        raise ValueError(f"its tests are larger than {LARGEST // MB} MB")
+    if not inflate.eof:
+        raise ValueError("its tests are cut off")
+    found = NothingToFind(io.BytesIO(content)).load()
+    if not isinstance(found, str):
+        raise ValueError(f"its tests are a {type(found).__name__}, not text")
+    return json.loads(found)
