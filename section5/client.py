@@ -1,0 +1,210 @@
+"""A client of model servers that speak the OpenAI protocol: vLLM, llama.cpp, Ollama, and others.
+
+Only the standard library: a connection for each thread, kept alive; a deadline for each answer, so
+that one that drips in slowly counts as failed too; retries with growing pauses, or as long as
+the server asks for in Retry-After. The key comes from the environment variable OPENAI_API_KEY and
+is never printed or written.
+"""
+
+import http.client
+import json
+import os
+import random
+import threading
+import time
+import urllib.parse
+
+from support.cli import UserError
+
+KEY = "OPENAI_API_KEY"
+LARGEST = 2**24     # bytes of an answer
+RETRIES = 8         # of a call, over about 4 minutes
+PAUSE = 1.0         # seconds before the first retry; each pause is twice the last
+TO_RETRY = (408, 409, 425, 429, 500, 502, 503, 504)
+
+
+class Failed(Exception):
+    """An attempt failed; another may succeed. pause: seconds that the server asks for, or None."""
+
+    def __init__(self, reason, pause=None):
+        super().__init__(reason)
+        self.pause = pause
+
+
+class Server:
+    """A server, one of its models, and how much was asked of it.
+
+    url: as in http://127.0.0.1:8000 or https://api.example.com/v1. model: None for the first that
+    the server lists. timeout: seconds for one answer. calls, retries, tokens: counted over all
+    threads, tokens as the server counts those it wrote.
+    """
+
+    def __init__(self, url, model=None, timeout=120.0):
+        parts = urllib.parse.urlsplit(url if "://" in url else f"http://{url}")
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise UserError(f"{url} is not a server: give an address as in http://127.0.0.1:8000")
+        self.url, self.parts, self.timeout = url, parts, timeout
+        path = parts.path.rstrip("/")
+        self.path = path if path.endswith("/v1") else f"{path}/v1"
+        self.calls = self.retries = self.tokens = 0
+        self._lock, self._local = threading.Lock(), threading.local()
+        self.model = model or self.first_model()
+
+    def first_model(self):
+        """The name of the first model that the server lists."""
+        found = self.ask("GET", "/models")
+        try:
+            return str(found["data"][0]["id"])
+        except (KeyError, IndexError, TypeError):
+            raise UserError(f"{self.url} lists no models: name one, with --human-model or as "
+                            "NAME=URL#MODEL") from None
+
+    def chat(self, messages, max_tokens, temperature=1.0, seed=None, stop=None):
+        """The text that the model answers to messages, [{"role", "content"}]; "" if none."""
+        answer = self.ask("POST", "/chat/completions", {
+            "model": self.model, "messages": messages, "max_tokens": max_tokens,
+            "temperature": temperature, **given(seed=seed, stop=stop)})
+        return self.text_of(answer, lambda choice: choice["message"]["content"])
+
+    def complete(self, prompt, max_tokens, temperature=1.0, seed=None, stop=None):
+        """The text with which the model continues a prompt."""
+        return self.text_of(self._complete(prompt, max_tokens, temperature, seed, stop),
+                            lambda choice: choice["text"])
+
+    def complete_with_costs(self, prompt, max_tokens, temperature=1.0, seed=None, stop=None):
+        """[(text of a token, its cost in bits)]; a UserError if the server gives no logprobs."""
+        answer = self._complete(prompt, max_tokens, temperature, seed, stop, logprobs=1)
+        try:
+            found = answer["choices"][0]["logprobs"]
+            return [(text, -float(log_p) / 0.6931471805599453)
+                    for text, log_p in zip(found["tokens"], found["token_logprobs"], strict=True)]
+        except (KeyError, IndexError, TypeError, ValueError):
+            raise UserError(f"{self.url} gives no logprobs, which a threshold needs: use a server "
+                            "that does, such as vLLM, or a local checkpoint") from None
+
+    def _complete(self, prompt, max_tokens, temperature, seed, stop, **options):
+        return self.ask("POST", "/completions", {
+            "model": self.model, "prompt": prompt, "max_tokens": max_tokens,
+            "temperature": temperature, **given(seed=seed, stop=stop), **options})
+
+    def text_of(self, answer, read):
+        """The text in an answer, read by a function of its first choice."""
+        try:
+            text = read(answer["choices"][0])
+        except (KeyError, IndexError, TypeError):
+            raise UserError(f"{self.url} answered without text: is it a server of language models?"
+                            ) from None
+        return text if isinstance(text, str) else ""
+
+    # ---- one call
+
+    def ask(self, method, path, body=None):
+        """The JSON object that the server answers, after retries; a UserError if it does not."""
+        for attempt in range(RETRIES + 1):
+            try:
+                answer = self.attempt(method, path, body)
+                with self._lock:
+                    self.calls += 1
+                    self.tokens += completion_tokens(answer)
+                return answer
+            except Failed as failed:
+                reason, pause = failed, failed.pause
+            if attempt < RETRIES:
+                with self._lock:
+                    self.retries += 1
+                # Threads that failed together do not come back together.
+                time.sleep(PAUSE * 2**min(attempt, 6) * random.uniform(0.75, 1.25)
+                           if pause is None else min(pause, 300))
+        raise UserError(f"{self.url} does not answer ({reason}), after {RETRIES} retries: is the "
+                        "server running? The same command goes on")
+
+    def attempt(self, method, path, body):
+        """One request; raises Failed if it is worth another try."""
+        content = None if body is None else json.dumps(body).encode()
+        headers = {"Content-Type": "application/json", "Accept": "application/json"}
+        if os.environ.get(KEY):
+            headers["Authorization"] = f"Bearer {os.environ[KEY]}"
+        try:
+            connection = self.connection()
+            connection.request(method, self.path + path, content, headers)
+            response = connection.getresponse()
+            text = self.read(response)
+            if response.will_close:
+                self.close()
+        except (OSError, http.client.HTTPException) as error:
+            self.close()
+            raise Failed(f"{type(error).__name__}: {error}") from None
+        if response.status in TO_RETRY:
+            raise Failed(f"status {response.status}: {said(text)}",
+                         seconds(response.headers.get("Retry-After")))
+        if response.status != 200:
+            raise UserError(f"{self.url}{path} answered {response.status}: {said(text)}")
+        try:
+            return json.loads(text)
+        except (ValueError, RecursionError):
+            raise Failed(f"half an answer, or no JSON: {text[:60]!r}") from None
+
+    def read(self, response):
+        """The body of a response; Failed if it takes too long or is too large."""
+        parts, deadline, size, length = [], time.monotonic() + self.timeout, 0, response.length
+        while length is None or size < length:
+            part = response.read1(2**16 if length is None else min(2**16, length - size))
+            if not part:
+                break
+            parts.append(part)
+            size += len(part)
+            if time.monotonic() > deadline or size > LARGEST:
+                self.close()
+                raise Failed(f"an answer of more than {self.timeout:g} s or {LARGEST} bytes")
+        if length is not None and size < length:
+            self.close()
+            raise Failed("the answer was cut off")
+        response.close()  # the connection stays open
+        return b"".join(parts)
+
+    def connection(self):
+        """This thread's connection."""
+        if getattr(self._local, "connection", None) is None:
+            kind = {"http": http.client.HTTPConnection, "https": http.client.HTTPSConnection}
+            self._local.connection = kind[self.parts.scheme](
+                self.parts.hostname, self.parts.port, timeout=self.timeout)
+        return self._local.connection
+
+    def close(self):
+        """Ends this thread's connection; the next call opens another."""
+        if getattr(self._local, "connection", None) is not None:
+            self._local.connection.close()
+            self._local.connection = None
+
+
+def given(**options):
+    """The options that are not None."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def completion_tokens(answer):
+    """How many tokens the server says it wrote, 0 if it does not say."""
+    try:
+        return int(answer["usage"]["completion_tokens"])
+    except (KeyError, TypeError, ValueError):
+        return 0
+
+
+def seconds(text):
+    """The seconds in a Retry-After header; None if it has none, or a date."""
+    try:
+        return max(0.0, float(text))
+    except (TypeError, ValueError):
+        return None
+
+
+def said(text):
+    """The message in a server's error, in one short line."""
+    try:
+        found = json.loads(text)
+        found = found.get("error", found)
+        message = found["message"] if isinstance(found, dict) else found
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        message = text.decode("utf-8", "replace")
+    message = str(message).replace(os.environ.get(KEY) or KEY, "...")  # some servers repeat the key
+    return " ".join(message.split())[:200] or "no message"

@@ -1,0 +1,148 @@
+"""Tests of the client, over real HTTP with a server that answers by a script."""
+
+import http.client
+import threading
+
+import pytest
+
+from section5 import client
+from section5.client import KEY, Server
+from section5.scripted import chat, completion, serving
+from support.cli import UserError
+
+HELLO = [{"role": "user", "content": "Hello"}]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(client, "PAUSE", 0.001)
+    monkeypatch.delenv(KEY, raising=False)
+
+
+def in_turn(*answers):
+    """Gives one answer after the other, the last one for ever."""
+    left = list(answers)
+    return lambda path, body: left.pop(0) if len(left) > 1 else left[0]
+
+
+def test_a_call_sends_what_the_protocol_names_and_counts(monkeypatch):
+    with serving(lambda path, body: chat("Hi") if "chat" in path else completion(" more")) as (
+            url, script):
+        server = Server(url)
+        assert server.model == "tiny"
+        assert server.chat(HELLO, 7, 0.5, seed=3) == "Hi"
+        assert server.complete("x =", 4, stop=["\n"]) == " more"
+        monkeypatch.setenv(KEY, "secret")
+        Server(url + "/v1/", "other").chat(HELLO, 7)
+    paths, bodies, headers = zip(*script.requests)
+    assert paths == ("/v1/models", "/v1/chat/completions", "/v1/completions",
+                     "/v1/chat/completions")
+    assert bodies[1] == {"model": "tiny", "messages": HELLO, "max_tokens": 7, "temperature": 0.5,
+                         "seed": 3}
+    assert bodies[2]["stop"] == ["\n"] and "seed" not in bodies[2]
+    assert bodies[3]["model"] == "other"
+    assert headers[3]["Authorization"] == "Bearer secret" and "Authorization" not in headers[1]
+    assert (server.calls, server.tokens, server.retries) == (3, 6, 0)
+
+
+def test_a_connection_is_kept_and_each_thread_has_its_own():
+    opened, connect = [], http.client.HTTPConnection.connect
+
+    def counted(self):
+        opened.append(threading.get_ident())
+        connect(self)
+
+    with serving(in_turn(chat("Hi"))) as (url, _), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(http.client.HTTPConnection, "connect", counted)
+        server = Server(url)
+        threads = [threading.Thread(target=lambda: [server.chat(HELLO, 1) for _ in range(5)])
+                   for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert len(opened) == 4 == len(set(opened)) and server.calls == 16
+
+
+@pytest.mark.parametrize("bad", [
+    (429, {"error": {"message": "slow down"}}, {"Retry-After": "0"}), (503, b"busy", {}),
+    (500, b"", {}), "drop", "half", (200, b'{"choices": [', {}), (200, b"\xff\xfe", {})])
+def test_what_may_pass_is_tried_again(bad):
+    with serving(in_turn(bad, bad, chat("Hi"))) as (url, script):
+        server = Server(url)
+        assert server.chat(HELLO, 1) == "Hi"
+    assert server.retries == 2 and len(script.requests) == 4
+
+
+def test_a_server_that_dies_and_comes_back(monkeypatch):
+    monkeypatch.setattr(client, "PAUSE", 0.05)
+    with serving(in_turn(chat("before"))) as (url, _):
+        server = Server(url)
+        assert server.chat(HELLO, 1) == "before"
+    found = []
+    thread = threading.Thread(target=lambda: found.append(server.chat(HELLO, 1)))
+    thread.start()
+    thread.join(0.2)
+    assert thread.is_alive()
+    with serving(in_turn(chat("after")), int(url.rpartition(":")[2])):
+        thread.join(20)
+    assert found == ["after"] and server.retries
+
+
+def test_retry_after_is_obeyed(monkeypatch):
+    pauses = []
+    monkeypatch.setattr(client.time, "sleep", pauses.append)
+    busy = (429, b"", {"Retry-After": "7"})
+    with serving(in_turn(busy, (503, b"", {"Retry-After": "Wed, 21 Oct 2026 07:28:00 GMT"}),
+                         (503, b"", {}), chat("Hi"))) as (url, _):
+        Server(url).chat(HELLO, 1)
+    assert pauses[0] == 7 and 0.001 < pauses[1] < 0.003 < pauses[2] < 0.006
+
+
+@pytest.mark.parametrize("answer, said", [
+    ((401, {"error": {"message": "wrong key secret"}}, {}), "401: wrong key ..."),
+    ((404, b"no such model\n", {}), "404: no such model"),
+    ((400, {"error": "too long"}, {}), "400: too long"),
+    ({"choices": []}, "without text"), ([], "without text"), ({"choices": [{}]}, "without text")])
+def test_what_will_not_pass_is_said_at_once(answer, said, monkeypatch):
+    monkeypatch.setenv(KEY, "secret")
+    with serving(in_turn(answer)) as (url, script):
+        with pytest.raises(UserError, match=said.replace("...", r"\.\.\.")) as error:
+            Server(url).chat(HELLO, 1)
+    assert len(script.requests) == 2 and "secret" not in str(error.value)
+
+
+def test_an_answer_that_drips_or_never_ends_is_given_up(monkeypatch):
+    monkeypatch.setattr(client, "RETRIES", 1)
+    with serving(in_turn("drip")) as (url, _):
+        with pytest.raises(UserError, match="more than 0.3 s"):
+            Server(url, "tiny", timeout=0.3).chat(HELLO, 1)
+    monkeypatch.setattr(client, "LARGEST", 1000)
+    with serving(in_turn(chat("x" * 10**6))) as (url, _):
+        with pytest.raises(UserError, match="1000 bytes"):
+            Server(url, "tiny").chat(HELLO, 1)
+
+
+def test_no_server_and_no_address(monkeypatch):
+    monkeypatch.setattr(client, "RETRIES", 2)
+    with pytest.raises(UserError, match="does not answer .*is the server running"):
+        Server("http://127.0.0.1:9").chat(HELLO, 1)
+    for url in ("", "ftp://x", "http://"):
+        with pytest.raises(UserError, match="not a server"):
+            Server(url)
+
+
+def test_empty_content_is_an_empty_text():
+    with serving(in_turn(chat(None), chat(""))) as (url, _):
+        assert [Server(url).chat(HELLO, 1) for _ in range(2)] == ["", ""]
+
+
+def test_costs_come_from_logprobs():
+    found = {"choices": [{"text": "a b", "logprobs": {"tokens": ["a", " b"], "token_logprobs": [
+        -0.6931471805599453, -2 * 0.6931471805599453]}}]}
+    with serving(in_turn(found, completion("a"))) as (url, script):
+        server = Server(url)
+        assert server.complete_with_costs("x", 2) == [("a", 1.0), (" b", 2.0)]
+        with pytest.raises(UserError, match="gives no logprobs"):
+            server.complete_with_costs("x", 2)
+    assert script.requests[1][1]["logprobs"] == 1
