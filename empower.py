@@ -497,8 +497,9 @@ def run(cfg):
     return report.conclude(lab, begin, trained, stopping, episodes)
 
 
-COMMANDS = {name: f"realcode.{name}" for name in (
-    "show", "suggest", "replay", "finetune", "convert")}
+COMMANDS = {**{name: f"realcode.{name}" for name in (
+    "show", "suggest", "replay", "finetune", "convert")},
+    **{name: f"section5.{name}" for name in ("collect", "play")}}
 
 
 def main(argv=None):

@@ -184,6 +184,10 @@ class Assistant:
     temperature: float = 1.0
     top_p: float = 1.0
 
+    def begin(self, rows):
+        """The cache of a game with this many rows."""
+        return KVCache(self.model, rows)
+
     def suggest(self, cache, texts, stop_tokens, generator):
         """What it writes after each text, up to a stop token. [] is silence."""
         suggestions, _ = sample(self.model, cache, texts, self.max_tokens, stop_tokens,
@@ -206,20 +210,19 @@ def play(goals, human, assistant, rounds, start, stop_tokens, generator, label="
             code += typed
 
     goals: what she knows, as token ids: for a Human the token `start`, which opens a document, and
-    the problem statement. assistant: None if she is alone.
+    the problem statement. assistant: None if she is alone. label: of the bar; None shows no bar.
     """
     known = goals if assistant and assistant.knows_goal else [[start]] * len(goals)
     codes, episodes = [[] for _ in goals], [Episode(problem) for problem in range(len(goals))]
     human.begin(goals)
-    cache = assistant and KVCache(assistant.model, len(goals))
+    cache = assistant and assistant.begin(len(goals))
     live = list(range(len(goals)))  # the problem of each row
     longest_round = human.turn_tokens + (assistant.max_tokens if assistant else 0)
-    with tqdm(total=len(goals), desc=label, unit="problem", leave=False, disable=None) as bar:
+    with tqdm(total=len(goals), desc=label, unit="problem", leave=False,
+              disable=None if label else True) as bar:
         for _ in range(rounds):
-            suggestions = [[] for _ in live]
-            if assistant:
-                suggestions = assistant.suggest(cache, [known[p] + codes[p] for p in live],
-                                                stop_tokens, generator)
+            suggestions = [[] for _ in live] if not assistant else assistant.suggest(
+                cache, [known[p] + codes[p] for p in live], stop_tokens, generator)
             verdicts = human.read([codes[p] for p in live], suggestions)
             for row, (p, new, (nll, accepted)) in enumerate(zip(live, suggestions, verdicts)):
                 episodes[p].turns.append(Turn(new, nll, accepted))

@@ -1,0 +1,133 @@
+"""python empower.py collect --problems FILE --human URL --out FILE: programs to learn from."""
+
+import dataclasses
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+
+from tqdm import tqdm
+
+from section5 import text
+from section5.client import Server
+from section5.players import prompt, seed_of
+from section5.problems import read_problems
+from support.cli import UserError, check_ranges, flag
+
+PROBLEMS = "file of problems: LiveCodeBench, HumanEval, MBPP, APPS, TACO or Codeforces rows"
+HUMAN = "address of the server of the human's model, as in http://127.0.0.1:8000"
+HUMAN_MODEL = "her model on that server (default: the first that it lists)"
+SINCE = "only problems published on this day or later, as in 2024-09-01"
+DIFFICULTY = "only problems of this difficulty, as in easy or easy,medium"
+LIMIT = "only the first so many of these problems"
+PARALLEL = "problems at a time"
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Every setting for collecting the human's programs."""
+
+    out: str = flag("programs.jsonl", "file of the programs, a JSON row for each problem")
+    problems: str = flag("", PROBLEMS)
+    human: str = flag("", HUMAN)
+    human_model: str = flag("", HUMAN_MODEL)
+    since: str = flag("", SINCE)
+    difficulty: str = flag("", DIFFICULTY)
+    limit: int = flag(None, LIMIT, 1)
+    seed: int = flag(0, "sent to the server, with the problem")
+    temperature: float = flag(1.0, "of her model", 0)
+    max_tokens: int = flag(2048, "of a program and the words around it", 1)
+    parallel: int = flag(16, PARALLEL, 1)
+
+    def __post_init__(self):
+        check_ranges(self)
+
+
+def collect(cfg):
+    """Section 5.1: the human attempts each problem once, and everything is kept.
+
+    `finetune --corpus FILE` learns from the result. Every finished program is a line on disk, so
+    the same command goes on where it was interrupted.
+    """
+    done = read_lines(Path(cfg.out), ("id", "statement", "code"))
+    problems, server = asked_for(cfg)
+    left = [problem for problem in problems if problem.id not in {row["id"] for row in done}]
+    print(f"{server.model} attempts {len(left)} problems of {len(problems)}: at most {len(left)} "
+          f"calls and {len(left) * cfg.max_tokens:,} tokens, {cfg.parallel} at a time. Each "
+          f"program is kept in {cfg.out} at once.")
+    in_parallel(left, lambda problem: attempt(cfg, server, problem), Path(cfg.out), cfg.parallel,
+                "collect", server)
+    print(f"{len(problems)} programs are in {cfg.out}; {server.calls} calls, {server.retries} "
+          f"retries, {server.tokens:,} tokens. Next: python empower.py finetune --corpus {cfg.out} "
+          "--model DIR --out DIR2")
+
+
+def asked_for(cfg):
+    """(the problems, the human's server) that the settings name."""
+    for name, what in (("problems", "a " + PROBLEMS), ("human", HUMAN)):
+        if not getattr(cfg, name):
+            raise UserError(f"--{name} is missing: give {what}")
+    problems = read_problems(cfg.problems, cfg.since, cfg.difficulty, cfg.limit)
+    if len({problem.id for problem in problems}) < len(problems):
+        raise UserError(f"two problems of {cfg.problems} have the same id: remove one")
+    return problems, Server(cfg.human, cfg.human_model or None)
+
+
+def attempt(cfg, server, problem):
+    """Her program for a problem, as a row."""
+    how = ("It begins with this code:\n```python\n" + problem.starter + "\n```" if problem.starter
+           else "Write the functions that the examples call." if problem.calls
+           else "It reads from standard input and prints its answer.")
+    answer = server.chat([{"role": "user", "content": prompt(
+        "human_attempt", statement=problem.statement, how=how)}], cfg.max_tokens, cfg.temperature,
+        seed_of(cfg.seed, "attempt", problem.id))
+    return {"id": problem.id, "statement": problem.statement, "code": text.program(answer)}
+
+
+# ------------------------------------------------------------------- lines on disk
+
+
+def in_parallel(items, work, path, threads, label, server):
+    """Appends work(item), a JSON row, to the file as soon as it is there, in any order.
+
+    After Ctrl-C or an error, the items at work are lost and no others are begun.
+    """
+    with open(path, "a", encoding="utf-8") as file, ThreadPoolExecutor(threads) as pool, tqdm(
+            total=len(items), desc=label, unit="problem", disable=None) as bar:
+        futures = [pool.submit(work, item) for item in items]
+        try:
+            for future in as_completed(futures):
+                file.write(json.dumps(future.result()) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+                bar.set_postfix_str(f"{server.tokens / max(bar.format_dict['elapsed'], 1):.0f} "
+                                    "tokens/s", refresh=False)
+                bar.update()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def read_lines(path, fields):
+    """The rows of a file that `in_parallel` wrote; a line that a kill cut off is removed.
+
+    A UserError if the file holds anything else.
+    """
+    if not path.exists():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot write {path} ({error.strerror}): name another file") from None
+        return []
+    try:
+        content = path.read_bytes()
+        whole, _, _ = content.rpartition(b"\n")
+        rows = [json.loads(line) for line in whole.splitlines()]
+        if not all(isinstance(row, dict) and set(fields) <= row.keys() for row in rows):
+            raise ValueError(f"a row without {', '.join(fields)}")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} holds something else ({error}): name another file") from None
+    kept = len(whole) + 1 if rows else 0
+    if kept < len(content):
+        os.truncate(path, kept)
+    return rows

@@ -1,0 +1,274 @@
+"""Tests of collect and play: real HTTP, a human and assistants that answer by a script."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from section5 import client, players
+from section5.collect import read_lines
+from section5.players import PromptedHuman, prompt
+from section5.scripted import chat, completion, serving
+from section5.test_problems import DATA, READS, livecodebench
+from simhuman import Episode
+from support.cli import UserError
+from support.testing import ROOT, family, in_process, published
+
+PROGRAM = "import sys\nprint(sum(map(int, sys.stdin.read().split())))"
+
+
+def fences(text):
+    return re.findall(r"```python\n(.*?)\n?```", text, re.DOTALL)
+
+
+def plays(path, body):
+    """A human who wants PROGRAM, and assistants that know what comes next."""
+    if "messages" not in body:  # an assistant's server: the next nine characters
+        code = body["prompt"]
+        return completion(PROGRAM[len(code):len(code) + 9] if PROGRAM.startswith(code) else "?")
+    asked = body["messages"][-1]["content"]
+    if "ten random words" in asked:
+        return chat(f"seed {body['seed']}")
+    if asked.startswith("Write a Python program"):
+        return chat(f"Sure!\n```python\n{READS}\n```")
+    if "Retype it" in asked:
+        [code] = fences(asked)[-1:]
+        return chat(f"```python\n{PROGRAM[:len(code) + 5]}\n```")
+    if "suggestion" in asked:
+        code, both = fences(asked)
+        return chat("It fits.\nACCEPT" if PROGRAM.startswith(both) else "No.\nREJECT")
+    [code] = fences(asked)
+    rest = PROGRAM[len(code):]
+    return chat(f"```python\n{rest}\n```" if rest else "DONE")
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(client, "PAUSE", 0.001)
+    monkeypatch.delenv(client.KEY, raising=False)
+
+
+@pytest.fixture
+def problems(tmp_path):
+    path = tmp_path / "problems.jsonl"
+    path.write_text("".join(json.dumps(livecodebench(question_id=f"p{k}")) + "\n"
+                            for k in range(3)))
+    return path
+
+
+def run(command, *arguments):
+    status, out, err = in_process(command, *arguments)
+    assert status == 0, err
+    return out
+
+
+def test_collect_keeps_every_program_and_goes_on(problems, tmp_path):
+    out = tmp_path / "programs.jsonl"
+    with serving(plays) as (url, script):
+        said = run("collect", "--problems", problems, "--human", url, "--out", out, "--limit", 2)
+        assert "attempts 2 problems of 2" in said and "2 programs are in" in said
+        with open(out, "a") as file:
+            file.write('{"id": "p2", "stat')  # a kill in the middle of a line
+        said = run("collect", "--problems", problems, "--human", url, "--out", out)
+        assert "attempts 1 problems of 3" in said
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert sorted(row["id"] for row in rows) == ["p0", "p1", "p2"]
+    assert {row["code"] for row in rows} == {READS + "\n"}
+    assert len(script.requests) == 2 + 3
+    status, _, err = in_process("collect", "--problems", problems, "--human", url, "--out",
+                                problems)
+    assert status == 2 and "holds something else" in err
+
+
+def rows_of(out):
+    return {row["name"]: row for row in json.loads((out / "results.json").read_text())["rows"]}
+
+
+def test_play_makes_the_table_of_the_paper(problems, tmp_path):
+    out, base = tmp_path / "out", published(tmp_path / "base")
+    with serving(plays) as (url, script):
+        flags = ["--problems", problems, "--human", url, "--out", out, "--device", "cpu",
+                 "--turn-tokens", 4, "--rounds", 30, "--max-suggestion", 40]
+        said = run("play", *flags, "--assistant", f"Base={base}", f"Served-6={url}#other",
+                   f"Asked=chat:{url}")
+        asked = len(script.requests)
+        assert run("play", *flags, "--assistant", f"Base={base}", f"Served-6={url}#other",
+                   f"Asked=chat:{url}").count("share of") == said.count("share of")
+        assert len(script.requests) - asked <= 6  # the models, and whether seeds are obeyed
+    rows, [stopped] = rows_of(out), [name for name in rows_of(out) if "stopped" in name]
+    assert list(rows) == ["Human alone", "Base", "Base-4", "Base-8", stopped, "Served-6", "Asked"]
+    for name in ("Human alone", "Served-6", "Asked"):
+        assert rows[name]["pass@1"] == 1, name
+    assert rows["Human alone"]["tokens_read"] == 0 and rows["Human alone"]["unclear"] is None
+    assert rows["Served-6"]["accept_ratio"] == rows["Asked"]["accept_ratio"] == 1
+    assert rows["Served-6"]["unclear"] == 0
+    assert rows["Served-6"]["tokens_written"] < rows["Human alone"]["tokens_written"]
+    assert rows["Served-6"]["suggestion_length"] <= 6
+    assert rows["Base"]["accept_ratio"] < 0.5
+    results = json.loads((out / "results.json").read_text())
+    assert results["seeds"] == "obeyed" and "ACCEPT" in results["prompts"]["human_read"]
+    assert (out / "transcripts" / "served-6.txt").read_text().count("accepted")
+    line = json.loads((out / "episodes" / "asked.jsonl").read_text().splitlines()[0])
+    encoding = family("qwen")
+    assert encoding.decode(Episode.from_dict(line["episode"]).code) == PROGRAM
+    assert {body["model"] for path, body, _ in script.requests
+            if path.endswith("/completions") and body and "prompt" in body} == {"other"}
+
+
+def test_other_settings_need_another_folder(problems, tmp_path):
+    out = tmp_path / "out"
+    with serving(plays) as (url, _):
+        flags = ["--problems", problems, "--human", url, "--out", out, "--limit", 1]
+        run("play", *flags)
+        run("play", *flags, "--assistant", f"New={url}")  # one more row is fine
+        for changed, name in ((["--rounds", 3], "rounds"), (["--seed", 1], "seed"),
+                              (["--assistant", f"New=chat:{url}"], "assistant New")):
+            status, _, err = in_process("play", *flags, *changed)
+            assert status == 2 and f"begun with another {name}" in err
+
+
+def test_killed_at_any_moment_it_goes_on(problems, tmp_path):
+    """kill -9 while the second episode is played: the first is kept, and nothing is lost."""
+    out, slow = tmp_path / "out", []
+
+    def slowly(path, body):
+        if len(slow) > 25:
+            time.sleep(0.3)
+        slow.append(path)
+        return plays(path, body)
+
+    with serving(slowly) as (url, script):
+        command = [sys.executable, "empower.py", "play", "--problems", str(problems), "--human",
+                   url, "--out", str(out), "--parallel", "1", "--turn-tokens", "2"]
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE,
+                                   stderr=subprocess.PIPE)
+        path = out / "episodes" / "human-alone.jsonl"
+        for _ in range(600):
+            if path.exists() and path.read_bytes().count(b"\n") and len(slow) > 27:
+                break
+            time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        kept = path.read_bytes()
+        assert kept.count(b"\n") in (1, 2)
+        slow.clear()
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert path.read_bytes().startswith(kept[:kept.rindex(b"\n") + 1])
+    assert rows_of(out)["Human alone"]["pass@1"] == 1
+
+
+def human(answer):
+    """A PromptedHuman whose server gives these answers in turn."""
+    class Fake:
+        asked = []
+
+        def chat(self, messages, *rest):
+            self.asked.append(messages)
+            return answer.pop(0)
+
+    found = PromptedHuman(Fake(), family("qwen"), 4, 1.0, 0)
+    found.begin(["Add."])
+    return found
+
+
+@pytest.mark.parametrize("answers, accepted, finished, unclear, calls", [
+    (["Good. ACCEPT"], True, False, 0, 1), (["Bad. REJECT"], False, False, 0, 1),
+    (["FINISH"], False, True, 0, 1), (["hm", "accept"], True, False, 0, 2),
+    (["hm", "finish"], False, True, 0, 2), (["", "maybe"], False, False, 1, 2)])
+def test_her_verdict_is_asked_for_twice_and_then_a_rejection(answers, accepted, finished, unclear,
+                                                             calls):
+    she = human([*answers, "```python\n= 1\n```"])
+    encoding = family("qwen")
+    [(costs, verdict)] = she.read([encoding.encode_ordinary("x ")], [
+        encoding.encode_ordinary("= 2")])
+    assert (costs, verdict) == ([], accepted)
+    [typed], [done] = she.type([encoding.encode_ordinary("x ")], encoding.stops, None)
+    assert done == finished and (she.asked, she.unclear) == (1, unclear)
+    assert encoding.decode(typed) == ("" if finished else "= 1")
+    assert len(she.server.asked) == calls + (not finished)
+    she.server.asked.clear()
+
+
+@pytest.mark.parametrize("answer, typed, done", [
+    ("DONE", "", True), ("```python\n```", "", True), ("x = 1\nDONE", "x = 1\nDONE", False),
+    ("```\nab" * 1000, None, False)])
+def test_what_she_writes_is_cut_at_her_turn(answer, typed, done):
+    she, encoding = human([answer]), family("qwen")
+    she.read([[]], [[]])
+    [new], [ended] = she.type([[]], encoding.stops, None)
+    assert ended == done and len(new) <= 4
+    if typed is not None:
+        assert typed.startswith(encoding.decode(new))
+
+
+def test_silence_costs_no_call():
+    she = human([])
+    assert she.read([[1], [2]][:1], [[]]) == [([], False)] and not she.asked
+
+
+def test_a_prompt_that_somebody_broke_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(players, "PROMPTS", tmp_path)
+    (tmp_path / "assistant.txt").write_text("Go on: {program}")
+    with pytest.raises(UserError, match="assistant.txt cannot be used .*names in braces are code"):
+        prompt("assistant", code="x")
+    with pytest.raises(UserError, match="human_again.txt"):
+        prompt("human_again")
+
+
+@pytest.mark.parametrize("flags, said", [
+    ([], "--problems is missing"), (["--problems", "absent.jsonl"], "--human is missing"),
+    (["--problems", "absent.jsonl", "--human", "http://127.0.0.1:9"], "absent.jsonl"),
+    (["--human-kind", "person"], "choose chat or base"), (["--rounds", "0"], "--rounds is 0")])
+def test_bad_flags_are_one_sentence(flags, said):
+    status, _, err = in_process("play", *flags)
+    assert status == 2 and said in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("assistant, said", [
+    ("Base", "not NAME=SOURCE"), ("=x", "not NAME=SOURCE"), ("Human alone=x", "a name of its own"),
+    ("A=absent", "absent"), ("A=ftp://x", "ftp")])
+def test_bad_assistants_are_one_sentence(assistant, said, problems, tmp_path):
+    with serving(plays) as (url, _):
+        status, _, err = in_process("play", "--problems", problems, "--human", url, "--out",
+                                    tmp_path / "out", "--assistant", assistant)
+    assert status == 2 and said in err and err.count("\n") == 1
+
+
+def test_a_base_model_continues_the_statement(problems, tmp_path):
+    def continues(path, body):
+        if "messages" in body:
+            return plays(path, body)
+        code = body["prompt"].partition("Solution in Python\n")[2]
+        return completion(PROGRAM[len(code):len(code) + 12])
+
+    with serving(continues) as (url, script):
+        run("play", "--problems", problems, "--human", url, "--out", tmp_path / "out",
+            "--human-kind", "base", "--limit", 1)
+    assert rows_of(tmp_path / "out")["Human alone"]["pass@1"] == 1
+    prompts = [body["prompt"] for _, body, _ in script.requests if body and "prompt" in body]
+    assert prompts[0] == "# Problem\n# Add two numbers.\n#\n# Solution in Python\n"
+
+
+def test_lines_of_another_file_are_not_touched(tmp_path):
+    path = tmp_path / "mine.jsonl"
+    path.write_text('{"a": 1}\n')
+    with pytest.raises(UserError, match="holds something else"):
+        read_lines(path, ("id",))
+    path.write_text('{"id": 1}\n{"id": 2}\n{"id"')
+    assert read_lines(path, ("id",)) == [{"id": 1}, {"id": 2}]
+    assert path.read_text() == '{"id": 1}\n{"id": 2}\n'
+    path.write_text('{"id"')
+    assert read_lines(path, ("id",)) == [] and path.read_text() == ""
+
+
+@pytest.mark.skipif(not DATA.exists(), reason="needs the development data")
+def test_real_problems_are_collected(tmp_path):
+    with serving(plays) as (url, _):
+        run("collect", "--problems", DATA / "mbpp.jsonl", "--human", url, "--out",
+            tmp_path / "p.jsonl", "--limit", 5)
+    assert len((tmp_path / "p.jsonl").read_text().splitlines()) == 5
