@@ -31,7 +31,7 @@ def fenced(answer):
 
 
 def program(answer):
-    """The whole program in an answer: its first fence, or else all of it, and one \\n at its end."""
+    """The program in an answer: its first fence, or else all of it, with one \\n at its end."""
     code = fenced(answer)
     return (answer if code is None else code).strip("\n").rstrip() + "\n"
 
