@@ -213,7 +213,7 @@ def bound(results):
 
 
 def real_code(results):
-    """Real code: the share saved by what was read, and by how much was learned from."""
+    """Real code: the share saved against tokens read, and against pieces learned from."""
     corpora = results["corpora"]
     figure, axes = plt.subplots(len(corpora), 2, figsize=(10.5, 3.3 * len(corpora)),
                                 layout="constrained", squeeze=False)
@@ -242,7 +242,7 @@ def saved_by_reading(ax, rows):
                 and row["name"].endswith(end)]
         colour, marker, dash = CURVES[kind]
         asked = end == "silent as asked"
-        ax.errorbar([max(row["tokens_read"], 1) for row in some],
+        ax.errorbar([max(row["tokens_read"], 1) for row in some],  # the axis is logarithmic
                     [row["share_saved"] for row in some],
                     yerr=[row["share_saved_se"] for row in some], color=colour,
                     marker="D" if asked else marker, linestyle=":" if asked else dash,

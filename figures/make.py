@@ -38,7 +38,7 @@ from support.cache import Cache
 from support.cli import UserError
 from support.files import write_text
 
-MINUTES = {"sweep": 110, "tune": 10, "real": 90}  # durations on 2 CPU cores, if nothing is finished
+MINUTES = {"sweep": 110, "tune": 10, "real": 60}  # durations on 2 CPU cores, if nothing is finished
 
 # ------------------------------------------------------------------- several processes
 
@@ -159,12 +159,14 @@ def on_real_code(plan, out, results, workers):
     begun, log = time.time(), Path(out, "real.log")
     Path(out).mkdir(parents=True, exist_ok=True)
     writable(results)
-    real.model_file(), *map(real.corpus_of, plan.corpora)
-    print(f"{len(real.trainings(plan))} trainings and {2 * len(plan.ns)} rows without training on "
+    real.check_packages(plan)
+    untrained = len(plan.ns) + len(plan.etas)
+    print(f"{len(real.trainings(plan))} trainings and {untrained} rows without training on "
           f"each of {len(plan.corpora)} corpora; about {MINUTES['real']} minutes on 2 CPU cores, "
           f"less if stages are\nreused. {workers} processes, stages in {out}/real-*, log in {log}, "
           f"results in {results}")
-    in_parallel(real.tasks(plan, out), "real code", log, workers)
+    for tasks in real.tasks(plan, out):
+        in_parallel(tasks, "real code", log, workers)
     with logged(log):
         found = {corpus: real.answer(plan, out, corpus) for corpus in plan.corpora}
     found = {"plan": dataclasses.asdict(plan), "environment": {

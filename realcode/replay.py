@@ -140,7 +140,7 @@ class ReplayLab(empower.Lab):
         pieces = python_generator(self.cfg, "pieces").sample(
             pieces, min(len(pieces), self.cfg.train_programs))
         texts = [ids for ids, _ in pieces]
-        key = fingerprint([self.base.name, texts, code_of(score, GPT)])
+        key = fingerprint([self.base.name, texts, code_of(kept_costs, GPT)])
         costs = kept_costs(self.cache.stages / f"costs-{key}", self.base, texts)
         print(f"  {np.concatenate(costs).mean():.2f} bits a token on {len(pieces)} pieces to learn "
               "from")

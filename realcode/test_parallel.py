@@ -28,7 +28,7 @@ UPDATES = 20
 
 
 def examples():
-    """More than 20 updates of 3 examples; the last batch is smaller than the number of processes."""
+    """More than 20 updates of 3 examples; the last batch has fewer than there are processes."""
     rng = random.Random(0)
     return [([rng.randrange(23) for _ in range(rng.randint(4, 30))], rng.randint(1, 3))
             for _ in range(3 * UPDATES + 1)]
