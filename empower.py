@@ -497,9 +497,9 @@ def run(cfg):
     return report.conclude(lab, begin, trained, stopping, episodes)
 
 
-COMMANDS = {**{name: f"realcode.{name}" for name in (
-    "show", "suggest", "replay", "finetune", "convert")},
-    **{name: f"section5.{name}" for name in ("collect", "play")}}
+COMMANDS = {"show": "realcode.show", "suggest": "realcode.suggest", "replay": "realcode.replay",
+            "finetune": "realcode.finetune", "convert": "realcode.convert",
+            "collect": "section5.collect", "play": "section5.play"}
 
 
 def main(argv=None):

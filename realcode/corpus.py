@@ -247,7 +247,7 @@ def cut(encoding, texts, size):
         data.pieces(encoding, text, size) for text in texts) for k, ids in enumerate(parts)]
 
 
-def kept_costs(folder, base, pieces, together=256):
+def kept_costs(folder, base, pieces, together=32):
     """The costs in bits of each piece (token ids), scored or read from files of an earlier run.
 
     `together` pieces share a file in `folder`, so an interrupted run does not score them again.

@@ -18,7 +18,7 @@ from realcode.given import DTYPE, ETA, check_context, given_model
 from simhuman import Assistant
 from support import parallel
 from support.cache import Progress, save_checkpoint
-from support.cli import (UserError, check_ranges, describe, flag, numpy_generator, pick_device,
+from support.cli import (UserError, check_ranges, describe, flag, numpy_generator,
                          python_generator, torch_generator, values)
 from support.files import temporary_name, write_text
 from support.gguf_file import is_gguf
@@ -94,19 +94,19 @@ def finetune(cfg):
             raise UserError(f"--{name} is missing: give a folder")
     out, partial = Path(cfg.out), Path(f"{cfg.out.rstrip('/')}.partial")
     rule = rule_named(cfg.rule, cfg.eta)
-    with parallel.processes(pick_device(cfg.device)) as device:
+    with parallel.processes(cfg.device) as device:
         texts = read_programs(cfg)
         base = given_model(cfg, device)
         check_context(cfg, base.model.config.max_position_embeddings, cfg.max_suggestion)
         inputs = {"base": base.name, "texts": fingerprint(texts), **values(
             cfg, "seed", "dtype", "rule", "eta", "context", "lora", "adapter", "rate", "batch",
             "clip"), "code": code_of(rule_named, completions, tune, GPT)}
-        if parallel.first(is_finished, out, partial, inputs):
+        if parallel.by_rank_0(is_finished, out, partial, inputs):
             return print(f"{out} is finished: nothing is left to do")
         with contextlib.ExitStack() as lock:
             if parallel.rank() == 0:
                 lock.enter_context(only_one(partial, out))
-            finished, begun = parallel.first(state_of, out, partial, inputs)
+            finished, begun = parallel.by_rank_0(state_of, out, partial, inputs)
             if finished:
                 return print(f"another run has just finished {out}: nothing is left to do")
             print(f"Score {len(texts[0])} programs, choose completions by {cfg.rule} and train one "
@@ -114,16 +114,16 @@ def finetune(cfg):
                   "long it takes.")
             describe(cfg, base.model, device)
             check_memory(cfg, base.model, device, texts[0])
-            parallel.first(write_text, partial / "inputs.json", json.dumps(inputs, indent=2) + "\n")
+            parallel.by_rank_0(write_text, partial / "inputs.json", json.dumps(inputs, indent=2) + "\n")
             learned, held_out = completions(cfg, base, texts, rule, partial)
             tuned = tune(cfg, base, learned, partial)
             if parallel.rank() == 0:
                 show_stopping(cfg, tuned, base.encoding, held_out)
                 os.replace(partial, out)
                 tidy(out)
-    print(f"The adapter is in {out}, for PEFT and for servers that load it over {cfg.model}"
-          if cfg.adapter else f"The checkpoint is in {out}. Try: python empower.py suggest --model "
-          f"{out} FILE:LINE:COL")
+        print(f"The adapter is in {out}, for PEFT and for servers that load it over {cfg.model}"
+              if cfg.adapter else f"The checkpoint is in {out}. Try: python empower.py suggest "
+              f"--model {out} FILE:LINE:COL")
 
 
 def is_finished(out, partial, inputs):
@@ -152,11 +152,11 @@ def check_memory(cfg, model, device, texts):
     """Says how much memory the training takes; a UserError if the machine does not have it."""
     pieces = len(texts) + sum(map(len, texts)) // cfg.context  # at most
     needed, free = training_bytes(
-        model.config, cfg.lora, model.dtype.itemsize, min(cfg.micro_batch, cfg.batch, pieces),
-        cfg.context, cfg.recompute, width=2 if "cuda" in device else 4,
+        model.config, cfg.lora, model.dtype.itemsize,
+        min(cfg.micro_batch, parallel.share(min(cfg.batch, pieces))), cfg.context, cfg.recompute, width=2 if "cuda" in device else 4,
         processes=parallel.size()), available_bytes(device)
     if free and device == "cpu":
-        free //= parallel.size()  # they share it
+        free //= int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # its processes share it
     if free and (device != "cpu" or is_gguf(cfg.model)):  # else the weights are mapped
         free += sum(weight.nbytes for weight in model.parameters())
     print(f"Training takes about {needed / 1e9:.1f} GB of memory"
@@ -221,7 +221,7 @@ def tune(cfg, base, learned, folder):
                    Progress(folder / "progress.pt", 60 * cfg.save_minutes))
     print(f"  {len(losses)} updates; loss from {np.mean(losses[:10]):.3f} to "
           f"{np.mean(losses[-10:]):.3f} nats a token (means of ten)")
-    model = whole_model(model, cfg.lora)
+    model = whole_model(model, cfg.lora, dtype)
     if parallel.rank():
         return None
     if cfg.adapter:
@@ -233,21 +233,26 @@ def tune(cfg, base, learned, folder):
     return model
 
 
-def whole_model(model, rank):
-    """In rank 0, an ordinary GPT (with updates of this rank) of a model spread by `shard`."""
+def whole_model(model, lora, dtype):
+    """In rank 0, an ordinary GPT of a model that `shard` has spread, with its updates if any.
+
+    lora: their rank, or 0. Weights other than those of updates become `dtype`, one at a time, so
+    that a GPU which could score with the model can hold it.
+    """
     if parallel.size() == 1:
         return model
     weights, device = {}, model.device
     for name, weight in model.named_parameters():
         tensor = parallel.whole(weight.detach())
         if parallel.rank() == 0:
-            weights[name] = tensor.cpu()
+            update = name.endswith((".A", ".B"))
+            weights[name] = (tensor if update else tensor.to(dtype)).cpu()
     if parallel.rank():
         return None
     with torch.device("meta"):
         found = GPT(model.config)
-        if rank:
-            add_lora(found, rank, None)
+        if lora:
+            add_lora(found, lora, None)
     found.load_state_dict(weights, strict=False, assign=True)
     if found.config.tie_word_embeddings:
         found.lm_head.weight = found.embed_tokens.weight

@@ -218,7 +218,7 @@ class Progress:
 
     def load(self, *parts):
         """Restores the state of the parts (model, optimizers, ...); returns the losses so far."""
-        if not parallel.first(self.path.exists):
+        if not parallel.by_rank_0(self.path.exists):
             return []
         try:
             state = torch.load(self.path, mmap=True, weights_only=True, map_location="cpu"
@@ -233,7 +233,7 @@ class Progress:
 
     def save(self, losses, *parts):
         """Saves the state if it is time to, all or nothing."""
-        if not parallel.first(lambda: time.time() - self.saved > self.seconds):
+        if not parallel.by_rank_0(lambda: time.time() - self.saved > self.seconds):
             return
         state = {"losses": losses, "parts": [gathered(trained_state(part)) for part in parts]}
         if parallel.rank() == 0:

@@ -172,8 +172,9 @@ def add_flag(parser, field):
 def plain_errors(program):
     """Ends the process without a traceback: status 2 after a user error, 130 after Ctrl-C."""
     def stop(status, sentence):
-        if os.environ.get("RANK", "0") != "0":
-            time.sleep(3)  # what ends all processes of torchrun is said by the first: it ends this
+        if os.environ.get("RANK", "0") != "0" and not getattr(sentence, "at_once", False):
+            # What ends all processes is said by the first, after which torchrun ends this one.
+            time.sleep(3 if status == 2 else 40)
         print(f"{program}: {sentence}", file=sys.stderr)
         sys.exit(status)
 

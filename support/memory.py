@@ -1,6 +1,7 @@
 """How much memory fine-tuning takes, as an estimate, and how much the machine has.
 
-    weights, gradients, AdamW     16 bytes a parameter in full training, all in float32; with LoRA
+    weights, gradients, AdamW     16 bytes a parameter in full training, all in float32 (18 under
+                                  autocast, which keeps copies in bfloat16); with LoRA
                                   the frozen weights in their own type, and 16 bytes for each
                                   parameter of the updates
     activations                   what a layer keeps for the backward pass, for every token; with
@@ -59,11 +60,12 @@ def training_bytes(cfg, rank=0, weight_bytes=4, micro_batch=4, context=1024, rec
     width: of a number in the activations, 2 under autocast.
     """
     model, updates = parameter_counts(cfg, rank)
-    weights = (model * weight_bytes + 16 * updates if rank else 16 * model) / processes
+    copies = 2 if width == 2 and processes == 1 else 0  # of autocast; FSDP has its own
+    weights = (model * weight_bytes + 16 * updates if rank else (16 + copies) * model) / processes
     if processes > 1:
         ends = cfg.vocab_size * cfg.hidden_size * (1 if cfg.tie_word_embeddings else 2)
         layer = (model - ends) / cfg.num_hidden_layers
-        weights += (ends + 2 * layer) * min(width, weight_bytes) + (
+        weights += (ends + 2 * layer) * (min(width, weight_bytes) if rank else width) + (
             0 if rank else max(ends, layer) * (width + 4))
     logits = micro_batch * min(LABELS, context) * cfg.vocab_size * 4 * 3
     activations = activation_bytes(cfg, micro_batch * context, rank, recompute, width)

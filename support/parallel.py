@@ -4,8 +4,8 @@
 
 PyTorch's FSDP2 keeps a part of every weight, gradient and optimizer state in each process and
 gathers a layer only while it is used. All processes draw the same batches and each takes a part of
-every one; rank 0 prints and writes files, which are those of a single process. With one process,
-every function here does nothing.
+every one; rank 0 prints, and writes the files of a single process. With one process, every function
+here does nothing.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ import sys
 import torch
 import torch.distributed as dist
 
-from support.cli import UserError
+from support.cli import UserError, pick_device
 
 # ------------------------------------------------------------------- the processes
 
@@ -36,22 +36,26 @@ def rank():
 def processes(device):
     """Joins the other processes, if torchrun started this one; yields this process's device.
 
-    device: cpu, cuda or mps. Only rank 0 prints to stdout and shows bars.
+    device: as in --device. Only rank 0 prints to stdout and shows bars.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
-        yield device
+        yield pick_device(device)
         return
-    local = int(os.environ["LOCAL_RANK"])
-    if device == "mps":
-        raise UserError("torchrun needs --device cpu or cuda")
-    if device == "cuda":
-        if local >= torch.cuda.device_count():
-            raise UserError(f"torchrun started process {local + 1} on a machine with "
-                            f"{torch.cuda.device_count()} GPUs: give a smaller --nproc_per_node")
-        torch.cuda.set_device(local)
+    local, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    if device not in ("auto", "cpu", "cuda"):
+        raise UserError(f"--device is {device}: with torchrun give cpu or cuda")
+    if device == "cuda" or device == "auto" and gpus:
+        if local >= gpus:
+            raise UserError(f"torchrun started process {local + 1} on a machine with {gpus} GPUs: "
+                            "give a smaller --nproc_per_node")
+        torch.cuda.set_device(local)  # before anything is put on the first one
         device = f"cuda:{local}"
+    else:
+        device = "cpu"
     # A process that dies is noticed by torchrun; one that waits for another run may wait long.
-    dist.init_process_group("nccl" if device != "cpu" else "gloo", timeout=datetime.timedelta(30))
+    dist.init_process_group(
+        "gloo" if device == "cpu" else "nccl", timeout=datetime.timedelta(30),
+        device_id=None if device == "cpu" else torch.device(device))
     try:
         with contextlib.ExitStack() as silence:
             if rank():
@@ -61,11 +65,20 @@ def processes(device):
             yield device
         wait()
     except RuntimeError as error:
-        if not any(word in str(error) for word in ("peer", "NCCL", "Socket", "rank")):
+        if not any(word in str(error) for word in ("gloo", "NCCL", "Socket")):
             raise
-        raise UserError("another process has ended: what it printed says why; the same command "
-                        "goes on from the last saved state") from None
+        if rank() > 1:
+            sys.exit(2)  # enough processes say it
+        raise Lost("another process has ended, or cannot be reached; if it printed nothing, "
+                   f"torchrun says which ({str(error).splitlines()[0][:150]}). The same command "
+                   "goes on from the last saved state") from None
     dist.destroy_process_group()
+
+
+class Lost(UserError):
+    """Another process is gone."""
+
+    at_once = True  # to be said before torchrun ends this process too
 
 
 class NoTerminal:
@@ -87,7 +100,7 @@ def wait():
         dist.barrier()
 
 
-def first(work, *arguments):
+def by_rank_0(work, *arguments):
     """work(*arguments), done by rank 0; every process returns its result, which is plain data."""
     result = [work(*arguments) if rank() == 0 else None]
     if size() > 1:
@@ -109,7 +122,7 @@ def total(value):
 
 
 def share(examples):
-    """The most examples of a batch of so many that a process gets."""
+    """The largest share of a batch that one process gets, in examples."""
     return math.ceil(examples / size())
 
 
@@ -131,16 +144,18 @@ def shard(model, full):
     """
     if size() == 1:
         return model.float() if full else model
+    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import (MixedPrecisionPolicy, fully_shard,
                                         register_fsdp_forward_method)
+    mesh = init_device_mesh(model.device.type, (size(),))
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) \
         if model.device.type == "cuda" else MixedPrecisionPolicy()
     for part in (model.embed_tokens, model.norm, model.lm_head, *model.layers):
         if full:
             part.float()
         if part in model.layers:
-            fully_shard(part, mp_policy=policy)
-    fully_shard(model, mp_policy=policy)  # the embedding, the norm and the head
+            fully_shard(part, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy)  # the embedding, the norm and the head
     register_fsdp_forward_method(model, "hidden")
     return model
 
