@@ -104,7 +104,8 @@ class RealLab(ReplayLab):
         super().__init__(Config(
             out=str(Path(out, f"real-{name}")), device="cpu", corpus=corpus_of(name),
             model=model_file(), held_out=plan.held_out, context=plan.context,
-            train_programs=plan.pieces, turn_tokens=plan.turn_tokens, max_suggestion=2 * plan.turn_tokens))
+            train_programs=plan.pieces, turn_tokens=plan.turn_tokens,
+            max_suggestion=2 * plan.turn_tokens))
         goals = [goal[:end] for goal, end in zip(self.goals, self.ends)]
         key = fingerprint([self.base.name, goals, code_of(kept_costs, GPT)])
         costs = kept_costs(self.cache.stages / f"costs-{key}", self.base, goals)

@@ -114,7 +114,8 @@ def finetune(cfg):
                   "long it takes.")
             describe(cfg, base.model, device)
             check_memory(cfg, base.model, device, texts[0])
-            parallel.by_rank_0(write_text, partial / "inputs.json", json.dumps(inputs, indent=2) + "\n")
+            parallel.by_rank_0(write_text, partial / "inputs.json",
+                               json.dumps(inputs, indent=2) + "\n")
             learned, held_out = completions(cfg, base, texts, rule, partial)
             tuned = tune(cfg, base, learned, partial)
             if parallel.rank() == 0:
@@ -153,8 +154,8 @@ def check_memory(cfg, model, device, texts):
     pieces = len(texts) + sum(map(len, texts)) // cfg.context  # at most
     needed, free = training_bytes(
         model.config, cfg.lora, model.dtype.itemsize,
-        min(cfg.micro_batch, parallel.share(min(cfg.batch, pieces))), cfg.context, cfg.recompute, width=2 if "cuda" in device else 4,
-        processes=parallel.size()), available_bytes(device)
+        min(cfg.micro_batch, parallel.share(min(cfg.batch, pieces))), cfg.context, cfg.recompute,
+        width=2 if "cuda" in device else 4, processes=parallel.size()), available_bytes(device)
     if free and device == "cpu":
         free //= int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # its processes share it
     if free and (device != "cpu" or is_gguf(cfg.model)):  # else the weights are mapped

@@ -52,7 +52,8 @@ class Interrupted(Progress):
 
 # (rank of LoRA or 0, tied, type of the base, recompute)
 KINDS = {"all": (0, False, torch.float32, False), "all, tied": (0, True, torch.float32, True),
-         "LoRA": (2, True, torch.float32, False), "LoRA, bfloat16": (2, False, torch.bfloat16, True)}
+         "LoRA": (2, True, torch.float32, False),
+         "LoRA, bfloat16": (2, False, torch.bfloat16, True)}
 
 
 def trained(kind, progress=None):
@@ -230,7 +231,7 @@ def test_the_page_has_the_table_of_memory():
     page = (ROOT / "realcode" / "README.md").read_text()
     assert gpus.text() in page
     small, large = (2 * parameter_counts(cfg, 0)[0] / 1e9 for cfg in gpus.MODELS.values())
-    assert f"{small:.0f} GB for the 8B and {large:.0f} GB for the 14B" in page
+    assert f"{small:.0f} GB for the 8B and {large:.0f} GB for the 14B" in " ".join(page.split())
 
 
 if __name__ == "__main__":
