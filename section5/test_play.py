@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -9,12 +10,14 @@ import time
 
 import pytest
 
-from section5 import client, players
+import empower
+from section5 import client, cost, players
 from section5.collect import read_lines
 from section5.players import PromptedHuman, prompt
 from section5.scripted import chat, completion, serving
 from section5.test_problems import DATA, READS, livecodebench
 from simhuman import Episode
+from support import cli
 from support.cli import UserError
 from support.testing import ROOT, family, in_process, published
 
@@ -252,6 +255,30 @@ def test_a_base_model_continues_the_statement(problems, tmp_path):
     assert rows_of(tmp_path / "out")["Human alone"]["pass@1"] == 1
     prompts = [body["prompt"] for _, body, _ in script.requests if body and "prompt" in body]
     assert prompts[0] == "# Problem\n# Add two numbers.\n#\n# Solution in Python\n"
+
+
+PAGE = (ROOT / "section5" / "README.md").read_text()
+
+
+def test_the_page_has_the_estimate_and_its_commands_parse():
+    assert cost.text() in PAGE
+    commands = re.findall(r"^python empower.py (.*?)(?: *#.*)?$", PAGE.replace("\\\n", ""),
+                          re.MULTILINE)
+    assert len(commands) == 4
+    for command in commands:
+        function, cfg = cli.parse(shlex.split(command), empower.Config, empower.run,
+                                  empower.COMMANDS)
+        assert function.__name__ == command.split()[0]
+    assert cfg.assistant[-1].endswith("#sft10") and len(cfg.assistant) == 3
+
+
+def test_an_estimate_counts_what_the_protocol_asks_for():
+    collected, wrote, read, suggested = cost.estimate(given=cost.Assumptions(
+        statement=10, program=40, reasons=5, rounds=2, prompt=10, reading=1, writing=1,
+        assistant=1))
+    assert collected["calls"] == 4138 and collected["hours"] * 3600 == 4138 * (20 + 40)
+    assert wrote["calls"] == 9 * 554 * 2 and read["calls"] == suggested["calls"] == 8 * 554 * 2
+    assert read["hours"] * 3600 == pytest.approx(read["calls"] * (10 + 10 + 2 * 20 + 5))
 
 
 def test_lines_of_another_file_are_not_touched(tmp_path):
