@@ -262,7 +262,7 @@ PAGE = (ROOT / "section5" / "README.md").read_text()
 
 def test_the_page_has_the_estimate_and_its_commands_parse():
     assert cost.text() in PAGE
-    commands = re.findall(r"^python empower.py (.*?)(?: *#.*)?$", PAGE.replace("\\\n", ""),
+    commands = re.findall(r"^python empower.py (.*?)(?: +#.*)?$", PAGE.replace("\\\n", ""),
                           re.MULTILINE)
     assert len(commands) == 4
     for command in commands:
