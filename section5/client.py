@@ -52,12 +52,14 @@ class Server:
 
     def first_model(self):
         """The name of the first model that the server lists."""
-        found = self.ask("GET", "/models")
         try:
-            return str(found["data"][0]["id"])
-        except (KeyError, IndexError, TypeError):
-            raise UserError(f"{self.url} lists no models: name one, with --human-model or as "
-                            "NAME=URL#MODEL") from None
+            return str(self.ask("GET", "/models", retries=2)["data"][0]["id"])
+        except (KeyError, IndexError, TypeError) as error:
+            reason = type(error).__name__
+        except UserError as error:
+            reason = error
+        raise UserError(f"{self.url} lists no models ({reason}): if it is running, name one with "
+                        "--human-model or as NAME=URL#MODEL")
 
     def chat(self, messages, max_tokens, temperature=1.0, seed=None, stop=None):
         """The text that the model answers to messages, [{"role", "content"}]; "" if none."""
@@ -98,9 +100,10 @@ class Server:
 
     # ---- one call
 
-    def ask(self, method, path, body=None):
+    def ask(self, method, path, body=None, retries=None):
         """The JSON object that the server answers, after retries; a UserError if it does not."""
-        for attempt in range(RETRIES + 1):
+        retries = RETRIES if retries is None else retries
+        for attempt in range(retries + 1):
             try:
                 answer = self.attempt(method, path, body)
                 with self._lock:
@@ -109,13 +112,13 @@ class Server:
                 return answer
             except Failed as failed:
                 reason, pause = failed, failed.pause
-            if attempt < RETRIES:
+            if attempt < retries:
                 with self._lock:
                     self.retries += 1
                 # Threads that failed together do not come back together.
                 time.sleep(PAUSE * 2**min(attempt, 6) * random.uniform(0.75, 1.25)
                            if pause is None else min(pause, 300))
-        raise UserError(f"{self.url} does not answer ({reason}), after {RETRIES} retries: is the "
+        raise UserError(f"{self.url} does not answer ({reason}), after {retries} retries: is the "
                         "server running? The same command goes on")
 
     def attempt(self, method, path, body):

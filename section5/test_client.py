@@ -126,7 +126,9 @@ def test_an_answer_that_drips_or_never_ends_is_given_up(monkeypatch):
 def test_no_server_and_no_address(monkeypatch):
     monkeypatch.setattr(client, "RETRIES", 2)
     with pytest.raises(UserError, match="does not answer .*is the server running"):
-        Server("http://127.0.0.1:9").chat(HELLO, 1)
+        Server("http://127.0.0.1:9", "tiny").chat(HELLO, 1)
+    with pytest.raises(UserError, match="lists no models .*name one with --human-model"):
+        Server("http://127.0.0.1:9")
     for url in ("", "ftp://x", "http://"):
         with pytest.raises(UserError, match="not a server"):
             Server(url)
