@@ -274,8 +274,8 @@ def tasks(plan, out):
     rows = [(play_row, (plan, out, corpus, name)) for corpus in plan.corpora
             for name in [*(f"Base-{n}" for n in plan.ns),
                          *(f"Base stopped at {eta:g} bits" for eta in plan.etas)]]
-    trained = [(play_trained, (plan, out, corpus, k)) for k in range(len(trainings(plan)))
-               for corpus in plan.corpora]
+    trained = [(play_trained, (plan, out, corpus, k)) for corpus in plan.corpora
+               for k in range(len(trainings(plan)))]
     return rates, rows + trained
 
 

@@ -19,6 +19,7 @@ import make  # first: it sets the path to the other files
 import bound
 import empower
 import experiments
+import real
 import report
 from empower import Config
 from experiments import Plan
@@ -470,8 +471,10 @@ def test_without_matplotlib_one_sentence_names_it(swept, monkeypatch, capsys):
 def committed():
     """(the committed results, their tables)."""
     results = report.read(HERE / "results.json")
-    losses = json.loads((HERE / "tune.json").read_text())
-    return results, {**report.tables(results), "tuning": report.tuning(losses)}
+    losses, published = (json.loads((HERE / name).read_text()) for name in (
+        "tune.json", "real.json"))
+    return results, {**report.tables(results), "tuning": report.tuning(losses),
+                     **real.blocks(published)}
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -518,10 +521,10 @@ def test_the_default_of_fine_tuning_is_what_tune_has_chosen():
 
 def test_the_committed_pictures_are_there_and_small():
     pictures = sorted(path.name for path in HERE.glob("*.png"))
-    assert pictures == ["bound.png", "budget.png", "care.png", "lengths.png",
+    assert pictures == ["bound.png", "budget.png", "care.png", "lengths.png", "real-code.png",
                         "rows-as-bars.png"]
     assert all(f"({name})" in PAGES["README.md"] for name in pictures)
-    assert sum(p.stat().st_size for p in HERE.glob("*.[ps][nv]g")) <= 720_000
+    assert sum(p.stat().st_size for p in HERE.glob("*.[ps][nv]g")) <= 900_000
 
 
 def test_the_readme_is_short_and_its_links_lead_somewhere():
