@@ -1,0 +1,290 @@
+"""python page/study.py DIR: the table of the paper's user study, from logs of an editor.
+
+    DIR/PERSON/ASSISTANT/PROBLEM.tsv     what happened, in the published editor's format
+    DIR/PERSON/mapping.json              {"assistant_1": name, "assistant_2": name}, if it was blind
+    DIR/PERSON/answers.json              {question: "assistant_1" or "assistant_2"}
+
+A log is tab-separated, with a header: timestamp, action_type, action_info, caret_index. The caret
+is that after the action; tabs and line breaks in action_info are written as \\t, \\n, \\r.
+
+Votes are tested by an exact binomial test, one-sided, as in the paper; accept ratios by a test of
+two proportions with separate variances, one-sided for the higher one, which gives the paper's p
+from its counts; characters deleted per accepted suggestion by a paired t-test over the people who
+accepted something of both, two-sided. The test of accept ratios takes every suggestion as
+independent, which those of one person are not: read its p with caution.
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from support.cli import Parser, UserError, plain_errors
+from support.files import read_text
+from support.report import table
+
+COLUMNS = ["timestamp", "action_type", "action_info", "caret_index"]
+
+# ------------------------------------------------------------------- statistics
+
+
+def votes_p(votes, people):
+    """One-sided exact binomial p: at least so many of the people choose it by tossing a coin.
+
+    Example: 14 of 18 is 0.0154.
+    """
+    return sum(math.comb(people, k) for k in range(votes, people + 1)) / 2 ** people
+
+
+def normal_above(z):
+    """The probability that a standard normal number exceeds z."""
+    return math.erfc(z / math.sqrt(2)) / 2
+
+
+def proportions_p(a, n, b, m):
+    """One-sided p of the test of two proportions, a of n above b of m, each with its variance."""
+    if not n or not m:
+        return math.nan
+    variance = a / n * (1 - a / n) / n + b / m * (1 - b / m) / m
+    return normal_above((a / n - b / m) / math.sqrt(variance)) if variance else math.nan
+
+
+def paired_t(a, b):
+    """(t, two-sided p) of the paired t-test; nan with fewer than two pairs or without variance."""
+    differences = np.asarray(a, float) - np.asarray(b, float)
+    n = len(differences)
+    if n < 2 or differences.std(ddof=1) == 0:
+        return math.nan, math.nan
+    t = differences.mean() / (differences.std(ddof=1) / math.sqrt(n))
+    return float(t), student_two_sided(float(t), n - 1)
+
+
+def student_two_sided(t, freedom):
+    """The probability that Student's t with so many degrees of freedom exceeds |t| in size."""
+    return incomplete_beta(freedom / 2, 0.5, freedom / (freedom + t * t))
+
+
+def incomplete_beta(a, b, x):
+    """The regularised incomplete beta function I_x(a, b), by its continued fraction (Lentz)."""
+    if x in (0, 1):
+        return float(x)
+    if x > (a + 1) / (a + b + 2):  # where the fraction converges slowly
+        return 1 - incomplete_beta(b, a, 1 - x)
+    front = math.exp(math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x)
+                     + b * math.log1p(-x)) / a
+    c, d = 1.0, 1 / (1 - (a + b) * x / (a + 1))
+    result = d
+    for m in range(1, 1000):
+        for numerator in (m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m)),
+                          -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))):
+            d = 1 / (1 + numerator * d)
+            c = 1 + numerator / c
+            result *= c * d
+        if abs(c * d - 1) < 1e-15:
+            break
+    return front * result
+
+
+# ------------------------------------------------------------------- logs
+
+
+@dataclasses.dataclass
+class Figures:
+    """What one log, or several added up, come to; characters, not tokens."""
+
+    proposed: int = 0           # suggestions shown
+    accepted: int = 0
+    suggested: int = 0          # characters of accepted suggestions
+    deleted: int = 0            # of these, deleted later
+    typed: int = 0
+    shown: int = 0              # characters of all suggestions shown
+
+    def __add__(self, other):
+        return Figures(*(a + b for a, b in zip(dataclasses.astuple(self),
+                                               dataclasses.astuple(other))))
+
+
+def read_log(path):
+    """[(action_type, action_info, caret)] of a log; a UserError names the line that is damaged."""
+    try:
+        lines = read_text(path).splitlines()
+        if not lines or lines[0].split("\t") != COLUMNS:
+            raise ValueError(f"its first line is not {' '.join(COLUMNS)}")
+        actions = []
+        for number, line in enumerate(lines[1:], 2):
+            fields = line.split("\t")
+            if len(fields) != 4 or not fields[3].lstrip("-").isdigit():
+                if number == len(lines):
+                    break  # cut off by a crash
+                raise ValueError(f"line {number} is not {' '.join(COLUMNS)}")
+            actions.append((fields[1], unescaped(fields[2]), int(fields[3])))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}): give logs of the editor") from None
+    return actions
+
+
+def unescaped(text):
+    """Text with its tabs and line breaks, which a log writes as \\t, \\n and \\r."""
+    return text.replace("\\t", "\t").replace("\\n", "\n").replace("\\r", "\r")
+
+
+def figures(actions):
+    """The Figures of a log: every character of the editor is marked by who wrote it.
+
+    Example: "ab" is suggested and accepted, then one character is deleted: accepted 1, suggested
+    2, deleted 1.
+    """
+    found, marks, caret = Figures(), [], 0
+    for kind, info, after in actions:
+        moved = after - caret
+        if kind == "current_code":
+            marks = ["unknown"] * len(info)
+        elif kind == "proposed_suggestion":
+            found.proposed += 1
+            found.shown += len(info)
+        elif kind in ("accepted_suggestion", "character_typed"):
+            who = "suggested" if kind == "accepted_suggestion" else "typed"
+            marks[caret:caret] = [who] * max(moved, 0)
+            found.accepted += who == "suggested"
+            setattr(found, who, getattr(found, who) + max(moved, 0))
+        elif kind == "deletion":
+            n = int(info) if info.isdigit() else max(-moved, 0)
+            found.deleted += marks[after:after + n].count("suggested")
+            del marks[after:after + n]
+        caret = max(after, 0)
+        marks += ["unknown"] * (caret - len(marks))  # text that the log does not explain
+    return found
+
+
+# ------------------------------------------------------------------- the study
+
+
+def read_study(folder):
+    """{person: ({assistant: Figures}, {question: assistant})} of a folder."""
+    study = {}
+    for person in sorted(path for path in Path(folder).iterdir() if path.is_dir()):
+        names = as_json(person / "mapping.json")
+        found = {}
+        for assistant in sorted(path for path in person.iterdir() if path.is_dir()):
+            logs = sorted(assistant.glob("*.tsv"))
+            if logs:
+                found[names.get(assistant.name, assistant.name)] = sum(
+                    (figures(read_log(log)) for log in logs), Figures())
+        if found:
+            answers = as_json(person / "answers.json")
+            study[person.name] = found, {question: names.get(choice, choice)
+                                         for question, choice in answers.items()}
+    if not study:
+        raise UserError(f"{folder} has no logs: give a folder with PERSON/ASSISTANT/PROBLEM.tsv")
+    return study
+
+
+def as_json(path):
+    """The object in a JSON file, {} if there is none."""
+    if not path.exists():
+        return {}
+    try:
+        found = json.loads(read_text(path))
+        if not isinstance(found, dict):
+            raise ValueError("it is not an object")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}): mend or remove it") from None
+    return found
+
+
+def analyse(study):
+    """The paper's figures as plain data, the assistants in the order of their names."""
+    names = sorted({name for found, _ in study.values() for name in found})
+    rows = []
+    for name in names:
+        each = [found[name] for found, _ in study.values() if name in found]
+        whole, people = sum(each, Figures()), len(each)
+        ratios = [one.deleted / one.accepted for one in each if one.accepted]
+        rows.append({
+            "name": name, "people": people, "suggestions": whole.proposed / people,
+            "characters": whole.shown / whole.proposed if whole.proposed else None,
+            "typed": whole.typed / people, "accepted": whole.accepted, "proposed": whole.proposed,
+            "accept_ratio": whole.accepted / whole.proposed if whole.proposed else None,
+            "deleted_per_accepted": float(np.mean(ratios)) if ratios else None,
+            "deleted_se": float(np.std(ratios, ddof=1) / math.sqrt(len(ratios)))
+            if len(ratios) > 1 else None})
+    return {"people": len(study), "rows": rows, "votes": votes(study, names),
+            "tests": tests(study, rows, names) if len(names) == 2 else []}
+
+
+def votes(study, names):
+    """Who was chosen how often for each question, with the p of the one with more votes."""
+    questions = {question: [] for _, answers in study.values() for question in answers}
+    for _, answers in study.values():
+        for question, choice in answers.items():
+            questions[question].append(choice)
+    found = []
+    for question, choices in questions.items():
+        counted = [choice for choice in choices if choice in names]
+        best = max(names, key=counted.count)
+        found.append({"question": question, "most": best, "votes": counted.count(best),
+                      "people": len(counted), "p": votes_p(counted.count(best), len(counted))})
+    return found
+
+
+def tests(study, rows, names):
+    """The two tests between two assistants; the first is the one with the higher accept ratio."""
+    first, second = sorted(rows, key=lambda row: -(row["accept_ratio"] or 0))
+    pairs = [(found[first["name"]], found[second["name"]]) for found, _ in study.values()
+             if len(found) == 2 and all(one.accepted for one in found.values())]
+    t, p = paired_t(*zip(*((a.deleted / a.accepted, b.deleted / b.accepted) for a, b in pairs))) \
+        if pairs else (math.nan, math.nan)
+    return [{"test": "accept ratio, two proportions, one-sided", "first": first["name"],
+             "statistic": first["accept_ratio"], "other": second["accept_ratio"],
+             "p": proportions_p(first["accepted"], first["proposed"], second["accepted"],
+                                second["proposed"])},
+            {"test": f"deleted per accepted, paired t over {len(pairs)} people, two-sided",
+             "first": first["name"], "statistic": first["deleted_per_accepted"],
+             "other": second["deleted_per_accepted"], "p": p}]
+
+
+def as_text(results):
+    """The tables of a study."""
+    parts = [f"{results['people']} people. Suggestions and characters typed per person, characters "
+             "per suggestion, characters\ndeleted per accepted suggestion (mean over people ± "
+             "standard error).",
+             table(results["rows"], {
+                 "assistant": "{name}", "people": "{people}", "suggestions": "{suggestions:.1f}",
+                 "characters": "{characters:.1f}", "typed": "{typed:.1f}",
+                 "accept ratio": "{accept_ratio:.2%}",
+                 "deleted": "{deleted_per_accepted:.2f} ± {deleted_se:.2f}"})]
+    if results["votes"]:
+        parts.append(table(results["votes"], {
+            "question": "{question}", "most votes": "{most}", "votes": "{votes}",
+            "of": "{people}", "p, one-sided": "{p:.5f}"}))
+    if results["tests"]:
+        parts.append(table(results["tests"], {
+            "test": "{test}", "first": "{first}", "its value": "{statistic:.4f}",
+            "the other's": "{other:.4f}", "p": "{p:.5f}"}))
+    return "\n\n".join(parts)
+
+
+def main(argv=None):
+    """The command line; --json FILE writes the figures too."""
+    parser = Parser(prog="page/study.py", description=__doc__.split("\n\n")[0],
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", metavar="DIR", help="the folder of a study")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    args = parser.parse_args(argv)
+    with plain_errors("page/study.py"):
+        if not Path(args.folder).is_dir():
+            raise UserError(f"there is no folder {args.folder}: give that of a study")
+        results = analyse(read_study(args.folder))
+        if args.json:
+            args.json.write_text(json.dumps(results, indent=2) + "\n")
+        print(as_text(results))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

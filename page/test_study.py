@@ -1,0 +1,132 @@
+"""Tests of the study's analysis: its statistics against known values, and logs."""
+
+import json
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from page.study import (Figures, analyse, figures, incomplete_beta, paired_t, proportions_p,
+                        read_log, read_study, student_two_sided, votes_p)
+from support.cli import UserError
+from support.testing import ROOT
+
+
+@pytest.mark.parametrize("votes, p, half", [(14, .015, .0005), (11, .240, .0005),
+                                            (17, .00007, .000005)])
+def test_the_papers_votes_have_the_papers_p(votes, p, half):
+    assert votes_p(votes, 18) == pytest.approx(p, abs=half)
+    assert votes_p(0, 18) == 1
+
+
+def test_the_papers_accept_ratios_have_the_papers_p():
+    """8.08% of 208 suggestions against 6.18% of 333, of 18 people each: p = .0002."""
+    n, m = 18 * 208, 18 * 333
+    assert proportions_p(round(.0808 * n), n, round(.0618 * m), m) == pytest.approx(.0002, abs=5e-5)
+    assert math.isnan(proportions_p(0, 5, 5, 5)) and math.isnan(proportions_p(0, 0, 1, 5))
+    assert proportions_p(1, 4, 3, 4) > 0.9
+
+
+@pytest.mark.parametrize("t, freedom, p", [  # from tables of Student's t
+    (12.706, 1, .05), (2.228, 10, .05), (3.169, 10, .01), (2.110, 17, .05), (2.567, 17, .02),
+    (1.960, 10**6, .05), (0, 5, 1), (63.657, 1, .01), (-2.228, 10, .05)])
+def test_students_t_has_the_values_of_the_tables(t, freedom, p):
+    assert student_two_sided(t, freedom) == pytest.approx(p, abs=2e-4)
+
+
+def test_the_incomplete_beta_function():
+    for a, b, x in ((1, 1, 0.3), (1, 3, 0.2), (4, 1, 0.7)):
+        exact = {1: 1 - (1 - x) ** b}.get(a, x ** a)  # I_x(1, b) and I_x(a, 1)
+        assert incomplete_beta(a, b, x) == pytest.approx(exact, rel=1e-12)
+    assert incomplete_beta(2, 3, 0.4) + incomplete_beta(3, 2, 0.6) == pytest.approx(1)
+    assert (incomplete_beta(2, 3, 0), incomplete_beta(2, 3, 1)) == (0, 1)
+
+
+def test_the_paired_test():
+    t, p = paired_t([1, 2, 3, 4], [0, 2, 1, 1])  # differences 1, 0, 2, 3: mean 1.5, deviation 1.29
+    assert t == pytest.approx(1.5 / (math.sqrt(5 / 3) / 2)) and p == pytest.approx(0.1027, abs=1e-3)
+    assert math.isnan(paired_t([1], [2])[1]) and math.isnan(paired_t([1, 2], [2, 3])[1])
+    rng = np.random.default_rng(0)
+    small = [paired_t(*rng.normal(size=(2, 8)))[1] < 0.05 for _ in range(2000)]
+    assert np.mean(small) == pytest.approx(0.05, abs=0.015)
+
+
+def written(path, *actions):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = ["timestamp\taction_type\taction_info\tcaret_index"]
+    lines += [f"2026-01-01T10:00:{k:02}.000Z\t{kind}\t{info}\t{caret}"
+              for k, (kind, info, caret) in enumerate(actions)]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_every_character_belongs_to_somebody(tmp_path):
+    log = written(tmp_path / "log.tsv", ("current_code", "x\\n", 2),
+                  ("character_typed", "a", 3), ("proposed_suggestion", "bcd\\n", 3),
+                  ("accepted_suggestion", "bcd\\n", 7), ("proposed_suggestion", "e", 7),
+                  ("deletion", "2", 5), ("cursor_left", "", 3), ("deletion", "", 2),
+                  ("deletion", "1", 1))
+    assert figures(read_log(log)) == Figures(proposed=2, accepted=1, suggested=4, deleted=2,
+                                             typed=1, shown=5)
+
+
+def test_a_log_that_was_cut_off_counts_up_to_there(tmp_path):
+    log = written(tmp_path / "log.tsv", ("character_typed", "a", 1), ("character_typed", "b", 2))
+    log.write_text(log.read_text()[:-4])
+    assert figures(read_log(log)).typed == 1
+
+
+@pytest.mark.parametrize("text, said", [
+    ("", "first line"), ("time\taction\n", "first line"),
+    ("timestamp\taction_type\taction_info\tcaret_index\nx\ny\n", "line 2")])
+def test_other_files_are_refused(text, said, tmp_path):
+    path = tmp_path / "log.tsv"
+    path.write_text(text)
+    with pytest.raises(UserError, match=said):
+        read_log(path)
+
+
+@pytest.fixture
+def study(tmp_path):
+    """Three people; A deletes one suggested character of four each time, B two of four."""
+    for k in range(3):
+        person = tmp_path / f"person-{k}"
+        names = {"assistant_1": "A", "assistant_2": "B"}
+        if k == 1:
+            names = {"assistant_1": "B", "assistant_2": "A"}
+        for folder, name in names.items():
+            deleted = (1 if name == "A" else 2) + (k == 2)
+            written(person / folder / "sum.tsv", ("proposed_suggestion", "wxyz", 0),
+                    ("accepted_suggestion", "wxyz", 4), ("deletion", deleted, 4 - deleted),
+                    *[("proposed_suggestion", "q", 4 - deleted)] * (name == "B"))
+        (person / "mapping.json").write_text(json.dumps(names))
+        (person / "answers.json").write_text(json.dumps({"enjoyed": "assistant_1"}))
+    return tmp_path
+
+
+def test_a_study_is_unblinded_and_counted(study):
+    results = analyse(read_study(study))
+    a, b = results["rows"]
+    assert (a["name"], a["accept_ratio"], b["accept_ratio"]) == ("A", 1, 0.5)
+    assert a["deleted_per_accepted"] == pytest.approx(4 / 3) and b["suggestions"] == 2
+    assert results["votes"] == [{"question": "enjoyed", "most": "A", "votes": 2, "people": 3,
+                                 "p": 0.5}]
+    ratio, deleted = results["tests"]
+    assert ratio["first"] == "A" and ratio["p"] == proportions_p(3, 3, 3, 6)
+    assert math.isnan(deleted["p"])  # each person's difference is the same
+
+
+def test_the_command_prints_the_table_and_json(study, tmp_path):
+    def run(*arguments):
+        return subprocess.run([sys.executable, "page/study.py", *map(str, arguments)], cwd=ROOT,
+                              capture_output=True, text=True)
+
+    done = run(study, "--json", tmp_path / "found.json")
+    assert done.returncode == 0 and "| enjoyed" in done.stdout and "paired t over 3" in done.stdout
+    assert json.loads((tmp_path / "found.json").read_text())["people"] == 3
+    (tmp_path / "empty").mkdir()
+    for folder, said in ((tmp_path / "empty", "has no logs"), (tmp_path / "none", "no folder")):
+        done = run(folder)
+        assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1
