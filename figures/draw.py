@@ -222,14 +222,16 @@ def real_code(results):
         saved_by_pieces(right, some)
         left.set_title(f"{corpus}: share of the tokens saved", fontsize=11)
         right.set_title(f"{corpus}: the same, by pieces learned from", fontsize=11)
-        left.set_xscale("log")
-        right.set_xscale("log", base=2)
-        for ax in (left, right):
+        for ax, ticks in ((left, [10, 20, 50, 100, 200, 400]), (right, [
+                *results["plan"]["fewer"], results["plan"]["pieces"]])):
+            ax.set_xscale("log")
+            ax.set_xticks(ticks, list(map(str, ticks)))
+            ax.minorticks_off()
             ax.set_ylim(bottom=0)
     axes[-1][0].set_xlabel("tokens read for a piece (log scale)")
     axes[-1][1].set_xlabel("pieces (log scale)")
-    axes[0][0].legend()
-    axes[0][1].legend()
+    for ax in axes[-1]:
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
     return figure
 
 
