@@ -38,7 +38,8 @@ from support.cache import Cache
 from support.cli import UserError
 from support.files import write_text
 
-MINUTES = {"sweep": 110, "tune": 10, "real": 130}  # durations on 2 CPU cores, if nothing is finished
+# Durations on 2 CPU cores, if nothing is finished.
+MINUTES = {"sweep": 110, "tune": 10, "real": 130}
 
 # ------------------------------------------------------------------- several processes
 

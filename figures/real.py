@@ -64,7 +64,7 @@ class RealPlan:
 
 
 WAYS = ("all states", "one state")
-KINDS = {"Empower": empower(1), "SFT": sft(10)}  # rules for which the rate is chosen
+KINDS = {"Empower": (empower, 1), "SFT": (sft, 10)}  # rules for which the rate is chosen
 STOPS = ("greedy", "silent as asked")
 
 
@@ -170,7 +170,8 @@ class RealLab(ReplayLab):
 
     def rates(self, kind, way):
         """{rate: loss} after learning a rule of this kind, Empower (1) or SFT-10, in this way."""
-        plan, rule = self.plan, KINDS[kind]
+        plan, (make_rule, size) = self.plan, KINDS[kind]
+        rule = make_rule(size)
 
         def make():
             return {f"{rate:g}": self.loss(self.tuned(rule, plan.rate_pieces, way, rate,

@@ -8,8 +8,8 @@ import sys
 import numpy as np
 import pytest
 
-from page.study import (Figures, analyse, figures, incomplete_beta, paired_t, proportions_p,
-                        read_log, read_study, student_two_sided, votes_p)
+from page.study import (Figures, analyse, figures, incomplete_beta, main, paired_t,
+                        proportions_p, read_log, read_study, student_two_sided, votes_p)
 from support.cli import UserError
 from support.testing import ROOT
 
@@ -118,15 +118,15 @@ def test_a_study_is_unblinded_and_counted(study):
     assert math.isnan(deleted["p"])  # each person's difference is the same
 
 
-def test_the_command_prints_the_table_and_json(study, tmp_path):
-    def run(*arguments):
-        return subprocess.run([sys.executable, "page/study.py", *map(str, arguments)], cwd=ROOT,
-                              capture_output=True, text=True)
-
-    done = run(study, "--json", tmp_path / "found.json")
+def test_the_command_prints_the_table_and_json(study, tmp_path, capsys):
+    path = tmp_path / "found.json"
+    done = subprocess.run([sys.executable, "page/study.py", study, "--json", path], cwd=ROOT,
+                          capture_output=True, text=True)
     assert done.returncode == 0 and "| enjoyed" in done.stdout and "paired t over 3" in done.stdout
-    assert json.loads((tmp_path / "found.json").read_text())["people"] == 3
+    assert json.loads(path.read_text())["people"] == 3
     (tmp_path / "empty").mkdir()
     for folder, said in ((tmp_path / "empty", "has no logs"), (tmp_path / "none", "no folder")):
-        done = run(folder)
-        assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1
+        with pytest.raises(SystemExit) as end:
+            main([str(folder)])
+        err = capsys.readouterr().err
+        assert end.value.code == 2 and said in err and err.count("\n") == 1

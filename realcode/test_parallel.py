@@ -51,9 +51,8 @@ class Interrupted(Progress):
 
 
 # (rank of LoRA or 0, tied, type of the base, recompute)
-KINDS = {"all": (0, False, torch.float32, False), "all, tied": (0, True, torch.float32, True),
-         "LoRA": (2, True, torch.float32, False),
-         "LoRA, bfloat16": (2, False, torch.bfloat16, True)}
+KINDS = {"all, tied": (0, True, torch.float32, True),
+         "LoRA, bfloat16": (2, False, torch.bfloat16, False)}
 
 
 def trained(kind, progress=None):
@@ -117,7 +116,7 @@ def dies(folder):
                 os._exit(9)
 
     with plain_errors("test"), parallel.processes("cpu"):
-        trained("all", Killed(folder / "killed.pt", 1e9))
+        trained("all, tied", Killed(folder / "killed.pt", 1e9))
         print("not reached")
 
 
@@ -178,10 +177,9 @@ def test_each_process_holds_its_part(two):
     assert many[0] - many[1] == pytest.approx(two[0]["bytes"] / 2, rel=0.05)
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_process_that_dies_ends_all_with_one_sentence(tmp_path, rank):
-    (tmp_path / str(rank)).mkdir()
-    done = torchrun(__file__, "dies", tmp_path / str(rank))
+def test_a_process_that_dies_ends_all_with_one_sentence(tmp_path):
+    (tmp_path / "0").mkdir()  # rank 0, which is the one that speaks otherwise
+    done = torchrun(__file__, "dies", tmp_path / "0")
     assert done.returncode and "not reached" not in done.stdout
     said = [line for line in done.stderr.splitlines() if line.startswith("test: ")]
     assert len(said) == 1 and "another process has ended" in said[0]

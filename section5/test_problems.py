@@ -237,7 +237,7 @@ def mutated(program):
 
 
 @needs_data
-@pytest.mark.parametrize("name, every", [("HumanEval", 4), ("mbpp", 20)])
+@pytest.mark.parametrize("name, every", [("HumanEval", 8), ("mbpp", 30)])
 def test_published_solutions_pass_and_changed_ones_mostly_fail(name, every):
     found = [pair for pair in list(zip(*solutions(name)))[::every] if pair[0].id not in TOO_SLOW]
     verdicts = judge_programs(*zip(*found))
@@ -246,4 +246,4 @@ def test_published_solutions_pass_and_changed_ones_mostly_fail(name, every):
     changed = [(problem, mutated(program)) for problem, program in found]
     changed = [pair for pair in changed if pair[1]]
     passed = [verdict.passed for verdict in judge_programs(*zip(*changed))]
-    assert len(passed) > 20 and sum(passed) < 0.3 * len(passed)
+    assert len(passed) > 15 and sum(passed) < 0.3 * len(passed)
