@@ -125,8 +125,11 @@ class Server:
         """One request; raises Failed if it is worth another try."""
         content = None if body is None else json.dumps(body).encode()
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
-        if os.environ.get(KEY):
-            headers["Authorization"] = f"Bearer {os.environ[KEY]}"
+        key = os.environ.get(KEY, "").strip()
+        if not key.isascii() or not key.isprintable():
+            raise UserError(f"{KEY} holds characters that no key has: set it again")
+        if key:
+            headers["Authorization"] = f"Bearer {key}"
         try:
             connection = self.connection()
             connection.request(method, self.path + path, content, headers)
@@ -209,5 +212,6 @@ def said(text):
         message = found["message"] if isinstance(found, dict) else found
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         message = text.decode("utf-8", "replace")
-    message = str(message).replace(os.environ.get(KEY) or KEY, "...")  # some servers repeat the key
+    # Some servers repeat the key.
+    message = str(message).replace(os.environ.get(KEY, "").strip() or KEY, "...")
     return " ".join(message.split())[:200] or "no message"

@@ -121,7 +121,9 @@ def read_lines(path, fields):
         return []
     try:
         content = path.read_bytes()
-        whole, _, _ = content.rpartition(b"\n")
+        whole, _, rest = content.rpartition(b"\n")
+        if rest and not rest.startswith(b'{"id"'[:len(rest)]):
+            raise ValueError("its last line is not a row of ours")
         rows = [json.loads(line) for line in whole.splitlines()]
         if not all(isinstance(row, dict) and set(fields) <= row.keys() for row in rows):
             raise ValueError(f"a row without {', '.join(fields)}")

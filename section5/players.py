@@ -185,6 +185,8 @@ class ServedAssistant:
             self.encoding.decode(ids[1:])))[:self.max_tokens] for ids in texts]  # without `start`
 
     def suggestion(self, code):
+        if not code:
+            return ""  # servers refuse an empty prompt
         if self.max_cost == math.inf:
             return self.continued(code, seed_of(self.seed, code))
         new, total = "", 0.0

@@ -134,6 +134,17 @@ def test_no_server_and_no_address(monkeypatch):
             Server(url)
 
 
+def test_a_key_with_a_line_break_is_not_shown(monkeypatch):
+    with serving(in_turn(chat("Hi"))) as (url, script):
+        monkeypatch.setenv(KEY, "secret\n")
+        assert Server(url).chat(HELLO, 1) == "Hi"
+        assert script.requests[-1][2]["Authorization"] == "Bearer secret"
+        monkeypatch.setenv(KEY, "sec\nret")
+        with pytest.raises(UserError, match="characters that no key has") as error:
+            Server(url, "tiny").chat(HELLO, 1)
+    assert "sec" not in str(error.value)
+
+
 def test_empty_content_is_an_empty_text():
     with serving(in_turn(chat(None), chat(""))) as (url, _):
         assert [Server(url).chat(HELLO, 1) for _ in range(2)] == ["", ""]

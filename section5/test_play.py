@@ -286,6 +286,10 @@ def test_lines_of_another_file_are_not_touched(tmp_path):
     path.write_text('{"a": 1}\n')
     with pytest.raises(UserError, match="holds something else"):
         read_lines(path, ("id",))
+    path.write_text("a text without a line break")
+    with pytest.raises(UserError, match="holds something else"):
+        read_lines(path, ("id",))
+    assert path.read_text() == "a text without a line break"
     path.write_text('{"id": 1}\n{"id": 2}\n{"id"')
     assert read_lines(path, ("id",)) == [{"id": 1}, {"id": 2}]
     assert path.read_text() == '{"id": 1}\n{"id": 2}\n'
