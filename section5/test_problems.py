@@ -163,7 +163,8 @@ FORGERS = {
                               "builtins.set = lambda some: {1, 2}\ndef add(a, b):\n    return 9",
     "exits in the call": "def add(a, b):\n    raise SystemExit(0)",
     "skips the assertion": "def add(a, b):\n    raise AssertionError",
-    "looks for the tests": "import json, os\nfor path in ('../stdin', f'/proc/{os.getppid()}/fd/0'):"
+    "looks for the tests": "import json, os\n"
+                           "for path in ('../stdin', f'/proc/{os.getppid()}/fd/0'):"
                            "\n    try:\n        job = json.load(open(path))\n        break\n"
                            "    except OSError:\n        job = {'tests': [{'expected': 9}]}\n"
                            "def add(a, b):\n    return job['tests'][0].get('expected', 3)",
