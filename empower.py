@@ -237,7 +237,7 @@ def train(model, examples, batch_size, optimizers, rng, label, micro_batch=None,
 
 # ------------------------------------------------------------------- settings
 
-MINUTES = 6  # duration of the default run on 2 CPU cores
+MINUTES = 7  # duration of the default run on 2 CPU cores
 UNLIMITED = "Human alone, no round limit"
 UNLIMITED_TOKENS = 400  # a cap for a human without a round limit, the length of six programs
 PRETRAINING = ("seed", "vocab_size", "width", "layers", "pretrain_batch", "pretrain_lr")

@@ -1,6 +1,6 @@
 """Runs in the judge: tries a program on tests that call it, where the program cannot cheat.
 
-    stdin   {"program", "setup", "names", "tests", "token"} as JSON
+    stdin   {"before", "program", "setup", "names", "tests", "token"} as JSON
     stdout  the token, if every test passed; otherwise what went wrong
 
 The judge expects the token and the program never sees it. This process forks before it reads
@@ -8,8 +8,9 @@ anything. The child runs the program and answers calls over a pipe; expected val
 tests and the token stay in the parent. So a program that prints, exits, or patches what it can
 reach does not pass. (One that attacks its parent through /proc could: the judge is no sandbox.)
 
-setup: code that runs before the tests, after the program. names: what the program defines for the
-tests, besides what the tests use and nobody else defines. A test is one of
+before: code that runs before the program. setup: code that runs after it and before the tests, here
+and there. names: what the tests use of the program; everything else is evaluated here. A test is
+one of
     {"call": name, "arguments": [...], "expected": value}     LiveCodeBench, APPS; values as in JSON
     {"assert": "assert f(1) == 2"}                            MBPP
     {"check": "def check(candidate): ...", "entry": name}     HumanEval
@@ -131,14 +132,14 @@ def start():
 class Remote(ast.NodeTransformer):
     """Replaces calls and parts of what the program defines by requests to evaluate them there."""
 
-    def __init__(self, is_remote):
-        self.is_remote = is_remote
+    def __init__(self, names):
+        self.names = names
 
     def visit_Call(self, node):
         name = node
         while isinstance(name, (ast.Call, ast.Attribute, ast.Subscript)):  # Node(1).values[0]
             name = name.func if isinstance(name, ast.Call) else name.value
-        if isinstance(name, ast.Name) and self.is_remote(name.id):
+        if isinstance(name, ast.Name) and name.id in self.names:
             return ast.copy_location(ast.Call(ast.Name("__ask__", ast.Load()), [
                 ast.Constant("eval"), ast.Constant(ast.unparse(node))], []), node)
         return self.generic_visit(node)
@@ -173,8 +174,7 @@ def try_test(ask, test, setup, names):
             exec(test["check"], space)
             space["check"](remote(test["entry"]))
         else:
-            known = {*space, *dir(builtins)} - set(names)
-            tree = Remote(lambda name: name not in known).visit(ast.parse(test["assert"]))
+            tree = Remote(names).visit(ast.parse(test["assert"]))
             exec(compile(ast.fix_missing_locations(tree), "test", "exec"), space)
     except AssertionError as error:
         return f"{test.get('assert', 'the check')} {error}".strip()
@@ -188,8 +188,8 @@ def main():
     os.remove("../stdin")  # the program could read the tests there, or in /proc
     sys.stdin.close()
     try:
-        ask("run", job["program"])
-        ask("run", job["setup"])
+        for part in ("before", "program", "setup"):
+            ask("run", job[part])
         for k, test in enumerate(job["tests"]):
             wrong = try_test(ask, test, job["setup"], job["names"])
             if wrong:

@@ -18,6 +18,7 @@ import io
 import json
 import pickle
 import secrets
+import sys
 import warnings
 import zlib
 from pathlib import Path
@@ -28,6 +29,17 @@ from support.judge import MB, judge_all
 
 HARNESS = Path(__file__).with_name("harness.py")
 LARGEST = 256 * MB  # of the tests of one problem, decompressed
+# What programs on LeetCode use without importing it.
+PREAMBLE = """from typing import *
+from collections import *
+from functools import *
+from itertools import *
+import bisect, collections, functools, heapq, itertools, math, random, re, string, sys
+from bisect import *
+from heapq import *
+from math import *
+sys.setrecursionlimit(50000)
+"""
 SECONDS = 6.0       # for a test, or for all calls of a problem, unless it says otherwise
 
 
@@ -43,7 +55,7 @@ class Problem:
     statement: str
     starter: str = ""
     tests: tuple = ()
-    calls: str = ""           # JSON of {"setup", "names", "tests"}, for harness.py
+    calls: str = ""           # JSON of {"before", "setup", "names", "tests"}, for harness.py
     date: str = ""            # of publication, ISO; "" if the source does not say
     difficulty: str = ""
     seconds: float = SECONDS
@@ -162,11 +174,12 @@ class HumanEval:
 
     def problem(row):
         parsed(row["test"])
-        prompt = parsed(row["prompt"] + "\n    pass")
-        imports = [node for node in prompt.body if isinstance(node, (ast.Import, ast.ImportFrom))]
+        entry = row["entry_point"]
+        given = [node for node in parsed(row["prompt"] + "\n    pass").body  # what checks may use
+                 if getattr(node, "name", None) != entry]
         return Problem(row["task_id"], row["prompt"], row["prompt"], calls=json.dumps({
-            "setup": "\n".join(map(ast.unparse, imports)), "names": defined(prompt),
-            "tests": [{"check": row["test"], "entry": row["entry_point"]}]}))
+            "before": "", "setup": "\n".join(map(ast.unparse, given)), "names": [entry],
+            "tests": [{"check": row["test"], "entry": entry}]}))
 
 
 class MBPP:
@@ -178,11 +191,15 @@ class MBPP:
             raise ValueError("it has no tests")
         for text in asserts:
             parsed(text)
-        example = "\n".join(row["test_list"][:1])
-        statement = f"{row['text']}\nFor example:\n{example}"
+        solution = parsed(row["code"].replace("\r\n", "\n"))
+        imports = [ast.unparse(node) for node in solution.body  # the tests may need them
+                   if isinstance(node, ast.Import)
+                   and all(alias.name in sys.stdlib_module_names for alias in node.names)]
+        statement = f"{row['text']}\nFor example:\n{row['test_list'][0]}"
         return Problem(str(row["task_id"]), statement, calls=json.dumps({
-            "setup": row.get("test_setup_code", "").replace("\r\n", "\n"),
-            "names": defined(parsed(row["code"].replace("\r\n", "\n"))),
+            "before": "", "setup": "\n".join([
+                *imports, row.get("test_setup_code", "").replace("\r\n", "\n")]),
+            "names": defined(solution),
             "tests": [{"assert": text} for text in asserts]}))
 
 
@@ -230,15 +247,17 @@ def parsed(program):
 
 
 def defined(tree):
-    """The names of the functions and classes that a program defines."""
-    return [node.name for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+    """The names of the functions, classes and variables that a program defines."""
+    return [node.name for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))] \
+        + [target.id for node in tree.body if isinstance(node, ast.Assign)
+           for target in node.targets if isinstance(target, ast.Name)]
 
 
 def calls(name, tests):
     """Tests that call a function, as JSON for harness.py; tests: [(arguments, expected)]."""
     if not tests:
         raise ValueError("it has no tests")
-    return json.dumps({"setup": "", "names": [], "tests": [
+    return json.dumps({"before": PREAMBLE, "setup": "", "names": [], "tests": [
         {"call": name, "arguments": arguments, "expected": expected}
         for arguments, expected in tests]})
 

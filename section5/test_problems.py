@@ -35,7 +35,8 @@ def livecodebench(**changes):
 def functional(**changes):
     return livecodebench(
         question_id="3000", difficulty="hard", contest_date="2025-01-11T18:30:00",
-        starter_code="class Solution:\n    def append(self, a, x):\n        ",
+        starter_code="class Solution:\n    def append(self, a: List[int], x: int) -> List[int]:\n"
+                     "        ",
         public_test_cases=json.dumps(CALLS), private_test_cases=json.dumps(
             [{"input": "[]\n0", "output": "[0]", "testtype": "functional"}]),
         metadata=json.dumps({"func_name": "append"}), **changes)
@@ -56,7 +57,7 @@ CODEFORCES = {"id": "1/A", "title": "Sum", "description": "Add.", "input_format"
               "output_format": "Their sum.", "time_limit": 2.0, "memory_limit": 256.0,
               "official_tests": [{"input": "1 2", "output": "3"}], "rating": 800}
 READS = "print(sum(map(int, open(0).read().split())))"
-APPENDS = "class Solution:\n    def append(self, a, x):\n        return a + [x]\n"
+APPENDS = "class Solution:\n    def append(self, a: List[int], x):\n        return a + [x]\n"
 RIGHT = [(livecodebench(), READS), (functional(), APPENDS),
          (functional(), APPENDS.replace("a + [x]", "(*a, x)")),
          (functional(), "def append(a, x):\n    return a + [x]"),
@@ -178,6 +179,22 @@ def test_a_program_cannot_forge_a_pass(how, tmp_path):
     calls, asserts = read(tmp_path, APPS_CALLS) + read(tmp_path, MBPP)
     for verdict in judge_programs([calls, asserts], [FORGERS[how]] * 2, 1):
         assert verdict.outcome in ("wrong answer", "runtime error"), verdict
+
+
+def test_a_program_cannot_replace_what_the_tests_use(tmp_path):
+    """Neither a module of the tests, nor a function that HumanEval's prompt gives."""
+    fake = "class math:\n    def isclose(*ignored):\n        return True\n"
+    mbpp = {**MBPP, "test_list": ["assert math.isclose(add(1, 2), 3)"], "challenge_test_list": [],
+            "test_setup_code": "import math"}
+    given = {**HUMANEVAL, "prompt": "def twice(x):\n    return 2 * x\n\ndef half(x):\n    ",
+             "test": "def check(candidate):\n    assert twice(candidate(3)) == 3\n"}
+    wrong = judge_programs(read(tmp_path, mbpp) + read(tmp_path, given), [
+        fake + "def add(a, b):\n    return 9", "def twice(x):\n    return 3\ndef half(x):\n"
+        "    return 9"], 1)
+    assert [verdict.outcome for verdict in wrong] == ["wrong answer"] * 2
+    right = judge_programs(read(tmp_path, mbpp) + read(tmp_path, given), [
+        ADD, given["prompt"] + "return x / 2"], 1)
+    assert all(verdict.passed for verdict in right)
 
 
 def test_values_keep_their_types(tmp_path):
