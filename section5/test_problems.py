@@ -164,11 +164,17 @@ FORGERS = {
                               "builtins.set = lambda some: {1, 2}\ndef add(a, b):\n    return 9",
     "exits in the call": "def add(a, b):\n    raise SystemExit(0)",
     "skips the assertion": "def add(a, b):\n    raise AssertionError",
-    "looks for the tests": "import json, os\n"
-                           "for path in ('../stdin', f'/proc/{os.getppid()}/fd/0'):"
-                           "\n    try:\n        job = json.load(open(path))\n        break\n"
-                           "    except OSError:\n        job = {'tests': [{'expected': 9}]}\n"
-                           "def add(a, b):\n    return job['tests'][0].get('expected', 3)",
+    "looks for the tests": """
+import json, os
+tests = []
+for path in ("../stdin", f"/proc/{os.getppid()}/fd/0"):
+    try:
+        tests += json.load(open(path))["tests"]
+    except (OSError, ValueError):
+        pass
+def add(a, b):
+    return next(test["expected"] for test in tests if test.get("arguments") == [a, b])
+""",
     "looks at the tests": "import sys\nfound = sys.stdin.read()\ndef add(a, b):\n"
                           "    print(found)\n    return found",
 }
@@ -179,6 +185,11 @@ def test_a_program_cannot_forge_a_pass(how, tmp_path):
     calls, asserts = read(tmp_path, APPS_CALLS) + read(tmp_path, MBPP)
     for verdict in judge_programs([calls, asserts], [FORGERS[how]] * 2, 1):
         assert verdict.outcome in ("wrong answer", "runtime error"), verdict
+
+
+def test_what_a_right_program_prints_does_not_matter(tmp_path):
+    noisy = "print('loading')\n" + ADD.replace("return", "print(a, b)\n    return")
+    assert judge_programs(read(tmp_path, APPS_CALLS), [noisy], 1)[0].passed
 
 
 def test_a_program_cannot_replace_what_the_tests_use(tmp_path):
