@@ -499,7 +499,7 @@ def run(cfg):
 
 COMMANDS = {"show": "realcode.show", "suggest": "realcode.suggest", "replay": "realcode.replay",
             "finetune": "realcode.finetune", "convert": "realcode.convert",
-            "collect": "section5.collect", "play": "section5.play"}
+            "collect": "section5.collect", "play": "section5.play", "page": "page.server"}
 
 
 def main(argv=None):

@@ -1,6 +1,7 @@
 """python empower.py suggest FILE:LINE:COL [--model DIR] [--eta BITS]"""
 
 import dataclasses
+import functools
 import math
 import sys
 
@@ -43,7 +44,9 @@ def suggest(cfg):
         raise UserError(f"--max-suggestion is {cfg.max_suggestion}, but the model reads "
                         f"{model.config.max_position_embeddings} tokens: give less")
 
-    ids, typed, bits = heal(model, encoding, encoding.encode_ordinary(text)[-room:])
+    ids = encoding.encode_ordinary(text)[-room:]
+    logits = extend(model, KVCache(model, 1), [[encoding.start, *ids[:-1]]])[0, -1]
+    ids, typed, bits = heal(encoding, ids, logits)
     if bits > (HEALING if cfg.eta is None else cfg.eta):
         return  # the cursor is inside a choice: nothing is obvious
     [new], _ = sample(model, KVCache(model, 1), [[encoding.start, *ids]], cfg.max_suggestion,
@@ -54,20 +57,25 @@ def suggest(cfg):
 
 
 @torch.no_grad()
-def heal(model, encoding, ids):
+def heal(encoding, ids, logits):
     """(ids, bytes of the last one already typed, its cost in bits) at a cursor.
 
     What was typed may be the beginning of a longer token: "def go(" when the model writes "():" as
     one. So the last token is chosen again, among all tokens that begin with its text; the cost of
-    this choice counts towards the cost of the suggestion.
+    this choice counts towards the cost of the suggestion. logits (V,): for its place.
     """
     if not ids:
         return ids, 0, 0.0
     typed = encoding.decode_single_token_bytes(ids[-1])
-    fits = torch.tensor([i for i in map(encoding.encode_single_token, (
-        token for token in encoding.token_byte_values() if token.startswith(typed)))
-        if i < encoding.size], device=model.device)
-    logits = extend(model, KVCache(model, 1), [[encoding.start, *ids[:-1]]])[0, -1, fits]
-    best = logits.argmax()
-    bits = 0.0 if len(fits) == 1 else token_nll(logits[None], best[None]).item()
+    fits = torch.tensor(tokens_beginning_with(encoding, typed), device=logits.device)
+    best = logits[fits].argmax()
+    bits = 0.0 if len(fits) == 1 else token_nll(logits[fits][None], best[None]).item()
     return [*ids[:-1], int(fits[best])], len(typed), bits
+
+
+@functools.lru_cache(maxsize=256)
+def tokens_beginning_with(encoding, text):
+    """The ids of all tokens that begin with these bytes."""
+    return [i for i in map(encoding.encode_single_token, (
+        token for token in encoding.token_byte_values() if token.startswith(text)))
+        if i < encoding.size]

@@ -1,0 +1,152 @@
+"""What a page has to offer: the scorer, the assistants, programs to read and episodes to watch.
+
+They come with the page (page/models, made by page/miniature.py), from a finished run (--out), or
+from checkpoints that the user names (--model, --assistant).
+"""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import torch
+
+from empower import Config
+from page.assistants import Choice, Models
+from realcode.given import given_model
+from realcode.suggest import HEALING
+from simhuman import Episode
+from support.cache import load_checkpoint, reading
+from support.cli import UserError, checked, pick_device, python_generator
+from support.contest import make_contest
+from support.files import read_text
+from support.source import ROOT
+
+SHIPPED = Path(__file__).parent / "models"
+BEFORE_CONTEXT = 10   # the N of Base-N, as in the paper's simulation (Section 5.1)
+PROBLEMS_TO_WATCH = 40
+
+
+@dataclasses.dataclass
+class Offer:
+    """What the page shows. texts: [(name, program)]; games: as in `games_of`."""
+
+    models: Models
+    texts: list
+    games: dict
+
+
+def find_offer(cfg):
+    """The Offer for the settings of a page; a UserError says what is missing."""
+    device = pick_device(cfg.device)
+    if cfg.out:
+        found, trained = of_a_run(Path(cfg.out), device)
+    else:
+        found, trained = shipped(device)
+    scorer = given_model(cfg, device) if cfg.model else found["scorer"]
+    if cfg.model and not cfg.out:
+        trained = {}  # they were trained on the language of the generated contest
+    choices = {**trained, **given_assistants(cfg, device),
+               f"Base-{BEFORE_CONTEXT}": Choice(scorer, BEFORE_CONTEXT),
+               "Base stopped at eta": Choice(scorer, cfg.max_suggestion, needs_eta=True)}
+    example = ("figures/program.py", read_text(ROOT / "figures" / "program.py"))
+    return Offer(Models(scorer, choices), [*found["texts"], example], found["games"])
+
+
+def given_assistants(cfg, device):
+    """{name: Choice} of --assistant NAME=DIR."""
+    choices = {}
+    for given in cfg.assistant:
+        name, _, folder = given.partition("=")
+        if not name or not folder:
+            raise UserError(f"--assistant is {given!r}: give NAME=DIR")
+        choices[name] = trained_choice(
+            name, given_model(dataclasses.replace(cfg, model=folder), device), cfg.max_suggestion)
+    return choices
+
+
+def trained_choice(name, checkpoint, max_tokens):
+    """The Choice of an assistant that was trained to stop.
+
+    In the middle of a word it is silent if the rest of the word is not obvious; the baselines,
+    SFT-N and the like, write at every caret.
+    """
+    return Choice(checkpoint, max_tokens,
+                  healing=math.inf if name.upper().startswith("SFT") else HEALING)
+
+
+def shipped(device):
+    """(scorer, texts and games; {name: Choice}) of the models that come with the page."""
+    with reading(SHIPPED):
+        about = json.loads(read_text(SHIPPED / "about.json"))
+        found = {"scorer": load_checkpoint(SHIPPED / "base", device, torch.float32),
+                 "games": about["games"], "texts": texts_of(about["games"])}
+        return found, {name: trained_choice(name, load_checkpoint(
+            SHIPPED / each["folder"], device, torch.float32), each["max_tokens"])
+            for name, each in about["assistants"].items()}
+
+
+def of_a_run(out, device):
+    """The same of the last finished run in a folder."""
+    if not (out / "results.json").exists():
+        raise UserError(f"there is no finished run in {out}: run python empower.py --out {out} "
+                        "first, or leave --out away for the models that come with the page")
+    with reading(out / "results.json"):
+        results = json.loads(read_text(out / "results.json"))
+        stages = {name: out / "stages" / stage for name, stage in results["models"].items()}
+        config = results["config"]
+        rows = newest_rows(out, [row["name"] for row in results["rows"]], config.get("rounds"))
+        models = {name: load_checkpoint(folder, device) for name, folder in stages.items()}
+        games = games_of(config, rows, models["base"].encoding)
+        caps = {name: (inputs["assistant"] or {}).get("max_tokens")
+                for name, (inputs, _) in rows.items()}
+        return ({"scorer": models["base"], "games": games, "texts": texts_of(games)},
+                {name: trained_choice(name, model, caps.get(name) or config["max_suggestion"])
+                 for name, model in models.items() if name != "base"})
+
+
+def newest_rows(out, names, rounds):
+    """{name: (inputs, episodes as plain data)} of the rows of a run's table, newest stages first."""
+    rows = {}
+    for folder in sorted((out / "stages").glob("row-*"), key=lambda path: path.stat().st_mtime):
+        inputs = json.loads(read_text(folder / "inputs.json"))
+        if inputs["name"] in names and inputs["rounds"] == rounds:
+            rows[inputs["name"]] = inputs, json.loads(read_text(folder / "value.json"))
+    return rows
+
+
+def games_of(config, rows, encoding):
+    """{"problems": [statement], "rows": {name: [episode as text]}} of a run on the contest.
+
+    Without problems if the run replayed programs, which have no statements here.
+    """
+    names = {field.name for field in dataclasses.fields(Config)}
+    if config.keys() != names:
+        return {"problems": [], "rows": {}}
+    cfg = Config(**config)
+    problems = checked(make_contest, python_generator(cfg, "contest"), cfg.train_problems,
+                       cfg.dev_problems, cfg.held_out_problems).held_out[:PROBLEMS_TO_WATCH]
+    return {"problems": [problem.statement for problem in problems],
+            "rows": {name: [as_text(Episode.from_dict(episode), encoding.decode)
+                            for episode in episodes[:PROBLEMS_TO_WATCH]]
+                     for name, (_, episodes) in rows.items()}}
+
+
+def as_text(episode, decode):
+    """An episode for the page: what was suggested, what it cost her, what she typed."""
+    return {"passed": episode.passed, "finished": episode.finished, "turns": [
+        {"suggestion": decode(turn.suggestion), "tokens": len(turn.suggestion),
+         "bits": round(sum(turn.nll), 2), "accepted": turn.accepted, "typed": decode(turn.typed)}
+        for turn in episode.turns]}
+
+
+def code_of(episode):
+    """The program that an episode `as_text` ends with."""
+    return "".join(turn["suggestion"] * turn["accepted"] + turn["typed"]
+                   for turn in episode["turns"])
+
+
+def texts_of(games):
+    """[(name, program)]: the programs that she wrote without an assistant."""
+    return [(f"her program {k}", code_of(episode))
+            for k, episode in enumerate(games["rows"].get("Human alone", []), 1)]

@@ -1,0 +1,277 @@
+"""python empower.py page: a local page to read, write and watch, and an endpoint for editors.
+
+One thread answers each request, and page/assistants.py puts them in line for the models. The
+server answers only on this machine unless --host says otherwise, only under its own name (a page
+elsewhere that resolves to this address is refused), and only to its own pages (Origin), so that a
+site in another tab cannot use it. Everything that is refused is refused with a JSON error.
+"""
+
+import base64
+import dataclasses
+import hashlib
+import ipaddress
+import json
+import re
+import socket
+import sys
+import threading
+import time
+import webbrowser
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from page.api import Api
+from page.assistants import Busy
+from page.completions import Completions
+from page.offered import find_offer
+from page.refused import Refused
+from page.trial import Trial
+from realcode.given import DTYPE
+from support.cli import UserError, check_ranges, flag
+from support.files import read_text
+
+BODY = 2**20         # bytes of a request at most
+THREADS = 128        # requests at a time at most
+SECONDS = 20         # for a request to arrive whole
+HTML = Path(__file__).with_name("page.html")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Every setting of `page`."""
+
+    out: str = flag("", "folder of a finished run to show, instead of the models of the page")
+    device: str = flag("auto", "auto, cpu, cuda or mps")
+    model: str = flag("", "a checkpoint folder or GGUF file: the scorer, and Base without training")
+    dtype: str = flag("auto", DTYPE)
+    assistant: tuple = flag((), "NAME=DIR: assistants of your own (checkpoints from finetune)")
+    max_suggestion: int = flag(60, "cap on a suggestion, tokens", 1)
+    study: str = flag("", "folder of a user study: serves only the study, see page/README.md")
+    host: str = flag("127.0.0.1", "address to listen on; another one lets other machines in")
+    port: int = flag(8765, "port; 0 for any that is free", 0)
+    allow_origin: tuple = flag((), "web origins that may use the endpoints, as http://localhost:3000")
+    no_browser: bool = flag(False, "do not open a browser")
+
+    def __post_init__(self):
+        check_ranges(self)
+        if self.port > 65535:
+            raise UserError(f"--port is {self.port}: give a number from 0 to 65535")
+
+
+def page(cfg):
+    """Figure 1 alive, the assistants in an editor, episodes to watch, the study: in your browser."""
+    trial = Trial.open(cfg.study) if cfg.study else None
+    offer = find_offer(cfg)
+    routes = trial.routes(offer.models) if trial else {
+        **Api(offer).routes(), **Completions(offer.models).routes()}
+    try:
+        server = Server((cfg.host, cfg.port), routes, cfg.allow_origin)
+    except (OSError, OverflowError) as error:
+        raise UserError(f"cannot listen on {cfg.host}, port {cfg.port} ({error}): choose another "
+                        "--port, or --port 0 for any that is free") from None
+    print(server.address)
+    print(trial.announcement() if trial else "Reading, writing and watching; /v1/completions for "
+          "editors (page/README.md). Ctrl-C ends it.")
+    if not is_loopback(cfg.host):
+        print(f"empower.py: --host {cfg.host}: every machine that reaches this one can use the "
+              "page, unencrypted; use it in a network that you trust", file=sys.stderr)
+    if not cfg.no_browser:
+        threading.Thread(target=webbrowser.open, args=(server.address,), daemon=True).start()
+    try:
+        server.serve_forever()
+    except KeyboardInterrupt:
+        print("\nThe page has ended.")
+    finally:
+        server.server_close()
+
+
+def is_loopback(host):
+    """Whether only this machine can reach this address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+# ------------------------------------------------------------------- the server
+
+
+class Server(ThreadingHTTPServer):
+    """routes: {(method, path): function of the request's JSON that returns JSON, or a Stream}."""
+
+    daemon_threads, request_queue_size = True, 256
+
+    def __init__(self, address, routes, origins=()):
+        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        self.routes, self.origins = routes, set(origins)
+        self.free = threading.BoundedSemaphore(THREADS)
+        self.late = {}  # {connection: a timer that ends it}
+        self.names = {"localhost", socket.gethostname().lower(), address[0].lower()}
+        self.html, self.policy = with_policy(read_text(HTML))
+        super().__init__(address, Handler)
+        host = f"[{address[0]}]" if ":" in address[0] else address[0]
+        self.address = f"http://{host}:{self.server_port}/"
+
+    def process_request(self, request, client_address):
+        if not self.free.acquire(blocking=False):  # too many: refused without a thread
+            request.close()
+            return
+        super().process_request(request, client_address)
+
+    def process_request_thread(self, request, client_address):
+        late = self.late[request] = threading.Timer(SECONDS, hang_up, [request])
+        late.daemon = True
+        late.start()
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self.arrived(request)
+            self.free.release()
+
+    def arrived(self, request):
+        """Called once a request is whole: an answer may take its time."""
+        if late := self.late.pop(request, None):
+            late.cancel()
+
+    def handle_error(self, request, client_address):
+        """An error outside of the routes, as when a client hangs up: no traceback."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            print(f"empower.py: a request failed: {sys.exc_info()[1]!r}", file=sys.stderr)
+
+    def knows(self, host):
+        """Whether a Host header is ours. Addresses are: only names can be pointed elsewhere."""
+        try:
+            name = urlsplit(f"//{host}").hostname or ""
+            if name.lower() in self.names:
+                return True
+            ipaddress.ip_address(name)
+            return True
+        except ValueError:
+            return False
+
+
+def hang_up(connection):
+    """Ends a connection whose request does not arrive."""
+    try:
+        connection.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        pass  # it has ended
+
+
+def with_policy(html):
+    """(the page, its Content-Security-Policy): only the script and the style in the page run."""
+    hashes = {tag: " ".join(
+        f"'sha256-{base64.b64encode(hashlib.sha256(part.encode()).digest()).decode()}'"
+        for part in re.findall(f"<{tag}>(.*?)</{tag}>", html, re.DOTALL))
+        for tag in ("script", "style")}
+    return html.encode(), ("default-src 'none'; connect-src 'self'; img-src data:; base-uri 'none'; "
+                           "form-action 'none'; frame-ancestors 'none'; "
+                           f"script-src {hashes['script']}; style-src {hashes['style']}")
+
+
+class Handler(BaseHTTPRequestHandler):
+    """One request: checked, routed, answered."""
+
+    server_version, sys_version = "empower", ""
+
+    def log_message(self, *arguments):
+        pass
+
+    def send_error(self, code, message=None, explain=None):
+        """What the standard library refuses, in JSON too."""
+        self.close_connection = True
+        self.reply(code, {"error": {"message": message or "this request is malformed"}})
+
+    def answer(self):
+        """Answers a request of any method."""
+        begin = time.monotonic()
+        try:
+            self.check_sender()
+            status, content = 200, self.content(begin)
+        except Refused as refused:
+            status, content = refused.status, {"error": {"message": str(refused)}}
+        except Busy as busy:
+            status, content = 503, {"error": {"message": str(busy)}}
+        except (ConnectionError, TimeoutError):
+            return  # the client has gone
+        except Exception as error:  # a fault of ours must not end the server
+            print(f"empower.py: {self.command} {self.path.split('?')[0]!r} failed: "
+                  f"{type(error).__name__}: {error}", file=sys.stderr)
+            status, content = 500, {"error": {"message": "an error in the server; its terminal "
+                                                         "says which"}}
+        self.reply(status, content)
+
+    do_GET = do_POST = do_OPTIONS = do_HEAD = do_PUT = do_DELETE = do_PATCH = answer
+
+    def check_sender(self):
+        """Raises Refused unless the request is for this server and from a page of ours."""
+        hosts = self.headers.get_all("Host") or []
+        if len(hosts) != 1 or not self.server.knows(hosts[0]):
+            raise Refused(403, "this server does not answer under that name: use its address")
+        origin = self.headers.get("Origin")
+        if origin and origin not in {f"http://{hosts[0]}", *self.server.origins}:
+            raise Refused(403, f"requests from {origin[:100]} are refused; --allow-origin allows "
+                               "them")
+
+    def content(self, begin):
+        """The answer of the route: plain data, bytes of the page, or an iterator of lines."""
+        path = urlsplit(self.path).path
+        if self.command == "OPTIONS":
+            return {}
+        route = self.server.routes.get((self.command, path))
+        if self.command in ("GET", "HEAD") and path == "/":
+            return self.server.html
+        if route is None:
+            known = sorted(m for m, p in self.server.routes if p == path)
+            raise Refused(405 if known else 404, f"{path[:100]} takes {', '.join(known)} only"
+                          if known else f"there is no {path[:100]} here")
+        body = self.body() if self.command == "POST" else {}
+        self.server.arrived(self.connection)
+        return route(body, begin)
+
+    def body(self):
+        """The JSON of a request."""
+        length = self.headers.get("Content-Length", "")
+        if not re.fullmatch("[0-9]{1,12}", length):
+            raise Refused(411, "give the Content-Length of the request")
+        if int(length) > BODY:
+            raise Refused(413, f"a request has at most {BODY} bytes")
+        text = self.rfile.read(int(length))
+        if len(text) < int(length):
+            raise Refused(400, "the request ended early")
+        try:
+            return json.loads(text.decode())
+        except (ValueError, RecursionError):
+            raise Refused(400, "the request is not JSON") from None
+
+    def reply(self, status, content):
+        """Sends JSON, the page, or a stream of server-sent events."""
+        kind = ("text/html; charset=utf-8" if isinstance(content, bytes) else
+                "application/json" if isinstance(content, (dict, list)) else "text/event-stream")
+        if kind == "application/json":
+            content = json.dumps(content).encode()
+        try:
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            if isinstance(content, bytes):
+                self.send_header("Content-Length", str(len(content)))
+            self.send_more_headers()
+            self.end_headers()
+            if self.command != "HEAD":
+                for part in [content] if isinstance(content, bytes) else content:
+                    self.wfile.write(part)
+        except (ConnectionError, TimeoutError):
+            pass  # the client has gone
+
+    def send_more_headers(self):
+        """Headers that keep a browser from doing anything else with what it gets."""
+        for name, value in (("Content-Security-Policy", self.server.policy),
+                            ("X-Content-Type-Options", "nosniff"), ("Cache-Control", "no-store"),
+                            ("Referrer-Policy", "no-referrer"), ("Connection", "close")):
+            self.send_header(name, value)
+        origin = getattr(self, "headers", None) and self.headers.get("Origin")
+        if origin in self.server.origins:
+            self.send_header("Access-Control-Allow-Origin", origin)
+            self.send_header("Access-Control-Allow-Headers", "Content-Type, Authorization")
+            self.send_header("Access-Control-Allow-Methods", "GET, POST")
