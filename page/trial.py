@@ -84,9 +84,9 @@ class Person:
     def take(self, event):
         """What an event changes."""
         part, kind = event["part"], event["type"]
+        self.code = edited(self.code, kind, event["info"], event["caret"])  # or an error, first
         self.last, self.used[part] = event["n"], max(self.used[part], event["used"])
         self.began.add(part)
-        self.code = edited(self.code, kind, event["info"], event["caret"])
         self.done[part] |= kind == "done"
 
     def log(self, part):

@@ -1,0 +1,330 @@
+"""The page in a real browser, Chromium: what a reader, a writer and a participant does and sees."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from empower import left_to_human
+from page.study import analyse, read_study
+from support.testing import ROOT
+
+webdriver = pytest.importorskip("selenium.webdriver", reason="pip install selenium")
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+if not (CHROMIUM and DRIVER):
+    pytest.skip("chromium and chromedriver are not installed", allow_module_level=True)
+
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import Select, WebDriverWait
+
+
+class Served:
+    """`empower.py page` in a process of its own."""
+
+    def __init__(self, *arguments, port=0):
+        self.arguments = [sys.executable, ROOT / "empower.py", "page", "--no-browser", *arguments]
+        self.start(port)
+
+    def start(self, port):
+        self.process = subprocess.Popen([*self.arguments, "--port", str(port)], text=True,
+                                        stdout=subprocess.PIPE)
+        self.address = self.process.stdout.readline().strip()
+
+    def restart_after_kill(self):
+        port = self.address.split(":")[-1].strip("/")
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+        self.start(port)
+
+    def stop(self):
+        self.process.kill()
+        self.process.wait()
+
+
+@pytest.fixture(scope="module")
+def served():
+    server = Served()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic",
+                     "--no-first-run", "--disable-background-networking", "--disable-sync",
+                     "--disable-component-update", "--disable-dev-shm-usage",
+                     "--window-size=1200,900", f"--user-data-dir={tmp_path_factory.mktemp('user')}"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
+    yield Browser(driver)
+    driver.quit()
+
+
+class Browser:
+    """What a person does with a page."""
+
+    def __init__(self, driver):
+        self.driver = driver
+
+    def open(self, address, view=""):
+        self.driver.get("about:blank")
+        self.driver.get(address + view)
+
+    def find(self, css):
+        return self.driver.find_element(By.CSS_SELECTOR, css)
+
+    def all(self, css):
+        return self.driver.find_elements(By.CSS_SELECTOR, css)
+
+    def wait(self, condition, seconds=30):
+        WebDriverWait(self.driver, seconds, 0.05).until(lambda _: condition())
+
+    def see(self, css, text=""):
+        """Waits until an element with this text is visible, and returns it."""
+        self.wait(lambda: any(e.is_displayed() and text in e.text for e in self.all(css)))
+        return next(e for e in self.all(css) if e.is_displayed() and text in e.text)
+
+    def click(self, css):
+        self.see(css).click()
+
+    def text(self, css):
+        return self.driver.execute_script(
+            "return document.querySelector(arguments[0]).textContent", css)
+
+    def script(self, code, *arguments):
+        return self.driver.execute_script(code, *arguments)
+
+    def errors(self):
+        return [entry["message"] for entry in self.driver.get_log("browser")
+                if entry["level"] == "SEVERE"]
+
+
+# ------------------------------------------------------------------- Read
+
+
+def test_the_pages_algorithm_1_is_the_one_in_python(browser, served):
+    browser.open(served.address)
+    rng = random.Random(0)
+    cases = [([rng.choice([0, 0.25, 0.5, rng.random() * 4]) for _ in range(rng.randint(0, 40))],
+              rng.choice([0, 0.25, 0.32, 1, 8, rng.random()])) for _ in range(300)]
+    cases.append(([3, 0, 0.2, 0.2, 2], 0.32))
+    found = browser.script("return arguments[0].map(([nll, eta]) => leftToHuman(nll, eta))", cases)
+    assert found == [left_to_human(nll, eta) for nll, eta in cases]
+    assert found[-1] == [0, 3, 4]
+
+
+def test_reading_a_program(browser, served):
+    browser.open(served.address)
+    browser.wait(lambda: browser.all("#empower span"))
+    tokens = browser.script("return reader.tokens.map(token => [token.text, token.bits])")
+    eta = browser.find("#eta")
+
+    def bars():
+        spans = browser.all("#empower span")
+        return [k for k, span in enumerate(spans) if "human" in span.get_attribute("class")]
+
+    assert bars() == left_to_human([bits for _, bits in tokens], 0.32)
+    browser.script("arguments[0].value = 4; arguments[0].dispatchEvent(new Event('input'))", eta)
+    assert bars() == left_to_human([bits for _, bits in tokens], 4)
+    assert browser.text("#eta-value") == "4.00 bits"
+    human = len(bars())
+    assert f"By the human: {round(100 * human / len(tokens))}% ({human} tokens)" in browser.text(
+        "#empower-shares")
+    dearest = max(range(len(tokens)), key=lambda k: tokens[k][1])
+    webdriver.ActionChains(browser.driver).move_to_element(
+        browser.all("#empower span")[dearest]).perform()
+    browser.see("#token", f"costs {tokens[dearest][1]:.2f} bits")
+    assert browser.text("#token").count("%") == 6  # its own, and those of five others
+    sft = [k for k, span in enumerate(browser.all("#sft span"))
+           if "human" in span.get_attribute("class")]
+    assert sft == list(range(10, len(tokens), 11))
+    browser.find("#empower").send_keys(Keys.HOME, Keys.ARROW_LEFT)
+    assert browser.all("#empower span")[dearest - 1].get_attribute("class").endswith("at")
+
+
+def test_what_a_person_pastes_is_text_and_not_html(browser, served):
+    browser.open(served.address)
+    browser.wait(lambda: browser.all("#empower span"))
+    browser.click("summary")
+    evil = "<img src=x onerror=\"document.title='broken'\">\n"
+    browser.find("#source").send_keys(Keys.CONTROL, "a", Keys.NULL, evil)
+    browser.wait(lambda: browser.text("#empower").strip() == evil.strip())
+    assert not browser.all("#empower img") and browser.driver.title == "empower"
+    browser.find("#source").send_keys(Keys.CONTROL, "a", Keys.NULL, Keys.DELETE)
+    browser.see("#token", "Give a program")
+    assert not browser.errors()
+
+
+# ------------------------------------------------------------------- Write
+
+
+def test_what_changed_in_an_editor_is_found(browser, served):
+    """From the text before, the text after and the caret: applied, the change gives the text."""
+    browser.open(served.address)
+    rng, cases = random.Random(1), []
+    for _ in range(500):
+        before = "".join(rng.choice("ab\n😀") for _ in range(rng.randint(0, 8)))
+        start = rng.randint(0, len(before))
+        end = rng.randint(start, len(before))
+        new = "".join(rng.choice("ab😀") for _ in range(rng.randint(0, 3)))
+        after = before[:start] + new + before[end:]
+        caret = rng.choice([start + len(new), rng.randint(0, len(after))])  # the second: undo
+        cases.append([before, after, len(after[:caret].encode("utf-16-le")) // 2])
+    applied = browser.script("""return arguments[0].map(([before, after, caret]) => {
+        const [start, end, inserted] = difference(before, after, caret);
+        return before.slice(0, start) + inserted + before.slice(end); })""", cases)
+    assert applied == [after for _, after, _ in cases]
+    halves = browser.script("""return arguments[0].map(([before, after, caret]) =>
+        difference(before, after, caret)[2].isWellFormed())""", cases)
+    assert all(halves)
+
+
+def test_grey_text_tab_and_escape(browser, served):
+    browser.open(served.address, "#write")
+    area = browser.see("#editor textarea")
+    area.send_keys("items = list(")
+    browser.wait(lambda: browser.text("#editor .ghost"))
+    ghost = browser.text("#editor .ghost")
+    assert ghost.startswith("map(int")
+    area.send_keys(Keys.ESCAPE)
+    assert browser.text("#editor .ghost") == ""
+    area.send_keys("m")
+    browser.wait(lambda: browser.text("#editor .ghost").startswith("ap(int"))
+    rest = browser.text("#editor .ghost")
+    area.send_keys(Keys.TAB)
+    assert area.get_attribute("value").endswith("items = list(m" + rest)
+    browser.see("#latency", "ms")
+    area.send_keys(Keys.CONTROL, "z")  # the browser's undo takes an accepted suggestion back
+    assert area.get_attribute("value").endswith("items = list(m")
+    assert not browser.errors()
+
+
+def test_assistants_are_compared_at_the_caret(browser, served):
+    browser.open(served.address, "#write")
+    browser.see("#editor textarea").send_keys("items = list(")
+    browser.wait(lambda: len(browser.all("#comparison tr")) == 3
+                 and "map(int" in browser.text("#comparison tr:nth-child(2)"))
+    Select(browser.find("#assistant")).select_by_visible_text("Base stopped at eta")
+    browser.script("""document.getElementById('write-eta').value = 0;
+                   document.getElementById('write-eta').dispatchEvent(new Event('input'))""")
+    browser.see("#latency", "silent")
+
+
+# ------------------------------------------------------------------- Watch
+
+
+def test_an_episode_plays(browser, served):
+    browser.open(served.address, "#watch")
+    Select(browser.see("#speed")).select_by_visible_text("fast")
+    browser.click("#play")
+    browser.wait(lambda: int(browser.find("#step").get_attribute("value")) > 2)
+    last = browser.find("#step").get_attribute("max")
+    browser.script("""document.getElementById('step').value = arguments[0];
+                   document.getElementById('step').dispatchEvent(new Event('input'))""", last)
+    about = json.loads((ROOT / "page" / "models" / "about.json").read_text())["games"]
+    for k, row in enumerate(("Empower (0.32)", "SFT-8")):
+        episode = about["rows"][row][0]
+        code = "".join(turn["suggestion"] * turn["accepted"] + turn["typed"]
+                       for turn in episode["turns"])
+        assert browser.script("return document.querySelectorAll('#screens figure')[arguments[0]]"
+                              ".lastChild.textContent", k) == code
+        assert ("passes every test" in browser.all("#screens p")[k].text) == episode["passed"]
+    assert browser.text("#play") == "Play" and not browser.errors()
+
+
+# ------------------------------------------------------------------- the study
+
+
+def take_part(browser, server, program, trouble=lambda: None):
+    """One simulated person, from joining to the thanks; returns the code word."""
+    browser.open(server.address)
+    browser.script("localStorage.clear()")
+    browser.open(server.address)
+    browser.see("#join-code").send_keys("1234")
+    browser.click("#join")
+    word = browser.see("#word").text
+    browser.click("#word-read")
+    for part in (1, 2):
+        browser.see("#intro-title", f"Part {part} of 2: with assistant {part}")
+        browser.click("#begin")
+        area = browser.see("#study-editor textarea")
+        for line in program[part - 1]:
+            area.send_keys(line)
+            browser.script("arguments[0].blur(); arguments[0].focus()", area)
+        trouble()
+        area = browser.see("#study-editor textarea")
+        area.send_keys("items = list(")
+        browser.wait(lambda: browser.text("#study-editor .ghost"))
+        area.send_keys(Keys.TAB, Keys.BACK_SPACE, Keys.BACK_SPACE, Keys.ENTER)
+        browser.wait(lambda: not browser.script("return study.recorder.queue.length"))
+        browser.script("window.confirm = () => true")
+        browser.click("#finish")
+    browser.see("#study-questions h2")
+    for question in browser.all("#questions fieldset"):
+        question.find_elements(By.CSS_SELECTOR, "input")[0].click()
+    browser.click("#answer")
+    browser.see("#study-thanks h2", "Thank you")
+    return word
+
+
+def test_a_study_with_a_reload_and_a_killed_server(browser, tmp_path):
+    from page.plan import CONSENT, EXAMPLE
+    folder = tmp_path / "study"
+    folder.mkdir()
+    (folder / "plan.json").write_text(json.dumps(
+        {**EXAMPLE, "join_code": "1234", "delay_ms": 0}))
+    (folder / "consent.txt").write_text(CONSENT)
+    server = Served("--study", folder)
+    try:
+        def reload():
+            browser.driver.refresh()
+
+        def kill():
+            server.restart_after_kill()
+
+        def kill_while_typing():
+            server.process.send_signal(signal.SIGSTOP)  # nothing is answered
+            browser.find("#study-editor textarea").send_keys("# kept\n")
+            server.process.send_signal(signal.SIGKILL)
+            time.sleep(0.3)
+            browser.driver.refresh()  # the page is gone too: the browser has what was not sent
+            kill()
+            browser.open(server.address)
+
+        words = [take_part(browser, server, (["n = int(input())\n"], ["# more\n"]), reload),
+                 take_part(browser, server, (["n = int(input())\n"], ["# more\n"]),
+                           kill_while_typing)]
+        for word, kept in zip(words, (0, 2)):
+            events = [json.loads(line) for line in
+                      (folder / word / "events.jsonl").read_text().splitlines()]
+            assert [event["n"] for event in events] == list(range(1, len(events) + 1))
+            code = browser_code(events)
+            assert code.startswith("n = int(input())\n") and code.count("# more") == 1
+            assert code.count("# kept") == kept and code.count("items = list(") == 2
+        found = analyse(read_study(folder))
+        assert found["people"] == 2 and {row["name"] for row in found["rows"]} == {
+            "Empower (0.32)", "Base-10"}
+        assert all(row["accepted"] == 2 and row["deleted_per_accepted"] == 2
+                   for row in found["rows"])
+        assert [vote["people"] for vote in found["votes"]] == [2, 2, 2]
+    finally:
+        server.stop()
+
+
+def browser_code(events):
+    """The program after all events."""
+    from page.trial import edited
+    code = ""
+    for event in events:
+        code = edited(code, event["type"], event["info"], event["caret"])
+    return code
