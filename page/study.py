@@ -4,6 +4,9 @@
     DIR/PERSON/mapping.json              {"assistant_1": name, "assistant_2": name}, if it was blind
     DIR/PERSON/answers.json              {question: "assistant_1" or "assistant_2"}
 
+`python empower.py page --study DIR` leaves them like this. The logs in a folder ASSISTANT that is
+called "alone" are of the part without an assistant: a row of the table, in none of the tests.
+
 A log is tab-separated, with a header: timestamp, action_type, action_info, caret_index. The caret
 is that after the action; tabs and line breaks in action_info are written as \\t, \\n, \\r.
 
@@ -29,6 +32,7 @@ from support.cli import Parser, UserError, plain_errors
 from support.files import read_text
 from support.report import table
 
+ALONE = "alone"  # the part of a study without an assistant
 COLUMNS = ["timestamp", "action_type", "action_info", "caret_index"]
 
 # ------------------------------------------------------------------- statistics
@@ -113,7 +117,7 @@ class Figures:
 def read_log(path):
     """[(action_type, action_info, caret)] of a log; a UserError names the line that is damaged."""
     try:
-        lines = read_text(path).splitlines()
+        lines = read_text(path).replace("\r\n", "\n").removesuffix("\n").split("\n")
         if not lines or lines[0].split("\t") != COLUMNS:
             raise ValueError(f"its first line is not {' '.join(COLUMNS)}")
         actions = []
@@ -214,8 +218,10 @@ def analyse(study):
             "deleted_per_accepted": float(np.mean(ratios)) if ratios else None,
             "deleted_se": float(np.std(ratios, ddof=1) / math.sqrt(len(ratios)))
             if len(ratios) > 1 else None})
+    names = [name for name in names if name != ALONE]
+    pair = [row for row in rows if row["name"] != ALONE]
     return {"people": len(study), "rows": rows, "votes": votes(study, names),
-            "tests": tests(study, rows, names) if len(names) == 2 else []}
+            "tests": tests(study, pair) if len(pair) == 2 else []}
 
 
 def votes(study, names):
@@ -233,11 +239,12 @@ def votes(study, names):
     return found
 
 
-def tests(study, rows, names):
+def tests(study, rows):
     """The two tests between two assistants; the first is the one with the higher accept ratio."""
     first, second = sorted(rows, key=lambda row: -(row["accept_ratio"] or 0))
-    pairs = [(found[first["name"]], found[second["name"]]) for found, _ in study.values()
-             if len(found) == 2 and all(one.accepted for one in found.values())]
+    both = [[found[row["name"]] for row in (first, second) if row["name"] in found]
+            for found, _ in study.values()]
+    pairs = [pair for pair in both if len(pair) == 2 and all(one.accepted for one in pair)]
     t, p = paired_t(*zip(*((a.deleted / a.accepted, b.deleted / b.accepted) for a, b in pairs))) \
         if pairs else (math.nan, math.nan)
     return [{"test": "accept ratio, two proportions, one-sided", "first": first["name"],
