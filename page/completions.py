@@ -15,6 +15,9 @@ from page.api import program
 from page.refused import Refused, field
 
 
+STOPS = 64  # strings at most; OpenAI takes four, but plugins send more
+
+
 class Completions:
     """The routes for editors."""
 
@@ -61,7 +64,7 @@ class Completions:
         answer = {"id": f"cmpl-{number}", "object": "text_completion", "created": int(time.time()),
                   "model": name}
         if body.get("suffix"):
-            answer["warning"] = "suffix is ignored: the assistants read only what is before the caret"
+            answer["warning"] = "suffix is ignored: assistants read only what is before the caret"
         reason = "stop" if ended else "length"
         if field(body, "stream", bool, False):
             return events(answer, pieces, costs, reason)
@@ -87,12 +90,12 @@ def prompt(body):
 
 
 def stop_strings(body):
-    """The strings at which an answer ends: none, one, or up to four."""
+    """The strings at which an answer ends: none, one, or several."""
     stops = body.get("stop")
     stops = [stops] if isinstance(stops, str) else stops or []
-    if not isinstance(stops, list) or len(stops) > 4 or not all(
+    if not isinstance(stops, list) or len(stops) > STOPS or not all(
             isinstance(stop, str) and stop for stop in stops):
-        raise Refused(400, "stop is not a string, or a list of up to four")
+        raise Refused(400, f"stop is not a string, or a list of up to {STOPS}")
     return stops
 
 

@@ -1,4 +1,4 @@
-"""python page/miniature.py [--out OUT]: makes page/models, the small models that come with the page.
+"""python page/miniature.py [--out OUT]: makes page/models, which come with the page.
 
 Base and Empower (0.32) of the default run with seed 0, in bfloat16, and what a few rows of its
 table did on the first problems. About 4 minutes on 2 CPU cores, less if the run is in OUT.

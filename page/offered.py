@@ -106,7 +106,7 @@ def of_a_run(out, device):
 
 
 def newest_rows(out, names, rounds):
-    """{name: (inputs, episodes as plain data)} of the rows of a run's table, newest stages first."""
+    """{name: (inputs, episodes as plain data)} of the newest rows of a run's table."""
     rows = {}
     for folder in sorted((out / "stages").glob("row-*"), key=lambda path: path.stat().st_mtime):
         inputs = json.loads(read_text(folder / "inputs.json"))

@@ -1,4 +1,4 @@
-"""The plan of a user study: plan.json and consent.txt, read and checked, or written to be edited."""
+"""The plan of a user study: plan.json and consent.txt, checked, or written to be edited."""
 
 import dataclasses
 import json
@@ -68,8 +68,8 @@ class Plan:
     run_programs: bool = False   # whether people may run their programs on the tests
 
     def problem(self, name):
-        """The problem with this name."""
-        return next(problem for problem in self.problems if problem.name == name)
+        """The problem with this name; KeyError if there is none."""
+        return {problem.name: problem for problem in self.problems}[name]
 
 
 def open_plan(folder):

@@ -50,7 +50,7 @@ class Config:
     study: str = flag("", "folder of a user study: serves only the study, see page/README.md")
     host: str = flag("127.0.0.1", "address to listen on; another one lets other machines in")
     port: int = flag(8765, "port; 0 for any that is free", 0)
-    allow_origin: tuple = flag((), "web origins that may use the endpoints, as http://localhost:3000")
+    allow_origin: tuple = flag((), "origins of other pages that may use this server")
     no_browser: bool = flag(False, "do not open a browser")
 
     def __post_init__(self):
@@ -60,7 +60,7 @@ class Config:
 
 
 def page(cfg):
-    """Figure 1 alive, the assistants in an editor, episodes to watch, the study: in your browser."""
+    """In your browser: Figure 1 alive, an editor with suggestions, episodes, the user study."""
     trial = Trial.open(cfg.study) if cfg.study else None
     offer = find_offer(cfg)
     routes = trial.routes(offer.models) if trial else {
@@ -165,8 +165,8 @@ def with_policy(html):
         f"'sha256-{base64.b64encode(hashlib.sha256(part.encode()).digest()).decode()}'"
         for part in re.findall(f"<{tag}>(.*?)</{tag}>", html, re.DOTALL))
         for tag in ("script", "style")}
-    return html.encode(), ("default-src 'none'; connect-src 'self'; img-src data:; base-uri 'none'; "
-                           "form-action 'none'; frame-ancestors 'none'; "
+    return html.encode(), ("default-src 'none'; connect-src 'self'; img-src data:; "
+                           "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
                            f"script-src {hashes['script']}; style-src {hashes['style']}")
 
 

@@ -1,0 +1,348 @@
+"""The user study: its plan, its people and their logs, over the routes that the page uses."""
+
+import json
+import random
+import threading
+import time
+from collections import Counter
+
+import pytest
+
+from page.offered import find_offer
+from page.plan import CONSENT, EXAMPLE, open_plan
+from page.refused import Refused
+from page.server import Config
+from page.study import Figures, analyse, figures, read_log, read_study
+from page.trial import HEADER, Trial, arrangement, edited
+from support.cli import UserError
+from support.testing import empower_py
+
+
+@pytest.fixture(scope="module")
+def models():
+    return find_offer(Config(device="cpu")).models
+
+
+def planned(folder, **changes):
+    """A folder with a plan."""
+    folder.mkdir(exist_ok=True)
+    (folder / "plan.json").write_text(json.dumps(
+        {**EXAMPLE, "join_code": "1234", "delay_ms": 0, **changes}))
+    (folder / "consent.txt").write_text(CONSENT)
+    return folder
+
+
+class Class:
+    """A study and the requests of its people."""
+
+    def __init__(self, folder, models):
+        self.folder, self.models = folder, models
+        self.restart()
+
+    def restart(self):
+        self.trial = Trial.open(self.folder)
+        self.works = self.trial.routes(self.models)
+
+    def post(self, name, **body):
+        return self.works["POST", f"/api/study/{name}"](body, time.monotonic())
+
+    def join(self):
+        return self.post("join", join_code="1234")["word"]
+
+    def state(self, word, tab="tab"):
+        return self.post("state", word=word, tab=tab)
+
+    def send(self, word, *actions, part=0, first=None, tab="tab", used=1):
+        """Sends (type, info, caret) of each action."""
+        first = first or self.trial.people[word].last + 1
+        return self.post("events", word=word, tab=tab, events=[
+            {"n": first + k, "part": part, "ms": 1000 * k, "type": kind, "info": info,
+             "caret": caret, "used": used} for k, (kind, info, caret) in enumerate(actions)])
+
+
+@pytest.fixture
+def klass(tmp_path, models):
+    return Class(planned(tmp_path / "study"), models)
+
+
+def refused(status, work, *arguments, **options):
+    with pytest.raises(Refused) as found:
+        work(*arguments, **options)
+    assert found.value.status == status
+
+
+BEGIN = ("current_code", "", 0)
+
+
+# ------------------------------------------------------------------- the people
+
+
+def test_a_person_joins_with_the_code_and_is_known_by_a_word(klass, monkeypatch):
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    refused(403, klass.post, "join", join_code="4321")
+    word = klass.join()
+    refused(403, klass.state, word + "0")
+    refused(403, klass.state, "../study")
+    state = klass.state(f" {word.upper()} ")
+    assert state["parts"] == ["assistant_1", "assistant_2"] and not state["begun"]
+    folder = klass.folder / word
+    assert sorted(path.name for path in folder.iterdir()) == ["mapping.json", "person.json"]
+    mapping = json.loads((folder / "mapping.json").read_text())
+    assert set(mapping.values()) == set(EXAMPLE["assistants"])
+
+
+def test_nothing_that_a_person_gets_names_an_assistant(klass):
+    word = klass.join()
+    got = [klass.works["GET", "/api/about"]({}, 0), klass.state(word), klass.send(word, BEGIN),
+           klass.post("suggest", word=word, text="n = int(")]
+    for name in (*EXAMPLE["assistants"], "Empower", "Base"):
+        assert name not in json.dumps(got)
+    assert {path for _, path in klass.works} == {"/api/about", *(
+        f"/api/study/{name}" for name in ("join", "state", "events", "suggest", "test", "answers"))}
+
+
+def test_no_more_people_than_planned(tmp_path, models):
+    klass = Class(planned(tmp_path / "study", most_people=1), models)
+    klass.join()
+    refused(403, klass.join)
+
+
+def test_orders_and_problems_are_balanced_after_every_block():
+    from page.plan import Plan, Task
+    plan = Plan("c", ("A", "B", "C"), (Task("p", "", ()), Task("q", "", ())), (), "")
+    drawn = [arrangement(plan, k) for k in range(36)]
+    for block in range(3):
+        counts = Counter((tuple(order), problem) for order, problem in
+                         drawn[12 * block:12 * block + 12])
+        assert len(counts) == 12 and set(counts.values()) == {1}
+    assert drawn[:12] != drawn[12:24]  # each block in an order of its own
+    assert drawn == [arrangement(plan, k) for k in range(36)]
+
+
+def test_each_part_has_its_assistant_at_the_same_delay(klass, monkeypatch):
+    slept = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    object.__setattr__(klass.trial.plan, "delay_ms", 5000)
+    word = klass.join()
+    asked = []
+    monkeypatch.setattr(klass.models, "suggest", lambda name, editor, request: asked.append(name))
+    mapping = json.loads((klass.folder / word / "mapping.json").read_text())
+    klass.send(word, BEGIN)
+    klass.post("suggest", word=word, text="x")
+    klass.send(word, ("done", "", 0))
+    klass.send(word, BEGIN, part=1)
+    klass.post("suggest", word=word, text="x")
+    assert asked == [mapping["assistant_1"], mapping["assistant_2"]]
+    assert all(4.5 < seconds <= 5 for seconds in slept) and len(slept) == 2
+
+
+def test_a_part_without_an_assistant_comes_first(tmp_path, models):
+    klass = Class(planned(tmp_path / "study", minutes_alone=25), models)
+    word = klass.join()
+    assert klass.state(word)["parts"] == ["alone", "assistant_1", "assistant_2"]
+    assert klass.state(word)["minutes"] == [25, 15, 15]
+    klass.send(word, BEGIN, ("character_typed", "a", 1))
+    assert klass.post("suggest", word=word, text="n = int(") == {"suggestion": ""}
+    klass.send(word, ("done", "", 1))
+    klass.send(word, ("current_code", "a", 1), ("proposed_suggestion", "bc", 1),
+               ("accepted_suggestion", "bc", 3), part=1)
+    found = analyse(read_study(klass.folder))
+    assert {row["name"]: row["typed"] for row in found["rows"]}["alone"] == 1
+    assert found["votes"] == [] and found["tests"] == []
+
+
+# ------------------------------------------------------------------- what is kept
+
+
+def test_events_become_logs_that_the_analysis_reads(klass):
+    word = klass.join()
+    klass.send(word, BEGIN, ("character_typed", "a\tb\n", 4), ("proposed_suggestion", "xyz", 4),
+               ("accepted_suggestion", "xyz", 7), ("tick", "", 0), ("deletion", "2", 5),
+               ("cursor_moved", "", 1))
+    person = klass.trial.people[word]
+    log = person.log("assistant_1")
+    assert log.read_text() == HEADER + "".join(
+        f"1970-01-01T00:00:0{k}.000Z\t{kind}\t{info}\t{caret}\n" for k, kind, info, caret in (
+            (0, "current_code", "", 0), (1, "character_typed", "a\\tb\\n", 4),
+            (2, "proposed_suggestion", "xyz", 4), (3, "accepted_suggestion", "xyz", 7),
+            (5, "deletion", "2", 5), (6, "cursor_moved", "", 1)))
+    assert figures(read_log(log)) == Figures(1, 1, 3, 2, 4, 3)
+    assert klass.state(word)["code"] == "a\tb\nx"
+
+
+def test_events_that_come_twice_count_once_and_gaps_are_refused(klass):
+    word = klass.join()
+    klass.send(word, BEGIN, ("character_typed", "a", 1))
+    assert klass.send(word, ("character_typed", "a", 1), ("character_typed", "b", 2),
+                      first=2)["last"] == 3
+    refused(409, klass.send, word, ("character_typed", "c", 3), first=5)
+    refused(409, klass.send, word, ("character_typed", "c", 9))
+    refused(409, klass.send, word, ("deletion", "9", 1))
+    refused(409, klass.send, word, BEGIN, part=1)  # it has not begun
+    assert klass.state(word)["code"] == "ab" and klass.state(word)["last"] == 3
+    assert klass.send(word, ("character_typed", "c", 3))["last"] == 4
+    refused(400, klass.send, word, ("shouted", "", 0))
+    refused(400, klass.send, word, ("deletion", "-1", 0))
+    refused(400, klass.send, word, BEGIN, part=2)
+
+
+def test_a_killed_server_goes_on_where_it_was(klass):
+    """At every byte at which the record may have been cut off."""
+    word = klass.join()
+    klass.send(word, BEGIN, ("character_typed", "é\n", 2), ("accepted_suggestion", "xy", 4),
+               ("deletion", "1", 3))
+    folder = klass.folder / word
+    record, log = (folder / "events.jsonl"), klass.trial.people[word].log("assistant_1")
+    whole, text = record.read_bytes(), log.read_text()
+    codes = ["", "é\n", "é\nxy", "é\nx"]
+    for size in range(len(whole) + 1):
+        record.write_bytes(whole[:size])
+        log.write_text(text[:size])
+        klass.restart()
+        lines = whole[:size].count(b"\n")
+        assert klass.state(word)["last"] == lines and klass.trial.people[word].code == (
+            codes[lines - 1] if lines else "")
+        if lines:
+            assert log.read_text() == "".join(text.splitlines(keepends=True)[:lines + 1])
+            assert record.read_bytes() == b"".join(whole.splitlines(keepends=True)[:lines])
+    assert klass.send(word, ("character_typed", "!", 4))["last"] == 5
+    klass.restart()
+    assert klass.state(word)["code"] == "é\nx!"
+
+
+def test_random_editing_is_restored(klass):
+    rng, word, code = random.Random(0), klass.join(), ""
+    klass.send(word, BEGIN)
+    for _ in range(300):
+        at = rng.randint(0, len(code))
+        if code and rng.random() < 0.4:
+            n = rng.randint(1, len(code) - at) if at < len(code) else 0
+            code = code[:at] + code[at + n:]
+            klass.send(word, ("deletion", str(n), at))
+        else:
+            new = rng.choice(["a", "\n", "\\n", "\t", "é😀"])
+            code = code[:at] + new + code[at:]
+            klass.send(word, (rng.choice(["character_typed", "accepted_suggestion"]), new,
+                              at + len(new)))
+    klass.restart()
+    assert klass.state(word)["code"] == code
+
+
+def test_an_edit_by_hand():
+    assert edited("abcd", "character_typed", "xy", 3) == "axybcd"
+    assert edited("abcd", "deletion", "2", 1) == "ad"
+    assert edited("abcd", "current_code", "z", 0) == "z"
+    assert edited("abcd", "cursor_moved", "", 2) == "abcd"
+
+
+def test_one_tab_writes_at_a_time(klass):
+    word = klass.join()
+    klass.state(word, tab="one")
+    klass.send(word, BEGIN, tab="one")
+    klass.state(word, tab="two")
+    refused(423, klass.send, word, ("character_typed", "a", 1), tab="one")
+    klass.send(word, ("character_typed", "b", 1), tab="two")
+    klass.restart()  # the server has forgotten which: the first to write
+    klass.send(word, ("character_typed", "c", 2), tab="two")
+    refused(423, klass.send, word, ("character_typed", "d", 3), tab="one")
+
+
+def test_a_part_ends_with_its_time(klass):
+    word = klass.join()
+    klass.send(word, BEGIN, used=1)
+    klass.send(word, ("character_typed", "a", 1), used=899)
+    assert klass.state(word)["part"] == 0
+    klass.send(word, ("tick", "", 0), used=900)
+    assert klass.state(word)["part"] == 1 and klass.state(word)["used"] == 0
+    klass.send(word, ("character_typed", "b", 2), used=905)  # typed at the last moment
+    refused(409, klass.send, word, ("character_typed", "c", 3), used=931)
+    klass.send(word, ("current_code", "ab", 2), part=1)
+    refused(409, klass.send, word, ("character_typed", "c", 3), used=905)
+    klass.restart()
+    assert klass.state(word)["part"] == 1 and klass.state(word)["begun"]
+
+
+def test_many_people_at_once_lose_nothing(klass):
+    def person():
+        word = klass.join()
+        klass.send(word, BEGIN)
+        for k in range(20):
+            klass.send(word, ("character_typed", "a", k + 1))
+    threads = [threading.Thread(target=person) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    klass.restart()
+    assert len(klass.trial.people) == 16
+    assert all(person.code == "a" * 20 for person in klass.trial.people.values())
+    orders = Counter(json.dumps(person.assistants) + person.problem.name
+                     for person in klass.trial.people.values())
+    assert set(orders.values()) == {4}
+
+
+# ------------------------------------------------------------------- tests and answers
+
+
+def test_programs_run_only_if_the_plan_says_so(klass, tmp_path, models, capsys):
+    word = klass.join()
+    refused(403, klass.post, "test", word=word, text="print(6)")
+    assert "RUN" not in klass.trial.announcement()
+    problem = EXAMPLE["problems"][0]
+    klass = Class(planned(tmp_path / "runs", run_programs=True, problems=[problem]), models)
+    assert "no sandbox" in klass.trial.announcement()
+    word = klass.join()
+    right = "input()\nprint(sum(a for a in map(int, input().split()) if a % 2 == 0))"
+    assert klass.post("test", word=word, text=right)["passed"]
+    found = klass.post("test", word=word, text="print(6)")
+    assert (found["passed"], found["test"], found["tests"]) == (False, 1, 2)
+    assert found["outcome"] == "wrong answer"
+
+
+def test_answers_end_the_study_for_a_person(klass):
+    word = klass.join()
+    answers = dict.fromkeys(EXAMPLE["questions"], "assistant_2")
+    refused(400, klass.post, "answers", word=word, answers={})
+    refused(400, klass.post, "answers", word=word,
+            answers={**answers, EXAMPLE["questions"][0]: "Base-10"})
+    klass.post("answers", word=word, answers={**answers, "another": "x"})
+    assert json.loads((klass.folder / word / "answers.json").read_text()) == answers
+    klass.restart()
+    assert klass.state(word)["answered"]
+
+
+# ------------------------------------------------------------------- the plan
+
+
+def test_without_a_plan_an_example_is_written(tmp_path):
+    folder = tmp_path / "study"
+    status, stdout, stderr = empower_py("page", "--no-browser", "--study", folder)
+    assert status == 2 and stdout == "" and "edit both" in stderr
+    plan = open_plan(folder)
+    assert plan.assistants == tuple(EXAMPLE["assistants"]) and plan.consent == CONSENT
+    assert len(plan.join_code) == 4 and not plan.run_programs
+    with pytest.raises(UserError, match="not empty"):
+        open_plan(tmp_path)
+
+
+@pytest.mark.parametrize("changes, word", [
+    ({"assistants": ["A"]}, "two or more"), ({"assistants": ["A", "A"]}, "different"),
+    ({"assistants": list("ABCDEF")}, "at most five"), ({"problems": []}, "problems"),
+    ({"problems": [EXAMPLE["problems"][0]] * 2}, "different names"), ({"minutes": 0}, "minutes"),
+    ({"minutes": "x"}, "cannot be used"), ({"questions": [1]}, "texts"), ({"colour": 1}, "colour"),
+    ({"run_programs": 1}, "run_programs"), ({"consent": "x"}, "consent"),
+    ({"problems": [{"name": "x"}]}, "cannot be used"), ({"join_code": " "}, "join_code"),
+    ({"run_programs": True, "problems": [{"name": "x", "statement": "", "tests": []}]}, "no tests"),
+])
+def test_a_bad_plan_is_refused_in_one_sentence(tmp_path, changes, word):
+    with pytest.raises(UserError, match=word):
+        open_plan(planned(tmp_path, **changes))
+
+
+def test_an_assistant_that_is_not_there_and_a_plan_that_changed_are_named(tmp_path, models):
+    with pytest.raises(UserError, match="'Copilot'"):
+        Class(planned(tmp_path / "a", assistants=["Copilot", "Base-10"]), models)
+    klass = Class(planned(tmp_path / "b"), models)
+    klass.join()
+    with pytest.raises(UserError, match="must not change"):
+        Class(planned(tmp_path / "b", problems=[{**EXAMPLE["problems"][0], "name": "new"}]), models)
