@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import secrets
-from pathlib import Path
 
 from support.cache import slug
 from support.cli import UserError

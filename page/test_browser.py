@@ -1,7 +1,6 @@
 """The page in a real browser, Chromium: what a reader, a writer and a participant does and sees."""
 
 import json
-import os
 import random
 import shutil
 import signal
