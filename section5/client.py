@@ -10,6 +10,7 @@ import http.client
 import json
 import os
 import random
+import re
 import threading
 import time
 import urllib.parse
@@ -20,6 +21,8 @@ KEY = "OPENAI_API_KEY"
 LARGEST = 2**24     # bytes of an answer
 RETRIES = 8         # of a call, over about 4 minutes
 PAUSE = 1.0         # seconds before the first retry; each pause is twice the last
+TOO_LONG = re.compile(r"context (length|size|window)|too (long|large|many tokens)|maximum.*length",
+                      re.IGNORECASE)  # how vLLM, llama.cpp and others say it
 TO_RETRY = (408, 409, 425, 429, 500, 502, 503, 504)
 
 
@@ -29,6 +32,10 @@ class Failed(Exception):
     def __init__(self, reason, pause=None):
         super().__init__(reason)
         self.pause = pause
+
+
+class TooLong(UserError):
+    """A prompt does not fit into the model's context."""
 
 
 class Server:
@@ -57,6 +64,8 @@ class Server:
         except (KeyError, IndexError, TypeError) as error:
             reason = type(error).__name__
         except UserError as error:
+            if KEY in str(error):
+                raise
             reason = error
         raise UserError(f"{self.url} lists no models ({reason}): if it is running, name one with "
                         "--human-model or as NAME=URL#MODEL")
@@ -144,7 +153,10 @@ class Server:
             raise Failed(f"status {response.status}: {said(text)}",
                          seconds(response.headers.get("Retry-After")))
         if response.status != 200:
-            raise UserError(f"{self.url}{path} answered {response.status}: {said(text)}")
+            kind = TooLong if response.status in (400, 413, 422) and TOO_LONG.search(
+                said(text)) else UserError
+            key = f": set {KEY} to a key that it takes" * (response.status in (401, 403))
+            raise kind(f"{self.url}{path} answered {response.status}: {said(text)}{key}")
         try:
             return json.loads(text)
         except (ValueError, RecursionError):

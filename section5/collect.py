@@ -1,6 +1,8 @@
 """python empower.py collect --problems FILE --human URL --out FILE: programs to learn from."""
 
+import contextlib
 import dataclasses
+import fcntl
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -21,6 +23,7 @@ SINCE = "only problems published on this day or later, as in 2024-09-01"
 DIFFICULTY = "only problems of this difficulty, as in easy or easy,medium"
 LIMIT = "only the first so many of these problems"
 PARALLEL = "problems at a time"
+TIMEOUT = "for one answer of a server, seconds"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +41,7 @@ class Config:
     temperature: float = flag(1.0, "of her model", 0)
     max_tokens: int = flag(2048, "of a program and the words around it", 1)
     parallel: int = flag(16, PARALLEL, 1)
+    timeout: float = flag(120.0, TIMEOUT, 1)
 
     def __post_init__(self):
         check_ranges(self)
@@ -55,8 +59,9 @@ def collect(cfg):
     print(f"{server.model} attempts {len(left)} problems of {len(problems)}: at most {len(left)} "
           f"calls and {len(left) * cfg.max_tokens:,} tokens, {cfg.parallel} at a time. Each "
           f"program is kept in {cfg.out} at once.")
-    in_parallel(left, lambda problem: attempt(cfg, server, problem), Path(cfg.out), cfg.parallel,
-                "collect", server)
+    with alone(Path(cfg.out)):
+        in_parallel(left, lambda problem: attempt(cfg, server, problem), Path(cfg.out),
+                    cfg.parallel, "collect", server)
     print(f"{len(problems)} programs are in {cfg.out}; {server.calls} calls, {server.retries} "
           f"retries, {server.tokens:,} tokens. Next: python empower.py finetune --corpus {cfg.out} "
           "--model DIR --out DIR2")
@@ -70,21 +75,32 @@ def asked_for(cfg):
     problems = read_problems(cfg.problems, cfg.since, cfg.difficulty, cfg.limit)
     if len({problem.id for problem in problems}) < len(problems):
         raise UserError(f"two problems of {cfg.problems} have the same id: remove one")
-    return problems, Server(cfg.human, cfg.human_model or None)
+    return problems, Server(cfg.human, cfg.human_model or None, cfg.timeout)
 
 
 def attempt(cfg, server, problem):
     """Her program for a problem, as a row."""
-    how = ("It begins with this code:\n```python\n" + problem.starter + "\n```" if problem.starter
-           else "Write the functions that the examples call." if problem.calls
-           else "It reads from standard input and prints its answer.")
     answer = server.chat([{"role": "user", "content": prompt(
-        "human_attempt", statement=problem.statement, how=how)}], cfg.max_tokens, cfg.temperature,
+        "human_attempt", statement=problem.statement, how=problem.task)}], cfg.max_tokens, cfg.temperature,
         seed_of(cfg.seed, "attempt", problem.id))
     return {"id": problem.id, "statement": problem.statement, "code": text.program(answer)}
 
 
 # ------------------------------------------------------------------- lines on disk
+
+
+@contextlib.contextmanager
+def alone(path):
+    """Within it, no other run writes to this file or folder; a UserError if one does already."""
+    held = os.open(path, os.O_RDONLY | (0 if path.is_dir() else os.O_CREAT), 0o644)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise UserError(f"another run writes to {path}: wait for it, or name another --out") \
+            from None
+    finally:
+        os.close(held)
 
 
 def in_parallel(items, work, path, threads, label, server):

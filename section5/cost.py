@@ -1,7 +1,7 @@
 """python -m section5.cost: what the paper's Section 5 takes in calls, tokens and GPU hours.
 
-An estimate: the counts follow from the protocol, and the assumptions below from nothing but
-experience with such servers. Change them to what you measure on 20 problems.
+An estimate: the counts follow from the protocol, and the assumptions below are guesses. Change them
+to what you measure on 20 problems.
 """
 
 import dataclasses

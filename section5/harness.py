@@ -11,7 +11,8 @@ reach does not pass. (One that attacks its parent through /proc could: the judge
 before: code that runs before the program. setup: code that runs after it and before the tests, here
 and there. names: what the tests use of the program; everything else is evaluated here. A test is
 one of
-    {"call": name, "arguments": [...], "expected": value}     LiveCodeBench, APPS; values as in JSON
+    {"call": name, "arguments": [...], "expected": value}     LiveCodeBench, APPS; values as in JSON;
+                                                              "or": another value that is right
     {"assert": "assert f(1) == 2"}                            MBPP
     {"check": "def check(candidate): ...", "entry": name}     HumanEval
 """
@@ -161,7 +162,8 @@ def try_test(ask, test, setup, names):
 
     if "call" in test:
         found = remote(test["call"])(*test["arguments"])
-        return "" if same(found, test["expected"]) else \
+        right = [test[key] for key in ("expected", "or") if key in test]
+        return "" if any(same(found, value) for value in right) else \
             f"expected {test['expected']!r}, got {found!r}"
     space = {"__ask__": ask, "__name__": "tests"}
     try:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 import time
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import data
 import simhuman
 from section5.client import Server
 from section5.collect import (DIFFICULTY, HUMAN, HUMAN_MODEL, LIMIT, PARALLEL, PROBLEMS, SINCE,
-                              asked_for, in_parallel, read_lines)
+                              TIMEOUT, alone, asked_for, in_parallel, read_lines)
 from section5.players import (AROUND, REASONS, WORD, BaseHuman, LocalAssistant, PromptedAssistant,
                               PromptedHuman, ServedAssistant, all_prompts)
 from section5.problems import judge_programs
@@ -41,7 +42,7 @@ class Config:
     human_kind: str = flag("chat", "chat: she is asked; base: a base model, which continues")
     assistant: tuple = flag((), "NAME=SOURCE: a checkpoint folder, a GGUF file, or an address; "
                                 "chat:ADDRESS for an instruct model, ADDRESS#MODEL for one of "
-                                "several. A name that ends in -N caps it at N tokens; Base also "
+                                "several. Base-N and SFT-N are capped at N tokens; Base also "
                                 "plays capped at K_H and twice that, and stopped at eta bits")
     tokenizer: str = flag("", "folder of the tokenizer that counts tokens (default: that of the "
                               "first local assistant, or one trained on the statements)")
@@ -51,6 +52,7 @@ class Config:
     max_suggestion: int = flag(100, "cap on a suggestion, tokens", 1)
     temperature: float = flag(1.0, "sampling of human and assistants (5.1: defaults)", 0)
     parallel: int = flag(16, PARALLEL, 1)
+    timeout: float = flag(120.0, TIMEOUT, 1)
     gamma: float = flag(0.999, "discount of DPR (5.1)", 0, 1)
     alpha: float = flag(0.1, "DPR's weight of a token read", 0)
     beta: float = flag(0.5, "DPR's weight of a token written", 0)
@@ -71,9 +73,24 @@ def play(cfg):
     checked(judge.check_judge)
     sources = named_sources(cfg.assistant)
     encoding, rows = assistants(cfg, problems, sources)
-    out = opened(cfg, problems, server, sources)
+    out = opened(cfg, problems, server, sources, encoding)
     announce(cfg, server, problems, rows)
     seeded = obeys_seeds(server)
+    with alone(out):
+        found, played = play_rows(cfg, server, encoding, problems, rows, out)
+    results = {"config": dataclasses.asdict(cfg), "human": server.model, "problems": len(problems),
+               "rows": found, "claims": differences(cfg, played), "prompts": all_prompts(),
+               "seeds": "obeyed" if seeded else "ignored by the human's server",
+               "calls": server.calls, "retries": server.retries, "tokens": server.tokens,
+               "seconds": round(time.time() - begun)}
+    write_text(out / "results.json", json.dumps(results, indent=2, allow_nan=False) + "\n")
+    print(f"\n{as_text(results)}\n\nresults.json, prompts, transcripts/ and every episode are in "
+          f"{out}")
+    return results
+
+
+def play_rows(cfg, server, encoding, problems, rows, out):
+    """(the rows of the table, {row: its judged episodes}), the human alone first."""
     found, played = [], {}
     for name, assistant in {ALONE: None, **rows}.items():
         lines = play_row(cfg, server, encoding, problems, name, assistant, out)
@@ -88,15 +105,7 @@ def play(cfg):
                       "unclear": unclear / asked if asked else None})
         write_text(out / "transcripts" / f"{slug(name)}.txt", report.transcript(
             episodes[0], problems[0].statement + "\n", encoding.decode))
-    results = {"config": dataclasses.asdict(cfg), "human": server.model, "problems": len(problems),
-               "rows": found, "claims": differences(cfg, played), "prompts": all_prompts(),
-               "seeds": "obeyed" if seeded else "ignored by the human's server",
-               "calls": server.calls, "retries": server.retries, "tokens": server.tokens,
-               "seconds": round(time.time() - begun)}
-    write_text(out / "results.json", json.dumps(results, indent=2, allow_nan=False) + "\n")
-    print(f"\n{as_text(results)}\n\nresults.json, prompts, transcripts/ and every episode are in "
-          f"{out}")
-    return results
+    return found, played
 
 
 # ------------------------------------------------------------------- who plays
@@ -137,13 +146,18 @@ def assistants(cfg, problems, sources):
     for name, source in sources.items():
         make = local_maker(cfg, local[name]) if name in local else served_maker(
             cfg, source, encoding)
-        last = name.rpartition("-")[2]
-        rows[name] = make(int(last) if last.isdigit() else cfg.max_suggestion)
+        capped = re.fullmatch(r"(?:Base|SFT)-(\d+)", name)
+        rows[name] = make(int(capped[1]) if capped else cfg.max_suggestion)
         if name == "Base":
             K = cfg.turn_tokens
             rows |= {f"Base-{n}": make(n) for n in (K, 2 * K) if f"Base-{n}" not in sources}
             if not source.startswith("chat:"):
                 rows[f"Base stopped at {cfg.eta:g} bits"] = make(cfg.max_suggestion, cfg.eta)
+    names = {slug(name): name for name in (ALONE, *rows)}
+    for name in rows:
+        if names[slug(name)] != name:
+            raise UserError(f"{name} and {names[slug(name)]} would be kept in the same file: "
+                            "choose another name")
     return encoding, rows
 
 
@@ -157,17 +171,17 @@ def served_maker(cfg, source, encoding):
     """The same for an assistant on a server."""
     address, _, model = source.removeprefix("chat:").partition("#")
     kind = PromptedAssistant if source.startswith("chat:") else ServedAssistant
-    server = Server(address, model or None)
+    server = Server(address, model or None, cfg.timeout)
     return lambda most, bits=math.inf: kind(
-        server, encoding, min(most, cfg.max_suggestion), bits, cfg.temperature, cfg.seed)
+        server, encoding, min(most, cfg.max_suggestion), bits, cfg.temperature)
 
 
 def announce(cfg, server, problems, rows):
     """Says what the games need at most, before they begin."""
     turns = len(problems) * cfg.rounds
     code = cfg.turn_tokens * cfg.rounds + cfg.max_suggestion
-    calls = turns * (1 + len(rows) * 3)
-    tokens = turns * ((1 + len(rows)) * (cfg.turn_tokens + AROUND + code)
+    calls = turns * (2 + len(rows) * 4)  # she may be asked twice to write, and for a verdict
+    tokens = turns * ((1 + len(rows)) * 2 * (cfg.turn_tokens + AROUND + code)
                       + len(rows) * (REASONS + WORD))
     print(f"{server.model} plays {len(problems)} problems alone and with {len(rows)} assistants: "
           f"at most {calls:,} calls and {tokens:,} tokens of the human's, much less as a rule; "
@@ -181,17 +195,19 @@ def obeys_seeds(server):
     return first == second
 
 
-def opened(cfg, problems, server, sources):
+def opened(cfg, problems, server, sources, encoding):
     """The folder of these games; a UserError if it holds others."""
     out = Path(cfg.out)
     open_folder(out)
     (out / "transcripts").mkdir(exist_ok=True)
     inputs = {"problems": fingerprint([dataclasses.astuple(problem) for problem in problems]),
               "human": [server.model, cfg.human_kind], "prompts": all_prompts(),
+              "tokens": fingerprint(sorted((token.hex(), rank) for token, rank in
+                                           encoding._mergeable_ranks.items())),
               "sources": {name: source if is_address(source) else
                           fingerprint([source, *files_of(source)])
                           for name, source in sources.items()},
-              **cli.values(cfg, "seed", "tokenizer", "eta", "turn_tokens", "rounds",
+              **cli.values(cfg, "seed", "eta", "turn_tokens", "rounds",
                            "max_suggestion", "temperature")}
     path = out / "inputs.json"
     if path.exists():
@@ -227,9 +243,7 @@ def play_row(cfg, server, encoding, problems, name, assistant, out):
 
     def episode(problem):
         human = kind(server, encoding, cfg.turn_tokens, cfg.temperature, cfg.seed)
-        statement = problem.statement + (
-            f"\n\nBegin with this code:\n{problem.starter}" if problem.starter else "")
-        [played] = simhuman.play([statement], human, assistant, cfg.rounds, encoding.start,
+        [played] = simhuman.play([f"{problem.statement}\n\n{problem.task}"], human, assistant, cfg.rounds, encoding.start,
                                  encoding.stops, torch_generator(
                                      cfg, f"{name} {problem.id}", pick_device(cfg.device)), None)
         return {"id": problem.id, "episode": dataclasses.asdict(played), "asked": human.asked,

@@ -15,8 +15,11 @@ import math
 import threading
 from pathlib import Path
 
+import torch
+
 import simhuman
 from section5 import text
+from section5.client import TooLong
 from support.cli import UserError, derived_seed
 from support.files import read_text
 
@@ -58,6 +61,7 @@ class PromptedHuman:
         self.server, self.encoding, self.turn_tokens = server, encoding, turn_tokens
         self.temperature, self.seed = temperature, seed
         self.asked = self.unclear = self.round = 0
+        self.full = False  # the code does not fit into her context any more
 
     def begin(self, goals):
         self.goals, self.finished = list(goals), [False] * len(goals)
@@ -67,7 +71,7 @@ class PromptedHuman:
             [some[row] for row in rows] for some in (self.goals, self.finished))
 
     def has_room(self, row, code, tokens):
-        return True  # the server says if a prompt is too long
+        return not self.full  # the server says if a prompt is too long
 
     def read(self, codes, suggestions):
         """([], accepted or not) for each row's suggestion: a server does not give her costs."""
@@ -104,15 +108,23 @@ class PromptedHuman:
             "human_write", statement=statement, code=code)}]
         # Models repeat the code, or its last line: room for that, of which nothing counts.
         room = self.turn_tokens + AROUND + len(self.encoding.encode_ordinary(code))
-        answer = self.chat(question, room, "write", statement)
+        for purpose in ("write", "write again"):  # an answer that adds nothing may be a slip
+            answer = self.chat(question, room, purpose, statement)
+            new = self.encoding.encode_ordinary(text.continuation(code, answer))
+            if self.full or new or text.is_done(answer):
+                break
         if text.is_done(answer):
             return [], True
-        new = self.encoding.encode_ordinary(text.continuation(code, answer))
-        return new[:self.turn_tokens], not new
+        return new[:self.turn_tokens], not new and not self.full
 
     def chat(self, messages, max_tokens, purpose, statement):
-        return self.server.chat(messages, max_tokens, self.temperature,
-                                seed_of(self.seed, purpose, self.round, statement))
+        """Her answer; "" once what she is asked does not fit into her context."""
+        try:
+            return self.server.chat(messages, max_tokens, self.temperature,
+                                    seed_of(self.seed, purpose, self.round, statement))
+        except TooLong:
+            self.full = True
+            return ""
 
 
 class BaseHuman(PromptedHuman):
@@ -127,9 +139,13 @@ class BaseHuman(PromptedHuman):
     def write(self, statement, code):
         comment = "".join(f"# {line}".rstrip() + "\n" for line in
                           f"Problem\n{statement}\n\nSolution in Python".splitlines())
-        answer = self.server.complete(
-            comment + code, self.turn_tokens, self.temperature,
-            seed_of(self.seed, "write", self.round, statement), [self.END])
+        try:
+            answer = self.server.complete(
+                comment + code, self.turn_tokens, self.temperature,
+                seed_of(self.seed, "write", self.round, statement), [self.END])
+        except TooLong:
+            self.full = True
+            return [], False
         new = self.encoding.encode_ordinary(answer)
         return new[:self.turn_tokens], not new
 
@@ -173,7 +189,6 @@ class ServedAssistant:
     max_tokens: int
     max_cost: float = math.inf
     temperature: float = 1.0
-    seed: int = 0
     knows_goal: bool = False
 
     def begin(self, rows):
@@ -181,17 +196,27 @@ class ServedAssistant:
 
     def suggest(self, cache, texts, stop_tokens, generator):
         """What it writes after each code. [] is silence."""
+        seeds = torch.randint(2**31, (len(texts),), generator=generator,
+                              device=generator.device).tolist()
         return [self.encoding.encode_ordinary(self.suggestion(
-            self.encoding.decode(ids[1:])))[:self.max_tokens] for ids in texts]  # without `start`
+            self.encoding.decode(ids[1:]), seed))[:self.max_tokens]  # without `start`
+            for ids, seed in zip(texts, seeds)]
 
-    def suggestion(self, code):
+    def suggestion(self, code, seed):
+        """The text of one suggestion; none for code that does not fit into its context."""
         if not code:
             return ""  # servers refuse an empty prompt
-        if self.max_cost == math.inf:
-            return self.continued(code, seed_of(self.seed, code))
+        try:
+            return self.continued(code, seed) if self.max_cost == math.inf else \
+                self.stopped(code, seed)
+        except TooLong:
+            return ""
+
+    def stopped(self, code, seed):
+        """What it writes before its own cost exceeds max_cost."""
         new, total = "", 0.0
         for token, cost in self.server.complete_with_costs(
-                code, self.max_tokens, self.temperature, seed_of(self.seed, code)):
+                code, self.max_tokens, self.temperature, seed):
             total += cost
             if total > self.max_cost:
                 break

@@ -61,6 +61,18 @@ class Problem:
     seconds: float = SECONDS
     memory: int = 512 * MB
 
+    @property
+    def task(self):
+        """What she is told besides the statement: how the program begins, or is used."""
+        if self.starter and self.starter.strip() in self.statement:
+            return "It begins with the code above."
+        if self.starter:
+            return f"It begins with this code:\n```python\n{self.starter}\n```"
+        if not self.calls:
+            return "It reads from standard input and prints its answer."
+        name = json.loads(self.calls)["tests"][0].get("call")
+        return f"Write a function {name}." if name else "Write the functions that the examples call."
+
     def job(self, program):
         """(program, tests) for the judge."""
         if not self.calls:
@@ -100,7 +112,7 @@ def read_problems(path, since="", difficulty="", limit=None):
                         f"{', '.join(rows[0])}: give LiveCodeBench, HumanEval, MBPP, APPS, TACO or "
                         "Codeforces rows")
     since = since and checked_date(since)
-    found = []
+    found, without = [], 0
     for k, row in enumerate(rows):
         if limit is not None and len(found) == limit:
             break
@@ -110,10 +122,14 @@ def read_problems(path, since="", difficulty="", limit=None):
             continue
         try:
             found.append(kind.problem(row))
+        except NoTests:
+            without += 1
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError,
                 SyntaxError, zlib.error, pickle.UnpicklingError, EOFError) as error:
             raise UserError(f"row {k + 1} of {path} is damaged ({type(error).__name__}: {error}): "
                             "download the file again") from None
+    if without:
+        print(f"{without} problems of {path} have no tests and are left out")
     if not found:
         raise UserError(f"no problem of {path} is left after --since, --difficulty and --limit")
     return found
@@ -153,6 +169,10 @@ def as_json(value):
 # ------------------------------------------------------------------- the formats
 
 
+class NoTests(ValueError):
+    """A problem without tests, which every program would solve: left out."""
+
+
 class LiveCodeBench:
     fields = {"question_content", "public_test_cases"}
 
@@ -188,7 +208,7 @@ class MBPP:
     def problem(row):
         asserts = [*row["test_list"], *row.get("challenge_test_list", ())]
         if not asserts:
-            raise ValueError("it has no tests")
+            raise NoTests("it has no tests")
         for text in asserts:
             parsed(text)
         solution = parsed(row["code"].replace("\r\n", "\n"))
@@ -213,10 +233,9 @@ class Apps:
                         difficulty=str(row.get("difficulty", "")).lower())
         pairs = list(zip(tests["inputs"], tests["outputs"], strict=True))
         if tests.get("fn_name"):
-            # APPS puts an expected value into a list of its own.
-            return dataclasses.replace(found, calls=calls(tests["fn_name"], [
-                (arguments, expected[0] if isinstance(expected, list) and len(expected) == 1
-                 else expected) for arguments, expected in pairs]))
+            return dataclasses.replace(found, calls=calls(tests["fn_name"], pairs, listed=True))
+        if not pairs:
+            raise NoTests("it has no tests")
         return dataclasses.replace(found, tests=tuple(
             tuple("\n".join(map(str, part)) if isinstance(part, list) else part for part in pair)
             for pair in pairs))
@@ -230,6 +249,8 @@ class Codeforces:
         statement = "\n\n".join(text for text in (
             row.get("title"), row["description"], "Input\n" + (row["input_format"] or ""),
             "Output\n" + (row.get("output_format") or "")) if text)
+        if not tests:
+            raise NoTests("it has no tests")
         return Problem(row["id"], statement, difficulty=str(row.get("rating") or ""),
                        tests=tuple((test["input"], test["output"]) for test in tests),
                        seconds=float(row.get("time_limit") or SECONDS),
@@ -253,13 +274,18 @@ def defined(tree):
            for target in node.targets if isinstance(target, ast.Name)]
 
 
-def calls(name, tests):
-    """Tests that call a function, as JSON for harness.py; tests: [(arguments, expected)]."""
+def calls(name, tests, listed=False):
+    """Tests that call a function, as JSON for harness.py; tests: [(arguments, expected)].
+
+    listed: as in APPS, an expected value may stand in a list of its own. Whether [x] is meant, or
+    x, the file does not say, so both are right.
+    """
     if not tests:
-        raise ValueError("it has no tests")
+        raise NoTests("it has no tests")
     return json.dumps({"before": PREAMBLE, "setup": "", "names": [], "tests": [
-        {"call": name, "arguments": arguments, "expected": expected}
-        for arguments, expected in tests]})
+        {"call": name, "arguments": arguments, "expected": expected,
+         **({"or": expected[0]} if listed and isinstance(expected, list) and len(expected) == 1
+            else {})} for arguments, expected in tests]})
 
 
 # ------------------------------------------------------------------- LiveCodeBench's hidden tests

@@ -9,10 +9,12 @@ import sys
 import time
 
 import pytest
+import torch
 
 import empower
 from section5 import client, cost, players
-from section5.collect import read_lines
+from section5.client import Server, TooLong
+from section5.collect import alone, read_lines
 from section5.players import PromptedHuman, prompt
 from section5.scripted import chat, completion, serving
 from section5.test_problems import DATA, READS, livecodebench
@@ -96,25 +98,26 @@ def test_play_makes_the_table_of_the_paper(problems, tmp_path):
     with serving(plays) as (url, script):
         flags = ["--problems", problems, "--human", url, "--out", out, "--device", "cpu",
                  "--turn-tokens", 4, "--rounds", 30, "--max-suggestion", 20, "--limit", 2]
-        said = run("play", *flags, "--assistant", f"Base={base}", f"Served-6={url}#other",
+        said = run("play", *flags, "--assistant", f"Base={base}", f"SFT-6={url}#other",
                    f"Asked=chat:{url}")
         asked = len(script.requests)
-        assert run("play", *flags, "--assistant", f"Base={base}", f"Served-6={url}#other",
-                   f"Asked=chat:{url}").count("share of") == said.count("share of")
+        again = run("play", *flags, "--assistant", f"Base={base}", f"SFT-6={url}#other",
+                    f"Asked=chat:{url}")
+        assert again[again.index("\nThe game on"):] == said[said.index("\nThe game on"):]
         assert len(script.requests) - asked <= 6  # the models, and whether seeds are obeyed
     rows, [stopped] = rows_of(out), [name for name in rows_of(out) if "stopped" in name]
-    assert list(rows) == ["Human alone", "Base", "Base-4", "Base-8", stopped, "Served-6", "Asked"]
-    for name in ("Human alone", "Served-6", "Asked"):
+    assert list(rows) == ["Human alone", "Base", "Base-4", "Base-8", stopped, "SFT-6", "Asked"]
+    for name in ("Human alone", "SFT-6", "Asked"):
         assert rows[name]["pass@1"] == 1, name
     assert rows["Human alone"]["tokens_read"] == 0 and rows["Human alone"]["unclear"] is None
-    assert rows["Served-6"]["accept_ratio"] == rows["Asked"]["accept_ratio"] == 1
-    assert rows["Served-6"]["unclear"] == 0
-    assert rows["Served-6"]["tokens_written"] < rows["Human alone"]["tokens_written"]
-    assert rows["Served-6"]["suggestion_length"] <= 6
+    assert rows["SFT-6"]["accept_ratio"] == rows["Asked"]["accept_ratio"] == 1
+    assert rows["SFT-6"]["unclear"] == 0
+    assert rows["SFT-6"]["tokens_written"] < rows["Human alone"]["tokens_written"]
+    assert rows["SFT-6"]["suggestion_length"] <= 6
     assert rows["Base"]["accept_ratio"] < 0.5
     results = json.loads((out / "results.json").read_text())
     assert results["seeds"] == "obeyed" and "ACCEPT" in results["prompts"]["human_read"]
-    assert (out / "transcripts" / "served-6.txt").read_text().count("accepted")
+    assert (out / "transcripts" / "sft-6.txt").read_text().count("accepted")
     line = json.loads((out / "episodes" / "asked.jsonl").read_text().splitlines()[0])
     encoding = family("qwen")
     assert encoding.decode(Episode.from_dict(line["episode"]).code) == PROGRAM
@@ -168,10 +171,12 @@ def test_killed_at_any_moment_it_goes_on(problems, tmp_path):
 def human(answer):
     """A PromptedHuman whose server gives these answers in turn."""
     class Fake:
-        asked = []
+        asked, answers = [], answer
 
         def chat(self, messages, *rest):
             self.asked.append(messages)
+            if isinstance(answer[0], Exception):
+                raise answer.pop(0)
             return answer.pop(0)
 
     found = PromptedHuman(Fake(), family("qwen"), 4, 1.0, 0)
@@ -201,12 +206,66 @@ def test_her_verdict_is_asked_for_twice_and_then_a_rejection(answers, accepted, 
     ("DONE", "", True), ("```python\n```", "", True), ("x = 1\nDONE", "x = 1\nDONE", False),
     ("```\nab" * 1000, None, False)])
 def test_what_she_writes_is_cut_at_her_turn(answer, typed, done):
-    she, encoding = human([answer]), family("qwen")
+    """An answer that adds nothing is asked for once more."""
+    she, encoding = human([answer] * (2 if "python" in answer else 1)), family("qwen")
     she.read([[]], [[]])
     [new], [ended] = she.type([[]], encoding.stops, None)
     assert ended == done and len(new) <= 4
     if typed is not None:
-        assert typed.startswith(encoding.decode(new))
+        assert encoding.decode(new) == encoding.decode(encoding.encode_ordinary(typed)[:4])
+    assert not she.server.answers  # all were asked for
+
+
+def test_code_that_does_not_fit_ends_the_episode_unfinished():
+    """Her server refuses a prompt that is too long; an assistant's is silent then."""
+    encoding = family("qwen")
+    she = human(["x", TooLong("too long")])
+    assert she.type([[]], encoding.stops, None) == ([encoding.encode_ordinary("x")[:4]], [False])
+    assert she.has_room(0, [], 9)
+    assert she.type([[]], encoding.stops, None) == ([[]], [False]) and not she.has_room(0, [], 9)
+    with serving(lambda path, body: (400, {"error": {"message": (
+            "This model's maximum context length is 4096 tokens")}}, {})) as (url, _):
+        assistant = players.ServedAssistant(Server(url, "m"), encoding, 5)
+        assert assistant.suggest(None, [[0, *encoding.encode_ordinary("x = 1")]], [],
+                                 torch.Generator()) == [[]]
+    with serving(lambda path, body: (400, {"error": {"message": "no"}}, {})) as (url, _):
+        with pytest.raises(UserError, match="answered 400: no"):
+            Server(url, "m").chat([], 5)
+
+
+def test_a_key_that_is_missing_is_named():
+    with serving(lambda path, body: (401, {"error": {"message": "who are you?"}}, {})) as (url, _):
+        with pytest.raises(UserError, match="answered 401.*set OPENAI_API_KEY"):
+            Server(url, "m").chat([], 5)
+
+
+def test_two_runs_do_not_write_to_the_same_file(problems, tmp_path):
+    out = tmp_path / "programs.jsonl"
+    with serving(plays) as (url, _):
+        with alone(out):
+            status, _, err = in_process("collect", "--problems", problems, "--human", url, "--out",
+                                        out)
+            assert status == 2 and "another run writes to" in err and err.count("\n") == 1
+        run("collect", "--problems", problems, "--human", url, "--out", out)
+
+
+def test_names_that_would_share_a_file_are_refused(problems, tmp_path):
+    with serving(plays) as (url, _):
+        status, _, err = in_process(
+            "play", "--problems", problems, "--human", url, "--out", tmp_path / "out",
+            "--assistant", f"A b={url}", f"a-b={url}")
+        assert status == 2 and "A b and a-b" in err
+
+
+def test_rows_that_are_there_keep_their_tokenizer(problems, tmp_path):
+    """A local assistant that comes later would bring another one."""
+    out, base = tmp_path / "out", published(tmp_path / "base")
+    with serving(plays) as (url, _):
+        flags = ["--problems", problems, "--human", url, "--out", out, "--limit", 1, "--device",
+                 "cpu", "--rounds", 2]
+        run("play", *flags)
+        status, _, err = in_process("play", *flags, "--assistant", f"New={base}")
+        assert status == 2 and "begun with another tokens" in err
 
 
 def test_silence_costs_no_call():
@@ -254,7 +313,8 @@ def test_a_base_model_continues_the_statement(problems, tmp_path):
             "--human-kind", "base", "--limit", 1)
     assert rows_of(tmp_path / "out")["Human alone"]["pass@1"] == 1
     prompts = [body["prompt"] for _, body, _ in script.requests if body and "prompt" in body]
-    assert prompts[0] == "# Problem\n# Add two numbers.\n#\n# Solution in Python\n"
+    assert prompts[0] == ("# Problem\n# Add two numbers.\n#\n# It reads from standard input and "
+                          "prints its answer.\n#\n# Solution in Python\n")
 
 
 PAGE = (ROOT / "section5" / "README.md").read_text()

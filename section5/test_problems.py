@@ -188,7 +188,8 @@ def test_a_program_cannot_forge_a_pass(how, tmp_path):
 
 
 def test_what_a_right_program_prints_does_not_matter(tmp_path):
-    noisy = "print('loading')\n" + ADD.replace("return", "print(a, b)\n    return")
+    noisy = ("print('loading', flush=True)\nimport os\nos.write(1, b'more')\n"
+             + ADD.replace("return", "print(a, b)\n    return"))
     assert judge_programs(read(tmp_path, APPS_CALLS), [noisy], 1)[0].passed
 
 
@@ -228,6 +229,34 @@ def test_tests_may_use_what_the_program_defines(tmp_path):
                          "assert Node(3).value == 3", "assert sum(2, 5) == 10"]}
     [verdict] = judge_programs(read(tmp_path, row), [program], 1)
     assert verdict.passed, verdict
+
+
+def test_an_expected_list_of_one_may_be_the_list_or_its_element(tmp_path):
+    """APPS puts expected values into lists, but not always."""
+    row = {**APPS, "input_output": json.dumps(
+        {"fn_name": "f", "inputs": [[1], [2]], "outputs": [[1], [2]]})}
+    programs = ["def f(x): return x", "def f(x): return [x]", "def f(x): return [[x]]",
+                "def f(x): return [x, x]"]
+    verdicts = judge_programs(read(tmp_path, row) * 4, programs, 1)
+    assert [verdict.passed for verdict in verdicts] == [True, True, False, False]
+
+
+def test_problems_without_tests_are_left_out(tmp_path, capsys):
+    rows = [{**APPS, "input_output": '{"inputs": [], "outputs": []}'}, APPS,
+            {**MBPP, "test_list": [], "challenge_test_list": []}]
+    assert [problem.id for problem in read(tmp_path, rows[0], rows[1])] == ["4"]
+    assert "1 problems of" in capsys.readouterr().out
+    with pytest.raises(UserError, match="no problem"):
+        read(tmp_path, rows[2])
+
+
+@pytest.mark.parametrize("row, task", [
+    (livecodebench(), "It reads from standard input"), (functional(), "It begins with this code:"),
+    (HUMANEVAL, "It begins with the code above"), (MBPP, "Write the functions that the examples"),
+    (APPS_CALLS, "Write a function add.")])
+def test_she_is_told_how_her_program_is_used(row, task, tmp_path):
+    [problem] = read(tmp_path, row)
+    assert problem.task.startswith(task)
 
 
 def test_numbers_may_be_written_differently():

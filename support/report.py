@@ -74,7 +74,8 @@ def summarize(name, episodes, cfg):
     row["pass@1"], row["pass@1_se"] = simhuman.pass_at_1(episodes)
     row["accept_ratio"], row["accept_ratio_se"] = simhuman.accept_ratio(episodes) \
         if offered else (None, None)
-    row["share_saved"], row["share_saved_se"] = simhuman.share_saved(episodes)
+    row["share_saved"], row["share_saved_se"] = simhuman.share_saved(episodes) \
+        if any(map(len, (episode.code for episode in episodes))) else (None, None)
     row["dpr"], row["dpr_se"] = simhuman.discounted_pass_rate(
         episodes, cfg.gamma, cfg.alpha, cfg.beta)
     row["tokens_read"] = read / n
