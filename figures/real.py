@@ -31,7 +31,8 @@ import simhuman
 from empower import choose_completions, empower, new_assistant, sft, sft_example, train
 from model import GPT
 from realcode import all_states
-from realcode.all_states import all_states_example, all_states_loss
+from realcode.all_states import (all_states_example, all_states_loss,
+                                 lengths_in_every_state)
 from realcode.corpus import kept_costs
 from realcode.given import given_model
 from realcode.replay import Config, ReplayLab, replayed_game
@@ -132,14 +133,11 @@ class RealLab(ReplayLab):
 
     # ---- training
 
-    def lengths(self, rule, nll):
-        """The length of the completion that a rule asks for in every state."""
-        return [min(rule(nll[n:], None), len(nll) - n) for n in range(len(nll))]
-
     def examples(self, rule, pieces, way):
         """What an assistant learns from these pieces."""
         if way == "all states":
-            return [all_states_example(self.base.encoding, ids, self.lengths(rule, nll), ends)
+            return [all_states_example(self.base.encoding, ids,
+                                       lengths_in_every_state(rule, nll), ends)
                     for ids, nll, ends in pieces]
         return [sft_example(self.base.encoding, *completion) for completion in choose_completions(
             pieces, rule, numpy_generator(self.cfg, "states"), None)]
@@ -202,7 +200,7 @@ class RealLab(ReplayLab):
             others = logits.clone()
             others[:, ends] = -torch.inf
             margins.append(others.max(-1).values - logits[:, stop])
-            silent += [length == 0 for length in self.lengths(rule, nll)]
+            silent += [length == 0 for length in lengths_in_every_state(rule, nll)]
         return float(np.quantile(torch.cat(margins).numpy(), np.mean(silent)))
 
     def learned(self, name, rule, n, way):
@@ -212,7 +210,7 @@ class RealLab(ReplayLab):
         def make():
             model = self.tuned(rule, n, way, rate, name)
             loss, offset = self.loss(model, rule), self.stop_offset(model, rule)
-            longest = max(max(self.lengths(rule, nll)) for _, nll, _ in self.programs)
+            longest = max(max(lengths_in_every_state(rule, nll)) for _, nll, _ in self.programs)
             assistant = new_assistant(cfg, self.base._replace(model=model), longest)
             found = {"loss": loss, "offset": offset, "greedy": self.results(name, rule, assistant)}
             if name.startswith("Empower"):  # SFT-N is never asked to be silent

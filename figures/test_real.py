@@ -9,6 +9,7 @@ import make  # first: it sets the path to the other files
 import real
 from empower import empower, sft
 from model import KVCache, sample
+from realcode.all_states import lengths_in_every_state
 from support.cli import UserError
 from support.testing import published, small_corpus
 
@@ -63,7 +64,7 @@ def test_the_offset_makes_it_silent_as_often_as_asked(found, at_hand):
     lab = real.laboratory(PLAN, str(at_hand / "out"), "small")
     model, rule, stop = lab.base.model, empower(30), lab.base.encoding.stop
     asked = np.mean([length == 0 for _, nll, _ in lab.measured
-                     for length in lab.lengths(rule, nll)])
+                     for length in lengths_in_every_state(rule, nll)])
     prefixes = [[lab.base.encoding.start, *ids[:n]] for ids, nll, _ in lab.measured
                 for n in range(len(ids))]
     with real.stop_logit(model, stop, lab.stop_offset(model, rule)):

@@ -25,6 +25,11 @@ import torch.nn.functional as F
 import data
 
 
+def lengths_in_every_state(rule, nll, rng=None):
+    """The length of the completion that a rule asks for in each state: costs (N,) -> N ints."""
+    return [min(rule(nll[n:], rng), len(nll) - n) for n in range(len(nll))]
+
+
 def places(lengths, ends=True):
     """(states that go on, states that stop) at each place 0..N of a program: float array (N+1, 2).
 

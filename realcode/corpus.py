@@ -188,7 +188,8 @@ def near_duplicates(programs, share=0.5, least=5):
 
     def first(i):  # the representative of i's group
         while group[i] != i:
-            i = group[i] = group[group[i]]
+            group[i] = group[group[i]]
+            i = group[i]
         return i
 
     for i, some in enumerate(lines):

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import json
 import os
 import shutil
@@ -13,6 +14,8 @@ import torch
 
 from empower import choose_completions, empower, sft, sft_example, sft_rand, train
 from model import GPT
+from realcode import all_states
+from realcode.all_states import all_states_example, lengths_in_every_state
 from realcode.corpus import CORPUS, FIELD, STATEMENTS_FLAG, cut, kept_costs, read_programs
 from realcode.given import DTYPE, ETA, check_context, given_model
 from simhuman import Assistant
@@ -23,7 +26,7 @@ from support.cli import (UserError, check_ranges, describe, flag, numpy_generato
 from support.files import temporary_name, write_text
 from support.gguf_file import is_gguf
 from support.lora import add_lora, merge_lora, save_adapter
-from support.memory import available_bytes, training_bytes
+from support.memory import LABELS, available_bytes, training_bytes
 from support.optim import adamw
 from support.report import STOPPING, check_stopping, table, with_verdict
 from support.source import code_of, fingerprint
@@ -44,6 +47,8 @@ class Config:
     statements: bool = flag(False, STATEMENTS_FLAG)
     rule: str = flag("empower", "what the assistant learns: empower, sft-N or sft-rand")
     eta: float = flag(0.32, ETA, 0)
+    all_states: bool = flag(False, "learn the completions of every state of a piece at once, in "
+                                   "place of one state drawn (Section 4.1): for few programs")
     held_out: int = flag(20, "programs on which its stopping is checked, at most a fifth of all; "
                              "with fewer than 5 programs, a fifth of the pieces", 1)
     context: int = flag(1024, "tokens of a piece; longer programs are cut into pieces", 16)
@@ -99,8 +104,8 @@ def finetune(cfg):
         base = given_model(cfg, device)
         check_context(cfg, base.model.config.max_position_embeddings, cfg.max_suggestion)
         inputs = {"base": base.name, "texts": fingerprint(texts), **values(
-            cfg, "seed", "dtype", "rule", "eta", "context", "lora", "adapter", "rate", "batch",
-            "clip"), "code": code_of(rule_named, completions, tune, GPT)}
+            cfg, "seed", "dtype", "rule", "eta", "context", "all_states", "lora", "adapter",
+            "rate", "batch", "clip"), "code": code_of(rule_named, examples_and_held_out, tune, GPT)}
         if parallel.by_rank_0(is_finished, out, partial, inputs):
             return print(f"{out} is finished: nothing is left to do")
         with contextlib.ExitStack() as lock:
@@ -116,8 +121,8 @@ def finetune(cfg):
             check_memory(cfg, base.model, device, texts[0])
             parallel.by_rank_0(write_text, partial / "inputs.json",
                                json.dumps(inputs, indent=2) + "\n")
-            learned, held_out = completions(cfg, base, texts, rule, partial)
-            tuned = tune(cfg, base, learned, partial)
+            examples, held_out = examples_and_held_out(cfg, base, texts, rule, partial)
+            tuned = tune(cfg, base, examples, partial)
             if parallel.rank() == 0:
                 show_stopping(cfg, tuned, base.encoding, held_out)
                 os.replace(partial, out)
@@ -155,7 +160,8 @@ def check_memory(cfg, model, device, texts):
     needed, free = training_bytes(
         model.config, cfg.lora, model.dtype.itemsize,
         min(cfg.micro_batch, parallel.share(min(cfg.batch, pieces))), cfg.context, cfg.recompute,
-        width=2 if "cuda" in device else 4, processes=parallel.size()), available_bytes(device)
+        width=2 if "cuda" in device else 4, processes=parallel.size(),
+        labels=cfg.context if cfg.all_states else LABELS), available_bytes(device)
     if free and device == "cpu":
         free //= int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # its processes share it
     if free and (device != "cpu" or is_gguf(cfg.model)):  # else the weights are mapped
@@ -171,42 +177,52 @@ def check_memory(cfg, model, device, texts):
                         f"{free / 1e9:.1f} GB are free: give {', or '.join(remedies)}")
 
 
-def completions(cfg, base, texts, rule, folder):
-    """(what it learns, what its stopping is checked on): one completion for each piece.
+def examples_and_held_out(cfg, base, texts, rule, folder):
+    """(examples to learn from, completions on which its stopping is checked), of each piece.
 
     If the corpus is too small to hold out a program, a fifth of the pieces is held out.
     """
-    learned, held_out = (completions_of(cfg, base, some, rule, purpose, folder)
-                         for some, purpose in zip(texts, ("train", "held-out")))
+    pieces, unseen = (scored_pieces(cfg, base, some, purpose, folder)
+                      for some, purpose in zip(texts, ("train", "held-out")))
+    learned = completions_of(cfg, pieces, rule, "train")
+    held_out = completions_of(cfg, unseen, rule, "held-out")
     if not texts[1]:
         n = len(learned) // 5
         learned, held_out = learned[:len(learned) - n], learned[len(learned) - n:]
         print(f"  too few programs to hold one out; {n} pieces are held out instead" if n else
               "  the corpus is too small to hold anything out: stopping is not checked")
-    return learned, held_out
+    if not cfg.all_states:
+        return [sft_example(base.encoding, *completion) for completion in learned], held_out
+    rng = numpy_generator(cfg, "lengths in every state")
+    return [all_states_example(base.encoding, ids, lengths_in_every_state(rule, nll, rng), ends)
+            for ids, nll, ends in pieces[:len(learned)]], held_out
 
 
-def completions_of(cfg, base, texts, rule, purpose, folder):
-    """`choose_completions` on the pieces of the texts; costs are kept in `folder`."""
+def scored_pieces(cfg, base, texts, purpose, folder):
+    """[(token ids, costs in bits, whether the text ends there)]; costs are kept in `folder`."""
     pieces = cut(base.encoding, texts, cfg.context)
+    costs = pieces and kept_costs(folder / f"costs-{purpose}", base, [ids for ids, _ in pieces])
+    return [(ids, nll, ends) for (ids, ends), nll in zip(pieces, costs)]
+
+
+def completions_of(cfg, pieces, rule, purpose):
+    """`choose_completions` on scored pieces; says what they are like."""
     if not pieces:
         return []
-    costs = kept_costs(folder / f"costs-{purpose}", base, [ids for ids, _ in pieces])
-    found = choose_completions([(ids, nll, ends) for (ids, ends), nll in zip(pieces, costs)], rule,
-                               numpy_generator(cfg, f"states {purpose}"),
+    found = choose_completions(pieces, rule, numpy_generator(cfg, f"states {purpose}"),
                                numpy_generator(cfg, f"lengths {purpose}"))
     lengths = np.array([len(completion) for _, completion, _ in found])
-    print(f"  {purpose}: {len(pieces):,} pieces, {sum(len(ids) for ids, _ in pieces):,} tokens, "
-          f"{np.concatenate(costs).mean():.2f} bits a token; completions of "
-          f"{lengths.mean():.1f} tokens, {(lengths == 0).mean():.0%} empty")
+    print(f"  {purpose}: {len(pieces):,} pieces, {sum(len(ids) for ids, *_ in pieces):,} tokens, "
+          f"{np.concatenate([nll for _, nll, _ in pieces]).mean():.2f} bits a token; completions "
+          f"of {lengths.mean():.1f} tokens, {(lengths == 0).mean():.0%} empty")
     if (lengths == 0).mean() > 0.9 and purpose == "train":
         print("  Almost nothing is obvious to this model here: it will learn to be silent. Use a "
               "model that knows such code, or a larger --eta.")
     return found
 
 
-def tune(cfg, base, learned, folder):
-    """Trains the base model itself on completions, saves it in the folder and returns it.
+def tune(cfg, base, examples, folder):
+    """Trains the base model itself on examples, saves it in the folder and returns it.
 
     Trained weights are float32, since steps of 1e-5 would be lost in bfloat16. Of several processes
     rank 0 returns the model, the others None.
@@ -216,10 +232,11 @@ def tune(cfg, base, learned, folder):
     if cfg.lora:
         add_lora(model, cfg.lora, torch_generator(cfg, "lora", "cpu"))
     parallel.shard(model, full=not cfg.lora)
-    examples = [sft_example(base.encoding, *completion) for completion in learned]
+    every = {"collate": all_states.collate, "loss_of": functools.partial(
+        all_states.all_states_loss, stop=base.encoding.stop)} if cfg.all_states else {}
     losses = train(model, examples, cfg.batch, adamw(model, cfg.rate),
                    python_generator(cfg, "batches"), cfg.rule, cfg.micro_batch, cfg.clip,
-                   Progress(folder / "progress.pt", 60 * cfg.save_minutes))
+                   Progress(folder / "progress.pt", 60 * cfg.save_minutes), **every)
     print(f"  {len(losses)} updates; loss from {np.mean(losses[:10]):.3f} to "
           f"{np.mean(losses[-10:]):.3f} nats a token (means of ten)")
     model = whole_model(model, cfg.lora, dtype)

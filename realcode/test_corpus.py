@@ -1,5 +1,6 @@
 """Tests of corpora: what is read, what is left out, and how they are split."""
 
+import itertools
 import json
 import random
 
@@ -141,3 +142,26 @@ def test_real_programs_are_read(name, field, n, left_out):
     programs, report = read_corpus(path)
     assert report == f"{len(programs):,} programs of {n:,} in {path} (field {field}){left_out}"
     assert len(programs) == n - bool(left_out) and all(map(corpus._parses, programs))
+
+
+def test_near_duplicates_are_linked_through_any_chain_of_others():
+    """Against a search through all pairs, on programs that share many lines."""
+    rng = random.Random(0)
+    for _ in range(30):
+        programs = ["\n".join(f"line number {rng.randrange(60)}" for _ in range(rng.randint(2, 6)))
+                    for _ in range(60)]
+        lines = [set(text.split("\n")) for text in programs]
+        near = set()
+        for i, j in itertools.product(range(60), repeat=2):
+            shorter = min(len(lines[i]), len(lines[j]))
+            if len(lines[i] & lines[j]) >= max(min(2, shorter), shorter / 2):
+                near.add((i, j))
+        left, groups = set(range(60)), []
+        while left:
+            group, new = set(), {min(left)}
+            while new:
+                group |= new
+                new = {j for i in new for j in left - group if (i, j) in near}
+            left -= group
+            groups.append(sorted(group))
+        assert near_duplicates(programs, least=2) == groups

@@ -79,7 +79,7 @@ def test_fine_tuning_lowers_the_loss(tuned):
 
 def examples_of(monkeypatch, *arguments):
     """The examples on which `finetune` trains, without training."""
-    def seen(model, examples, *rest):
+    def seen(model, examples, *rest, **options):
         found.extend(examples)
         return [0.0]
 
@@ -114,6 +114,28 @@ def test_a_checkpoint_is_trained_on_prefix_completion_and_stop(corpus, tmp_path,
     drawn = [len(ids) - start - 1 for ids, start in examples_of(
         monkeypatch, *arguments, "--out", tmp_path / "c", "--rule", "sft-rand")]
     assert max(drawn) <= 30 and len(set(drawn)) > 10
+
+
+def test_all_states_of_each_piece_are_learned_at_once(corpus, tmp_path, monkeypatch):
+    folder = published(tmp_path / "base")
+    command = "--model", folder, "--corpus", corpus, *FINETUNE, "--all-states"
+    base = load_checkpoint(folder, "cpu")
+    learned, _ = read_programs(finetune.Config(corpus=str(corpus), held_out=2))
+    pieces = corpora.cut(base.encoding, learned, 64)
+    costs = score(base.model, [ids for ids, _ in pieces], base.encoding.start)
+    examples = examples_of(monkeypatch, *command, "--out", tmp_path / "a")
+    monkeypatch.undo()
+    for (ids, _, wanted), (piece, ends), nll in zip(examples, pieces, costs, strict=True):
+        assert ids == [base.encoding.start, *piece, base.encoding.stop]
+        lengths = [algorithm_1(nll[n:], 60) for n in range(len(piece))]
+        stops = [sum(n + i == k for n, i in enumerate(lengths)) for k in range(len(piece) + 1)]
+        stops[-1] *= ends
+        assert (wanted[:, 1] / wanted[0].sum()).tolist() == pytest.approx(stops)  # one began at 0
+    status, stdout, stderr = in_process("finetune", *command, "--out", tmp_path / "b")
+    assert status == 0, stderr
+    n, first, last = updates(stdout)
+    assert n > 5 and last < first
+    assert not (tmp_path / "b.partial").exists()
 
 
 def test_an_interrupted_fine_tuning_goes_on_to_the_same_weights(

@@ -81,8 +81,8 @@ def asked_for(cfg):
 def attempt(cfg, server, problem):
     """Her program for a problem, as a row."""
     answer = server.chat([{"role": "user", "content": prompt(
-        "human_attempt", statement=problem.statement, how=problem.task)}], cfg.max_tokens, cfg.temperature,
-        seed_of(cfg.seed, "attempt", problem.id))
+        "human_attempt", statement=problem.statement, how=problem.task)}],
+        cfg.max_tokens, cfg.temperature, seed_of(cfg.seed, "attempt", problem.id))
     return {"id": problem.id, "statement": problem.statement, "code": text.program(answer)}
 
 

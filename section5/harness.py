@@ -11,8 +11,8 @@ reach does not pass. (One that attacks its parent through /proc could: the judge
 before: code that runs before the program. setup: code that runs after it and before the tests, here
 and there. names: what the tests use of the program; everything else is evaluated here. A test is
 one of
-    {"call": name, "arguments": [...], "expected": value}     LiveCodeBench, APPS; values as in JSON;
-                                                              "or": another value that is right
+    {"call": name, "arguments": [...], "expected": value}     LiveCodeBench, APPS; JSON's values;
+                                                              "or": another right value
     {"assert": "assert f(1) == 2"}                            MBPP
     {"check": "def check(candidate): ...", "entry": name}     HumanEval
 """

@@ -243,9 +243,9 @@ def play_row(cfg, server, encoding, problems, name, assistant, out):
 
     def episode(problem):
         human = kind(server, encoding, cfg.turn_tokens, cfg.temperature, cfg.seed)
-        [played] = simhuman.play([f"{problem.statement}\n\n{problem.task}"], human, assistant, cfg.rounds, encoding.start,
-                                 encoding.stops, torch_generator(
-                                     cfg, f"{name} {problem.id}", pick_device(cfg.device)), None)
+        generator = torch_generator(cfg, f"{name} {problem.id}", pick_device(cfg.device))
+        [played] = simhuman.play([f"{problem.statement}\n\n{problem.task}"], human, assistant,
+                                 cfg.rounds, encoding.start, encoding.stops, generator, None)
         return {"id": problem.id, "episode": dataclasses.asdict(played), "asked": human.asked,
                 "unclear": human.unclear}
 

@@ -71,7 +71,8 @@ class Problem:
         if not self.calls:
             return "It reads from standard input and prints its answer."
         name = json.loads(self.calls)["tests"][0].get("call")
-        return f"Write a function {name}." if name else "Write the functions that the examples call."
+        return (f"Write a function {name}." if name
+                else "Write the functions that the examples call.")
 
     def job(self, program):
         """(program, tests) for the judge."""

@@ -53,11 +53,11 @@ def activation_bytes(cfg, tokens, rank, recompute, width=4):
 
 
 def training_bytes(cfg, rank=0, weight_bytes=4, micro_batch=4, context=1024, recompute=False,
-                   width=4, processes=1):
+                   width=4, processes=1, labels=LABELS):
     """An estimate of the memory in bytes that fine-tuning takes, in each of so many processes.
 
     cfg: a GPTConfig. rank: of LoRA, or 0 for full training. weight_bytes: of a frozen weight.
-    width: of a number in the activations, 2 under autocast.
+    width: of a number in the activations, 2 under autocast. labels: of an example, at most.
     """
     model, updates = parameter_counts(cfg, rank)
     copies = 2 if width == 2 and processes == 1 else 0  # of autocast; FSDP has its own
@@ -67,7 +67,7 @@ def training_bytes(cfg, rank=0, weight_bytes=4, micro_batch=4, context=1024, rec
         layer = (model - ends) / cfg.num_hidden_layers
         weights += (ends + 2 * layer) * (min(width, weight_bytes) if rank else width) + (
             0 if rank else max(ends, layer) * (width + 4))
-    logits = micro_batch * min(LABELS, context) * cfg.vocab_size * 4 * 3
+    logits = micro_batch * min(labels, context) * cfg.vocab_size * 4 * 3
     activations = activation_bytes(cfg, micro_batch * context, rank, recompute, width)
     return weights + activations + logits
 
