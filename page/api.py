@@ -27,13 +27,13 @@ class Api:
                 "rows": list(games["rows"]), "problems": games["problems"]}
 
     def read(self, body, begin):
-        """{"tokens": [{"text", "bits", "likeliest": [[text, probability]]}]} of a program."""
-        try:
-            tokens = self.models.read(field(body, "client", str), program(body))
-        except ValueError as error:
-            raise Refused(400, str(error)) from None
-        return {"tokens": [{"text": text, "bits": bits, "likeliest": likeliest}
-                           for text, bits, likeliest in tokens or []]}
+        """The costs of a program: {"tokens": [...], "of": how many tokens it has}.
+
+        A token is {"text", "bits", "likeliest": [[text, probability]]}.
+        """
+        tokens, of = self.models.read(field(body, "client", str), program(body)) or ([], 0)
+        return {"of": of, "tokens": [{"text": text, "bits": bits, "likeliest": likeliest}
+                                     for text, bits, likeliest in tokens]}
 
     def suggest(self, body, begin):
         """What an assistant suggests after a text, how long it took, and what it costs it."""

@@ -249,24 +249,22 @@ def finished(encoding, healed, new, costs, stopped, allowed, most):
 
 
 def read_program(scorer, text):
-    """[(text of a token, bits, [(alternative, its probability)])] of a program.
+    """([(text of a token, bits, [(alternative, its probability)])], all its tokens) of a program.
 
-    ValueError: it is longer than the model's context.
+    Of a long program only the beginning is read.
     """
     model, encoding, _ = scorer
-    ids, limit = encoding.encode_ordinary(text), min(WINDOW, model.config.max_position_embeddings)
-    if len(ids) >= limit:
-        raise ValueError(f"the program has {len(ids)} tokens, but at most {limit - 1} are read: "
-                         "give a part of it")
+    whole = encoding.encode_ordinary(text)
+    ids = whole[:min(WINDOW, model.config.max_position_embeddings) - 1]
     if not ids:
-        return []
+        return [], 0
     document = torch.tensor([[encoding.start, *ids]], device=model.device)
     k = min(LIKELIEST, model.writable)
     found = document_nll_and_likeliest(model, document, k)[0]              # (N, 1 + 2 K)
     texts = token_texts(encoding, ids)
     return [(piece, row[0], [(shown(encoding, int(i)), p) for p, i in zip(row[1:1 + k],
                                                                           row[1 + k:])])
-            for piece, row in zip(texts, found.tolist())]
+            for piece, row in zip(texts, found.tolist())], len(whole)
 
 
 @torch.no_grad()

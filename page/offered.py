@@ -46,7 +46,8 @@ def find_offer(cfg):
     scorer = given_model(cfg, device) if cfg.model else found["scorer"]
     if cfg.model and not cfg.out:
         trained = {}  # they were trained on the language of the generated contest
-    choices = {**trained, **given_assistants(cfg, device),
+    trained = dict(sorted(trained.items(), key=lambda item: not item[0].startswith("Empower")))
+    choices = {**given_assistants(cfg, device), **trained,
                f"Base-{BEFORE_CONTEXT}": Choice(scorer, BEFORE_CONTEXT),
                "Base stopped at eta": Choice(scorer, cfg.max_suggestion, needs_eta=True)}
     example = ("figures/program.py", read_text(ROOT / "figures" / "program.py"))
@@ -148,5 +149,5 @@ def code_of(episode):
 
 def texts_of(games):
     """[(name, program)]: the programs that she wrote without an assistant."""
-    return [(f"her program {k}", code_of(episode))
+    return [(f"a simulated human's program {k}", code_of(episode))
             for k, episode in enumerate(games["rows"].get("Human alone", []), 1)]

@@ -16,7 +16,7 @@ questions at the end. What you type, when you type it, and what an assistant sug
 under a code word. Nothing else about you is recorded, in particular no name and no address.
 You may stop at any time by closing this page.
 
-(Whoever runs the study: edit this text in consent.txt.)
+(Whoever runs the study: edit this text in consent.txt, and remove this line.)
 """
 EXAMPLE = {
     "assistants": ["Empower (0.32)", "Base-10"],
@@ -98,6 +98,9 @@ def checked_plan(plan, consent):
     for name in plan:
         if name not in fields or name == "consent":
             raise ValueError(f"it has an unknown field {name}")
+    for each in plan["problems"]:
+        if not all(isinstance(test, list) and len(test) == 2 for test in each["tests"]):
+            raise ValueError(f"a test of the problem {each['name']} is not a pair of stdin and stdout")
     problems = tuple(Task(each["name"], each["statement"],
                           tuple((str(given), str(wanted)) for given, wanted in each["tests"]),
                           each.get("start", "")) for each in plan["problems"])
@@ -114,7 +117,8 @@ def checked_plan(plan, consent):
     for name, least, most in (("minutes", 0.01, 600), ("minutes_alone", 0, 600),
                               ("delay_ms", 0, 60_000), ("most_people", 1, 10_000)):
         value = plan.get(name, least)
-        if isinstance(value, bool) or not least <= value <= most:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not (
+                least <= value <= most):
             raise ValueError(f"{name} is {value}, not a number from {least} to {most}")
     if not isinstance(plan.get("run_programs", False), bool):
         raise ValueError("run_programs is not true or false")

@@ -218,6 +218,8 @@ def analyse(study):
             "deleted_per_accepted": float(np.mean(ratios)) if ratios else None,
             "deleted_se": float(np.std(ratios, ddof=1) / math.sqrt(len(ratios)))
             if len(ratios) > 1 else None})
+        rows[-1]["deleted"] = None if not ratios else "{deleted_per_accepted:.2f}".format_map(
+            rows[-1]) + (" ± {deleted_se:.2f}".format_map(rows[-1]) if len(ratios) > 1 else "")
     names = [name for name in names if name != ALONE]
     pair = [row for row in rows if row["name"] != ALONE]
     return {"people": len(study), "rows": rows, "votes": votes(study, names),
@@ -245,15 +247,16 @@ def tests(study, rows):
     both = [[found[row["name"]] for row in (first, second) if row["name"] in found]
             for found, _ in study.values()]
     pairs = [pair for pair in both if len(pair) == 2 and all(one.accepted for one in pair)]
-    t, p = paired_t(*zip(*((a.deleted / a.accepted, b.deleted / b.accepted) for a, b in pairs))) \
-        if pairs else (math.nan, math.nan)
+    p = paired_t(*zip(*((a.deleted / a.accepted, b.deleted / b.accepted) for a, b in pairs)))[1] \
+        if pairs else math.nan
+    ratios_p = proportions_p(first["accepted"], first["proposed"], second["accepted"],
+                             second["proposed"])
     return [{"test": "accept ratio, two proportions, one-sided", "first": first["name"],
              "statistic": first["accept_ratio"], "other": second["accept_ratio"],
-             "p": proportions_p(first["accepted"], first["proposed"], second["accepted"],
-                                second["proposed"])},
+             "p": None if math.isnan(ratios_p) else ratios_p},
             {"test": f"deleted per accepted, paired t over {len(pairs)} people, two-sided",
              "first": first["name"], "statistic": first["deleted_per_accepted"],
-             "other": second["deleted_per_accepted"], "p": p}]
+             "other": second["deleted_per_accepted"], "p": None if math.isnan(p) else p}]
 
 
 def as_text(results):
@@ -265,7 +268,7 @@ def as_text(results):
                  "assistant": "{name}", "people": "{people}", "suggestions": "{suggestions:.1f}",
                  "characters": "{characters:.1f}", "typed": "{typed:.1f}",
                  "accept ratio": "{accept_ratio:.2%}",
-                 "deleted": "{deleted_per_accepted:.2f} ± {deleted_se:.2f}"})]
+                 "deleted": "{deleted:}"})]
     if results["votes"]:
         parts.append(table(results["votes"], {
             "question": "{question}", "most votes": "{most}", "votes": "{votes}",
@@ -289,7 +292,7 @@ def main(argv=None):
             raise UserError(f"there is no folder {args.folder}: give that of a study")
         results = analyse(read_study(args.folder))
         if args.json:
-            args.json.write_text(json.dumps(results, indent=2) + "\n")
+            args.json.write_text(json.dumps(results, indent=2, allow_nan=False) + "\n")
         print(as_text(results))
 
 

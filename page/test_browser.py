@@ -90,7 +90,11 @@ class Browser:
 
     def see(self, css, text=""):
         """Waits until an element with this text is visible, and returns it."""
-        self.wait(lambda: any(e.is_displayed() and text in e.text for e in self.all(css)))
+        try:
+            self.wait(lambda: any(e.is_displayed() and text in e.text for e in self.all(css)))
+        except Exception as error:
+            shown = self.find("body").text[:500]
+            raise AssertionError(f"no {css} {text!r}, but {shown!r}; {self.errors()}") from error
         return next(e for e in self.all(css) if e.is_displayed() and text in e.text)
 
     def click(self, css):
@@ -137,8 +141,10 @@ def test_reading_a_program(browser, served):
     assert bars() == left_to_human([bits for _, bits in tokens], 4)
     assert browser.text("#eta-value") == "4.00 bits"
     human = len(bars())
-    assert f"By the human: {round(100 * human / len(tokens))}% ({human} tokens)" in browser.text(
-        "#empower-shares")
+    said = browser.text("#empower-shares")
+    assert f"By the human: {round(100 * human / len(tokens))}% ({human} token" in said
+    typed = set(bars())
+    assert f"of which {sum(bits > 1 and k not in typed for k, (_, bits) in enumerate(tokens))} " in said
     dearest = max(range(len(tokens)), key=lambda k: tokens[k][1])
     webdriver.ActionChains(browser.driver).move_to_element(
         browser.all("#empower span")[dearest]).perform()
@@ -158,7 +164,7 @@ def test_what_a_person_pastes_is_text_and_not_html(browser, served):
     evil = "<img src=x onerror=\"document.title='broken'\">\n"
     browser.find("#source").send_keys(Keys.CONTROL, "a", Keys.NULL, evil)
     browser.wait(lambda: browser.text("#empower").strip() == evil.strip())
-    assert not browser.all("#empower img") and browser.driver.title == "empower"
+    assert not browser.all("#empower img") and "broken" not in browser.driver.title
     browser.find("#source").send_keys(Keys.CONTROL, "a", Keys.NULL, Keys.DELETE)
     browser.see("#token", "Give a program")
     assert not browser.errors()
@@ -206,6 +212,28 @@ def test_grey_text_tab_and_escape(browser, served):
     area.send_keys(Keys.CONTROL, "z")  # the browser's undo takes an accepted suggestion back
     assert area.get_attribute("value").endswith("items = list(m")
     assert not browser.errors()
+
+
+def test_tab_indents_lines_and_still_accepts_after_escape(browser, served):
+    browser.open(served.address, "#write")
+    area = browser.see("#editor textarea")
+    area.send_keys("items = list(", Keys.ESCAPE, Keys.ESCAPE, Keys.ARROW_LEFT)
+    time.sleep(0.3)
+    area.send_keys(Keys.ARROW_RIGHT)
+    browser.wait(lambda: browser.text("#editor .ghost").startswith("map(int"))
+    area.send_keys(Keys.SHIFT, Keys.ARROW_LEFT, Keys.NULL)  # a selection: nothing is grey
+    assert browser.text("#editor .ghost") == ""
+    area.send_keys(Keys.CONTROL, "a", Keys.NULL, Keys.TAB)
+    assert area.get_attribute("value").startswith("    n = int(input())\n    items = list(")
+
+
+def test_the_page_follows_the_caret(browser, served):
+    browser.open(served.address, "#write")
+    area = browser.see("#editor textarea")
+    area.send_keys("a\n" * 60)
+    bottom = browser.script("return document.querySelector('#editor .ghost')"
+                            ".getBoundingClientRect().bottom")
+    assert 0 < bottom <= browser.script("return window.innerHeight")
 
 
 def test_assistants_are_compared_at_the_caret(browser, served):

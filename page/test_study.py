@@ -115,7 +115,7 @@ def test_a_study_is_unblinded_and_counted(study):
                                  "p": 0.5}]
     ratio, deleted = results["tests"]
     assert ratio["first"] == "A" and ratio["p"] == proportions_p(3, 3, 3, 6)
-    assert math.isnan(deleted["p"])  # each person's difference is the same
+    assert deleted["p"] is None  # each person's difference is the same
 
 
 def test_the_command_prints_the_table_and_json(study, tmp_path, capsys):

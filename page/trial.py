@@ -217,8 +217,10 @@ class Trial:
         """What the terminal says."""
         ran = ("Programs of participants are RUN on this machine: the judge limits time and "
                "memory, but it is no sandbox. " if self.plan.run_programs else "")
+        unedited = ("consent.txt still holds the line that is for you. "
+                    if "(Whoever runs the study" in self.plan.consent else "")
         return (f"A study in {self.folder}: {len(self.people)} people so far; join code "
-                f"{self.plan.join_code}. {ran}Ctrl-C ends it, and the same command goes on.")
+                f"{self.plan.join_code}. {unedited}{ran}Ctrl-C ends it, and the same command goes on.")
 
     def routes(self, models):
         """The routes of a study; nothing else is served, since it would tell who is who."""
@@ -254,6 +256,7 @@ class Trial:
             write_text(folder / "person.json", json.dumps(
                 {"assistants": assistants, "problem": problem}) + "\n")
             self.people[word] = Person(folder, self.plan)
+            print(f"{len(self.people)} people have joined")
         return {"word": word}
 
     def person(self, body):
@@ -319,6 +322,7 @@ class Trial:
         with person.lock:
             write_text(person.folder / "answers.json", json.dumps(answers, indent=2) + "\n")
             person.answered = True
+        print(f"{sum(each.answered for each in self.people.values())} people have finished")
         return {"answered": True}
 
 
