@@ -100,7 +100,7 @@ def checked_plan(plan, consent):
             raise ValueError(f"it has an unknown field {name}")
     for each in plan["problems"]:
         if not all(isinstance(test, list) and len(test) == 2 for test in each["tests"]):
-            raise ValueError(f"a test of the problem {each['name']} is not a pair of stdin and stdout")
+            raise ValueError(f"a test of {each['name']} is not a pair of stdin and stdout")
     problems = tuple(Task(each["name"], each["statement"],
                           tuple((str(given), str(wanted)) for given, wanted in each["tests"]),
                           each.get("start", "")) for each in plan["problems"])

@@ -220,7 +220,7 @@ class Trial:
         unedited = ("consent.txt still holds the line that is for you. "
                     if "(Whoever runs the study" in self.plan.consent else "")
         return (f"A study in {self.folder}: {len(self.people)} people so far; join code "
-                f"{self.plan.join_code}. {unedited}{ran}Ctrl-C ends it, and the same command goes on.")
+                f"{self.plan.join_code}. {unedited}{ran}Ctrl-C ends it, the same command goes on.")
 
     def routes(self, models):
         """The routes of a study; nothing else is served, since it would tell who is who."""
