@@ -85,7 +85,9 @@ def open_plan(folder):
                         "edit both, then run the same command again")
     try:
         plan = Plan(**checked_plan(json.loads(read_text(path)), read_text(consent)))
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except KeyError as error:
+        raise UserError(f"{path} cannot be used (it lacks {error}): see page/README.md") from None
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} cannot be used ({error}): see page/README.md") from None
     return plan
 

@@ -174,6 +174,7 @@ class Handler(BaseHTTPRequestHandler):
     """One request: checked, routed, answered."""
 
     server_version, sys_version = "empower", ""
+    timeout = SECONDS  # for a client to take what it is sent
 
     def log_message(self, *arguments):
         pass

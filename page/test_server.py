@@ -61,6 +61,14 @@ def post(server, path, body, **headers):
     return json.loads(text)
 
 
+def until(condition, seconds=20):
+    """Waits until something is so; fails if it never is."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
 def alone(choice, text, eta=math.inf):
     """What an assistant suggests, computed without a cache that lives on: (text, bits)."""
     model, encoding, _ = choice.checkpoint
@@ -299,15 +307,27 @@ def test_a_request_that_does_not_arrive_is_ended(server, monkeypatch):
                 pass  # until the server hangs up: else this would wait for 20 seconds, and fail
 
 
+def test_a_client_that_does_not_read_its_answer_is_ended(server, monkeypatch):
+    """Else it would hold a thread for ever."""
+    monkeypatch.setattr(page.server.Handler, "timeout", 0.5)
+    monkeypatch.setitem(server.routes, ("POST", "/long"), lambda body, begin: ["x" * 10**7])
+    until(lambda: server.free._value == page.server.THREADS)
+    with socket.create_connection(("127.0.0.1", server.server_port), 20) as connection:
+        connection.sendall(b"POST /long HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n{}")
+        until(lambda: server.free._value == page.server.THREADS - 1)
+        until(lambda: server.free._value == page.server.THREADS)
+
+
 def test_too_many_requests_at_a_time_are_refused(server):
-    while server.free._value > 1:  # all but one are at work
+    until(lambda: server.free._value == page.server.THREADS)
+    for _ in range(page.server.THREADS - 1):  # all but one are at work
         server.free.acquire()
     with socket.create_connection(("127.0.0.1", server.server_port), 20) as first:
         first.sendall(b"GET ")
-        time.sleep(0.3)
+        until(lambda: server.free._value == 0)
         with pytest.raises((http.client.HTTPException, OSError)):
             ask(server, "GET", "/")
-    time.sleep(0.3)
+    until(lambda: server.free._value == 1)
     assert ask(server, "GET", "/")[0] == 200
     for _ in range(page.server.THREADS - 1):
         server.free.release()

@@ -181,6 +181,8 @@ def test_events_that_come_twice_count_once_and_gaps_are_refused(klass):
     refused(409, klass.send, word, BEGIN, part=1)  # it has not begun
     assert klass.state(word)["code"] == "ab" and klass.state(word)["last"] == 3
     assert klass.send(word, ("character_typed", "c", 3))["last"] == 4
+    refused(409, klass.send, word, *[("character_typed", "a" * 60_000, 60_000)] * 2)
+    klass.send(word, ("deletion", "60000", 0))
     refused(400, klass.send, word, ("shouted", "", 0))
     refused(400, klass.send, word, ("deletion", "-1", 0))
     refused(400, klass.send, word, BEGIN, part=2)
@@ -330,6 +332,9 @@ def test_without_a_plan_an_example_is_written(tmp_path):
     ({"assistants": list("ABCDEF")}, "at most five"), ({"problems": []}, "problems"),
     ({"problems": [EXAMPLE["problems"][0]] * 2}, "different names"), ({"minutes": 0}, "minutes"),
     ({"minutes": "x"}, "cannot be used"), ({"questions": [1]}, "texts"), ({"colour": 1}, "colour"),
+    ({"problems": [{**EXAMPLE["problems"][0], "tests": [["1"]]}]}, "not a pair"),
+    ({"problems": "x"}, "cannot be used"), ({"join_code": 5}, "texts"),
+    ({"problems": [{**EXAMPLE["problems"][0], "name": 5}]}, "cannot be used"),
     ({"run_programs": 1}, "run_programs"), ({"consent": "x"}, "consent"),
     ({"problems": [{"name": "x"}]}, "cannot be used"), ({"join_code": " "}, "join_code"),
     ({"run_programs": True, "problems": [{"name": "x", "statement": "", "tests": []}]}, "no tests"),

@@ -21,7 +21,7 @@ import threading
 import time
 from pathlib import Path
 
-from page.api import program
+from page.api import LONGEST, program
 from page.assistants import Request
 from page.plan import open_plan
 from page.refused import Refused, field
@@ -84,7 +84,10 @@ class Person:
     def take(self, event):
         """What an event changes."""
         part, kind = event["part"], event["type"]
-        self.code = edited(self.code, kind, event["info"], event["caret"])  # or an error, first
+        code = edited(self.code, kind, event["info"], event["caret"])
+        if len(code) > LONGEST:
+            raise ValueError(f"a program has at most {LONGEST} characters")
+        self.code = code
         self.last, self.used[part] = event["n"], max(self.used[part], event["used"])
         self.began.add(part)
         self.done[part] |= kind == "done"
