@@ -237,6 +237,7 @@ class Handler(BaseHTTPRequestHandler):
         if not re.fullmatch("[0-9]{1,12}", length):
             raise Refused(411, "give the Content-Length of the request")
         if int(length) > BODY:
+            self.rfile.read(min(int(length), 2**24))  # so that the client reads why
             raise Refused(413, f"a request has at most {BODY} bytes")
         text = self.rfile.read(int(length))
         if len(text) < int(length):
