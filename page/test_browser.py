@@ -222,7 +222,7 @@ def test_tab_indents_lines_and_still_accepts_after_escape(browser, served):
     area.send_keys(Keys.ARROW_RIGHT)
     browser.wait(lambda: browser.text("#editor .ghost").startswith("map(int"))
     area.send_keys(Keys.SHIFT, Keys.ARROW_LEFT, Keys.NULL)  # a selection: nothing is grey
-    assert browser.text("#editor .ghost") == ""
+    browser.wait(lambda: browser.text("#editor .ghost") == "")
     area.send_keys(Keys.CONTROL, "a", Keys.NULL, Keys.TAB)
     assert area.get_attribute("value").startswith("    n = int(input())\n    items = list(")
 
