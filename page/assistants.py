@@ -96,6 +96,9 @@ class Line:
             self.waiting[key] = job
             self.changed.notify()
         if not job.done.wait(PATIENCE):
+            with self.changed:
+                if self.waiting.get(key) is job:
+                    del self.waiting[key]
             raise Busy(f"no answer within {PATIENCE} s: try again, or use a smaller model")
         if job.error:
             raise job.error
@@ -109,19 +112,27 @@ class Line:
                 keys = [key for key, job in self.waiting.items() if job.group == first.group]
                 jobs = [self.waiting.pop(key) for key in keys[:EDITORS]]
             try:
-                for job, result in zip(jobs, first.work([job.item for job in jobs])):
-                    job.result = result
-            except Exception as error:  # of this batch; the line goes on
+                results = first.work([job.item for job in jobs])
+            except BaseException:  # one of them may not fit with the others: one by one
                 for job in jobs:
-                    job.error = error
-            for job in jobs:
-                job.done.set()
+                    job.answer(lambda: first.work([job.item])[0])
+            else:
+                for job, result in zip(jobs, results):
+                    job.answer(lambda: result)
 
 
 class _Job:
     def __init__(self, group, work, item):
         self.group, self.work, self.item = group, work, item
         self.done, self.result, self.error = threading.Event(), None, None
+
+    def answer(self, work):
+        """Keeps the result of work(), or its error, for whoever waits."""
+        try:
+            self.result = work()
+        except BaseException as error:  # the line goes on
+            self.error = error
+        self.done.set()
 
 
 # ------------------------------------------------------------------- caches that live on

@@ -40,23 +40,25 @@ class Completions:
         if not isinstance(body, list) or len(body) != 1 or not isinstance(body[0], str):
             raise Refused(400, "give a list of one string, the code before the caret")
         name, text = next(iter(self.models.choices)), program({"text": body[0]})
-        found = self.models.suggest(name, "the published editor", Request(text))
+        found = self.models.suggest(name, f"request {next(self.numbers)}", Request(text))
         return [text + (found.text if found else "")]
 
     def completions(self, body, begin):
         """An answer in OpenAI's format, whole or as a stream of server-sent events."""
+        if not isinstance(body, dict):
+            raise Refused(400, "the request is not an object")
         name = field(body, "model", str, next(iter(self.models.choices)))
         if name not in self.models.choices:
             raise Refused(404, f"there is no model {name[:100]!r}: GET /v1/models lists them")
         if field(body, "n", int, 1) != 1 or field(body, "echo", bool, False):
             raise Refused(400, "n other than 1 and echo are not supported")
-        number = next(self.numbers)
+        number, temperature = next(self.numbers), field(body, "temperature", float, 0.0, 0, 2)
         stops = stop_strings(body)
         field(body, "logprobs", int, 0, 0, 5)
         request = Request(prompt(body), self._eta(name, body),
                           field(body, "max_tokens", int, 10**6, 1, 10**6),
-                          field(body, "temperature", float, 0.0, 0, 2),
-                          field(body, "top_p", float, 1.0, 0, 1) or 1.0,
+                          temperature if temperature > 0.01 else 0.0,  # the logits are divided
+                          max(field(body, "top_p", float, 1.0, 0, 1), 0.001),
                           field(body, "seed", int, number, -2**62, 2**62),
                           costs=body.get("logprobs") is not None)
         found = self.models.suggest(name, f"request {number}", request)  # never overtaken

@@ -51,6 +51,8 @@ def main():
     with plain_errors("page/load.py"):
         try:
             about = ask(args.address, "/api/about")
+            if "texts" not in about:
+                raise ValueError("it serves a study")
         except (OSError, ValueError) as error:
             raise UserError(f"{args.address} does not answer ({error}): start python empower.py "
                             "page, and give the address that it prints") from None

@@ -79,8 +79,9 @@ def open_plan(folder):
             raise UserError(f"{folder} is not empty and has no plan.json: choose a new folder")
         folder.mkdir(parents=True, exist_ok=True)
         write_text(consent, CONSENT)
-        write_text(path, json.dumps({"join_code": f"{secrets.randbelow(9000) + 1000}", **EXAMPLE},
-                                    indent=2) + "\n")
+        write_text(path, json.dumps({
+            "join_code": secrets.token_hex(4), **EXAMPLE, "seed": secrets.randbelow(10**9)},
+            indent=2) + "\n")
         raise UserError(f"wrote an example of a plan to {path} and a consent text to {consent}: "
                         "edit both, then run the same command again")
     try:
@@ -100,12 +101,14 @@ def checked_plan(plan, consent):
     for name in plan:
         if name not in fields or name == "consent":
             raise ValueError(f"it has an unknown field {name}")
+    if not all(isinstance(plan[name], list) for name in ("assistants", "questions", "problems")):
+        raise ValueError("assistants, questions and problems are lists")
     for each in plan["problems"]:
-        if not all(isinstance(test, list) and len(test) == 2 for test in each["tests"]):
+        if not isinstance(each["tests"], list) or not all(isinstance(test, list) and len(test) == 2 for test in each["tests"]):
             raise ValueError(f"a test of {each['name']} is not a pair of stdin and stdout")
     problems = tuple(Task(each["name"], each["statement"],
                           tuple((str(given), str(wanted)) for given, wanted in each["tests"]),
-                          each.get("start", "")) for each in plan["problems"])
+                          each.get("start", "").replace("\r\n", "\n")) for each in plan["problems"])
     texts = [plan["join_code"], *plan["assistants"], *plan["questions"],
              *(text for each in problems for text in (each.name, each.statement, each.start))]
     if not all(isinstance(text, str) for text in texts) or not plan["join_code"].strip():

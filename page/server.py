@@ -186,10 +186,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def answer(self):
         """Answers a request of any method."""
-        begin = time.monotonic()
         try:
             self.check_sender()
-            status, content = 200, self.content(begin)
+            status, content = 200, self.content()
         except Refused as refused:
             status, content = refused.status, {"error": {"message": str(refused)}}
         except Busy as busy:
@@ -215,9 +214,9 @@ class Handler(BaseHTTPRequestHandler):
             raise Refused(403, f"requests from {origin[:100]} are refused; --allow-origin allows "
                                "them")
 
-    def content(self, begin):
+    def content(self):
         """The answer of the route: plain data, bytes of the page, or an iterator of lines."""
-        path = urlsplit(self.path).path
+        path = self.path.split("?")[0]
         if self.command == "OPTIONS":
             return {}
         route = self.server.routes.get((self.command, path))
@@ -229,7 +228,7 @@ class Handler(BaseHTTPRequestHandler):
                           if known else f"there is no {path[:100]} here")
         body = self.body() if self.command == "POST" else {}
         self.server.arrived(self.connection)
-        return route(body, begin)
+        return route(body, time.monotonic())  # a request that dripped in has not waited yet
 
     def body(self):
         """The JSON of a request."""

@@ -235,7 +235,7 @@ def votes(study, names):
     found = []
     for question, choices in questions.items():
         counted = [choice for choice in choices if choice in names]
-        best = max(names, key=counted.count)
+        best = max(names, key=counted.count, default=None)
         found.append({"question": question, "most": best, "votes": counted.count(best),
                       "people": len(counted), "p": votes_p(counted.count(best), len(counted))})
     return found

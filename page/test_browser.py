@@ -178,10 +178,10 @@ def test_what_changed_in_an_editor_is_found(browser, served):
     browser.open(served.address)
     rng, cases = random.Random(1), []
     for _ in range(500):
-        before = "".join(rng.choice("ab\n😀") for _ in range(rng.randint(0, 8)))
+        before = "".join(rng.choice("ab\n😀🨀") for _ in range(rng.randint(0, 8)))
         start = rng.randint(0, len(before))
         end = rng.randint(start, len(before))
-        new = "".join(rng.choice("ab😀") for _ in range(rng.randint(0, 3)))
+        new = "".join(rng.choice("ab😀🨀") for _ in range(rng.randint(0, 3)))
         after = before[:start] + new + before[end:]
         caret = rng.choice([start + len(new), rng.randint(0, len(after))])  # the second: undo
         cases.append([before, after, len(after[:caret].encode("utf-16-le")) // 2])
@@ -344,6 +344,10 @@ def test_a_study_with_a_reload_and_a_killed_server(browser, tmp_path):
         assert all(row["accepted"] == 2 and row["deleted_per_accepted"] == 2
                    for row in found["rows"])
         assert [vote["people"] for vote in found["votes"]] == [2, 2, 2]
+        typed = sum(len(event["info"]) for word in words for event in map(
+            json.loads, (folder / word / "events.jsonl").read_text().splitlines())
+            if event["type"] == "character_typed")
+        assert sum(row["typed"] * row["people"] for row in found["rows"]) == typed
     finally:
         server.stop()
 

@@ -1,6 +1,8 @@
 """The user study: its plan, its people and their logs, over the routes that the page uses."""
 
+import errno
 import json
+import os
 import random
 import threading
 import time
@@ -40,6 +42,8 @@ class Class:
         self.restart()
 
     def restart(self):
+        if hasattr(self, "trial"):
+            os.close(self.trial.held)  # as the end of the process does
         self.trial = Trial.open(self.folder)
         self.works = self.trial.routes(self.models)
 
@@ -77,9 +81,9 @@ BEGIN = ("current_code", "", 0)
 # ------------------------------------------------------------------- the people
 
 
-def test_a_person_joins_with_the_code_and_is_known_by_a_word(klass, monkeypatch):
-    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+def test_a_person_joins_with_the_code_and_is_known_by_a_word(klass):
     refused(403, klass.post, "join", join_code="4321")
+    refused(403, klass.post, "join", join_code="\ud800")
     word = klass.join()
     refused(403, klass.state, word + "0")
     refused(403, klass.state, "../study")
@@ -121,7 +125,7 @@ def test_orders_and_problems_are_balanced_after_every_block():
 
 def test_each_part_has_its_assistant_at_the_same_delay(klass, monkeypatch):
     slept = []
-    monkeypatch.setattr(time, "sleep", slept.append)
+    monkeypatch.setattr(threading.Event, "wait", lambda self, seconds: slept.append(seconds))
     object.__setattr__(klass.trial.plan, "delay_ms", 5000)
     word = klass.join()
     asked = []
@@ -244,9 +248,50 @@ def test_one_tab_writes_at_a_time(klass):
     klass.state(word, tab="two")
     refused(423, klass.send, word, ("character_typed", "a", 1), tab="one")
     klass.send(word, ("character_typed", "b", 1), tab="two")
-    klass.restart()  # the server has forgotten which: the first to write
+    klass.restart()
+    refused(423, klass.send, word, ("character_typed", "d", 2), tab="one")
     klass.send(word, ("character_typed", "c", 2), tab="two")
-    refused(423, klass.send, word, ("character_typed", "d", 3), tab="one")
+
+
+def test_what_was_typed_without_a_connection_is_kept_if_another_browser_went_on(klass):
+    word = klass.join()
+    klass.send(word, BEGIN, ("character_typed", "a", 1))
+    offline = [{"n": 2, "part": 0, "ms": 77, "type": "character_typed", "info": "lost", "caret": 4,
+                "used": 1}]
+    assert klass.post("events", word=word, tab="tab", events=offline)["last"] == 2
+    assert '"lost"' in (klass.folder / word / "late.jsonl").read_text()
+    assert klass.state(word)["code"] == "a"
+
+
+def test_a_full_disk_loses_nothing_that_was_acknowledged(klass, monkeypatch):
+    """Half a line is written, then the disk is full; later there is room again."""
+    word = klass.join()
+    klass.send(word, BEGIN)
+
+    def full(path, text):
+        if text and path.name == "events.jsonl":
+            with open(path, "a") as file:
+                file.write(text[:20])
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("page.trial.append", full)
+        refused(503, klass.send, word, ("character_typed", "abc", 3))
+    assert klass.send(word, ("character_typed", "abc", 3))["last"] == 2
+    klass.restart()
+    assert klass.state(word)["code"] == "abc"
+
+
+def test_one_server_serves_a_study(klass):
+    with pytest.raises(UserError, match="another page serves"):
+        Trial.open(klass.folder)
+
+
+def test_events_before_one_that_is_refused_are_kept(klass):
+    word = klass.join()
+    refused(409, klass.send, word, BEGIN, ("character_typed", "a", 1), ("deletion", "9", 0))
+    klass.restart()
+    assert klass.state(word)["last"] == 2 and klass.state(word)["code"] == "a"
 
 
 def test_a_part_ends_with_its_time(klass):
@@ -298,12 +343,16 @@ def test_programs_run_only_if_the_plan_says_so(klass, tmp_path, models, capsys):
     assert klass.post("test", word=word, text=right)["passed"]
     found = klass.post("test", word=word, text="print(6)")
     assert (found["passed"], found["test"], found["tests"]) == (False, 1, 2)
-    assert found["outcome"] == "wrong answer"
+    assert found["outcome"] == "wrong answer" and "6" not in json.dumps(found)
 
 
 def test_answers_end_the_study_for_a_person(klass):
     word = klass.join()
     answers = dict.fromkeys(EXAMPLE["questions"], "assistant_2")
+    refused(409, klass.post, "answers", word=word, answers=answers)
+    for part in (0, 1):
+        klass.send(word, BEGIN, ("done", "", 0), part=part)
+    refused(400, klass.post, "answers", word=word, answers={**answers, EXAMPLE["questions"][0]: []})
     refused(400, klass.post, "answers", word=word, answers={})
     refused(400, klass.post, "answers", word=word,
             answers={**answers, EXAMPLE["questions"][0]: "Base-10"})
@@ -322,7 +371,13 @@ def test_without_a_plan_an_example_is_written(tmp_path):
     assert status == 2 and stdout == "" and "edit both" in stderr
     plan = open_plan(folder)
     assert plan.assistants == tuple(EXAMPLE["assistants"]) and plan.consent == CONSENT
-    assert len(plan.join_code) == 4 and not plan.run_programs
+    assert len(plan.join_code) == 8 and not plan.run_programs
+    text = (folder / "plan.json").read_text()
+    (folder / "plan.json").unlink()
+    (folder / "consent.txt").unlink()
+    with pytest.raises(UserError, match="edit both"):
+        open_plan(folder)
+    assert (folder / "plan.json").read_text() != text  # another code and another order
     with pytest.raises(UserError, match="not empty"):
         open_plan(tmp_path)
 
@@ -349,5 +404,6 @@ def test_an_assistant_that_is_not_there_and_a_plan_that_changed_are_named(tmp_pa
         Class(planned(tmp_path / "a", assistants=["Copilot", "Base-10"]), models)
     klass = Class(planned(tmp_path / "b"), models)
     klass.join()
+    os.close(klass.trial.held)
     with pytest.raises(UserError, match="must not change"):
         Class(planned(tmp_path / "b", problems=[{**EXAMPLE["problems"][0], "name": "new"}]), models)

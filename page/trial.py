@@ -12,6 +12,8 @@ assistant in turn, going on with the same program. Orders and problems are drawn
 every block, each combination has occurred equally often.
 """
 
+import contextlib
+import fcntl
 import itertools
 import json
 import os
@@ -59,13 +61,15 @@ class Person:
         self.assistants, self.problem = fixed["assistants"], plan.problem(fixed["problem"])
         self.parts = ["alone"] * bool(plan.minutes_alone) + [
             f"assistant_{k}" for k in range(1, len(self.assistants) + 1)]
-        self.used, self.done = [0.0] * len(self.parts), [False] * len(self.parts)
-        self.code, self.last, self.tab = self.problem.start, 0, None
-        self.began, self.answered = set(), (self.folder / "answers.json").exists()
+        self.answered = (self.folder / "answers.json").exists()
+        self.asking = threading.Event()  # of the last suggestion that was asked for
         self.restore()
 
     def restore(self):
         """Reads the record and writes the logs again: after kill -9 they may lack its end."""
+        self.used, self.done = [0.0] * len(self.parts), [False] * len(self.parts)
+        self.code, self.last, self.tab, self.began = self.problem.start, 0, None, set()
+        self.stamps = []  # when each event happened, by which it is known
         path, events = self.folder / "events.jsonl", []
         if path.exists():
             whole, _, cut = path.read_bytes().rpartition(b"\n")
@@ -73,7 +77,9 @@ class Person:
                 write_bytes(path, whole + b"\n" * bool(whole))
             events = [json.loads(line) for line in whole.splitlines()]
         logs = {part: [HEADER] for part in self.parts}
-        for event in events:
+        for number, event in enumerate(events, 1):
+            if event["n"] != number:
+                raise ValueError(f"{path} lacks event {number}")
             self.take(event)
             logs[self.parts[event["part"]]] += log_line(event)
         for part, lines in logs.items():
@@ -91,6 +97,8 @@ class Person:
         self.last, self.used[part] = event["n"], max(self.used[part], event["used"])
         self.began.add(part)
         self.done[part] |= kind == "done"
+        self.tab = event["tab"]
+        self.stamps.append(event["ms"])
 
     def log(self, part):
         """The file in the published editor's format."""
@@ -113,23 +121,46 @@ class Person:
         return None if name == "alone" else self.assistants[int(name.split("_")[1]) - 1]
 
     def add(self, events):
-        """Writes new events to the record, then to the logs; those that are known are skipped."""
-        record, logs = [], {}
+        """Writes new events to the record, then to the logs; those that are known are skipped.
+
+        Events with the number of another one were typed in a browser that had no connection, while
+        the person went on in another: they are kept apart, in late.jsonl.
+        """
+        record, logs, late, refused = [], {}, [], None
+        for event in events:
+            if event["n"] <= self.last:
+                if self.stamps[event["n"] - 1] != event["ms"]:
+                    late.append(json.dumps(event) + "\n")
+                continue
+            try:
+                self.check(event)
+                self.take(event)
+            except (Refused, ValueError) as error:
+                refused = error if isinstance(error, Refused) else Refused(409, str(error))
+                break
+            record.append(json.dumps(event) + "\n")
+            logs.setdefault(self.parts[event["part"]], []).extend(log_line(event))
+        append(self.folder / "late.jsonl", "".join(late))
+        self.write("".join(record), logs)
+        if refused:
+            raise refused
+
+    def write(self, record, logs):
+        """Adds to the record and the logs: all or, if the disk is full, nothing."""
+        path = self.folder / "events.jsonl"
+        size = path.stat().st_size if path.exists() else 0
         try:
-            for event in events:
-                if event["n"] > self.last:
-                    self.check(event)
-                    self.take(event)
-                    record.append(json.dumps(event) + "\n")
-                    logs.setdefault(self.parts[event["part"]], []).extend(log_line(event))
-        except ValueError as error:
-            raise Refused(409, str(error)) from None
-        finally:
-            append(self.folder / "events.jsonl", "".join(record))
-            for part, lines in logs.items():
-                log = self.log(part)
-                log.parent.mkdir(exist_ok=True)
-                append(log, "".join([HEADER] * (not log.exists()) + lines))
+            append(path, record)
+        except OSError as error:
+            if path.exists():
+                os.truncate(path, size)
+            with contextlib.suppress(OSError):
+                self.restore()
+            raise Refused(503, f"the server cannot write ({error.strerror})") from None
+        for part, lines in logs.items():
+            log = self.log(part)
+            log.parent.mkdir(exist_ok=True)
+            append(log, "".join([HEADER] * (not log.exists()) + lines))
 
     def check(self, event):
         """Raises Refused unless the event is the next one, in a part that goes on or ended now."""
@@ -202,6 +233,12 @@ class Trial:
     def __init__(self, folder, plan):
         self.folder, self.plan, self.lock = Path(folder), plan, threading.Lock()
         self.runs = threading.BoundedSemaphore(RUNS)
+        self.held = os.open(folder, os.O_RDONLY)  # closed with the process
+        try:
+            fcntl.flock(self.held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(self.held)
+            raise UserError(f"another page serves the study in {folder}: end it first") from None
         self.people = {path.parent.name: Person(path.parent, plan)
                        for path in sorted(self.folder.glob("*/person.json"))}
 
@@ -213,13 +250,13 @@ class Trial:
         except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
             if isinstance(error, UserError):
                 raise
-            raise UserError(f"the study in {folder} cannot be read ({error!r}): its plan must not "
-                            "change once people have joined") from None
+            raise UserError(f"the study in {folder} cannot be read ({error!r}): once people "
+                            "have joined, its plan must not change, nor its files") from None
 
     def announcement(self):
         """What the terminal says."""
-        ran = ("Programs of participants are RUN on this machine: the judge limits time and "
-               "memory, but it is no sandbox. " if self.plan.run_programs else "")
+        ran = ("Programs of participants are RUN on this machine: the judge is no sandbox, so a "
+               "program could read the logs, and who is who. " if self.plan.run_programs else "")
         unedited = ("consent.txt still holds the line that is for you. "
                     if "(Whoever runs the study" in self.plan.consent else "")
         return (f"A study in {self.folder}: {len(self.people)} people so far; join code "
@@ -243,9 +280,8 @@ class Trial:
 
     def join(self, body, begin):
         """A code word for a new person."""
-        if not secrets.compare_digest(field(body, "join_code", str).strip().encode(),
-                                      self.plan.join_code.encode()):
-            time.sleep(1)  # against guessing
+        given = field(body, "join_code", str).strip().encode(errors="replace")
+        if not secrets.compare_digest(given, self.plan.join_code.strip().encode()):
             raise Refused(403, "this is not the code to join: ask who runs the study")
         with self.lock:
             if len(self.people) >= self.plan.most_people:
@@ -266,7 +302,6 @@ class Trial:
         """The person whose code word this is."""
         person = self.people.get(field(body, "word", str).strip().lower())
         if person is None:
-            time.sleep(1)
             raise Refused(403, "nobody has this code word")
         return person
 
@@ -280,7 +315,9 @@ class Trial:
     def events(self, body, begin):
         """What happened in the editor since the last time."""
         person = self.person(body)
-        events = [event_of(event) for event in field(body, "events", list)[:AT_ONCE]]
+        tab = field(body, "tab", str)
+        events = [{**event_of(event), "tab": tab}
+                  for event in field(body, "events", list)[:AT_ONCE]]
         with person.lock:
             self.check_tab(person, body)
             if any(event["part"] >= len(person.parts) for event in events):
@@ -299,20 +336,21 @@ class Trial:
         """A suggestion of the part's assistant, after the same delay whichever it is."""
         person, text = self.person(body), program(body)
         name = person.assistant(person.part)
+        with person.lock:
+            person.asking.set()  # an older request need not wait any longer
+            asking = person.asking = threading.Event()
         found = name and self.models.suggest(name, id(person), Request(text))
-        time.sleep(max(0, begin + self.plan.delay_ms / 1000 - time.monotonic()))
+        asking.wait(max(0, begin + self.plan.delay_ms / 1000 - time.monotonic()))
         return {"suggestion": found.text if found else ""}
 
     def test(self, body, begin):
         """How many tests the program passes, up to the first that fails."""
-        self.person(body)
-        code = program(body)
+        person, code = self.person(body), program(body)
         if not self.plan.run_programs:
             raise Refused(403, "the plan of this study does not run programs")
-        person = self.person(body)
         with self.runs:
             [verdict] = judge_all([(code, person.problem.tests)], 1, label=None)
-        return {"passed": verdict.passed, "outcome": verdict.outcome, "detail": verdict.detail,
+        return {"passed": verdict.passed, "outcome": verdict.outcome,  # and nothing it printed
                 "test": verdict.test, "tests": len(person.problem.tests)}
 
     def answers(self, body, begin):
@@ -320,7 +358,9 @@ class Trial:
         person, given = self.person(body), field(body, "answers", dict)
         choices = {part for part in person.parts if part != "alone"}
         answers = {question: given.get(question) for question in self.plan.questions}
-        if not set(answers.values()) <= choices:
+        if person.part < len(person.parts):
+            raise Refused(409, "the questions come after the last part")
+        if not all(isinstance(choice, str) and choice in choices for choice in answers.values()):
             raise Refused(400, "answer each question with one of the assistants")
         with person.lock:
             write_text(person.folder / "answers.json", json.dumps(answers, indent=2) + "\n")
@@ -353,6 +393,6 @@ def arrangement(plan, number):
 
 
 def code_word():
-    """A word to remember; guessing one takes days. Example: teal-otter-471123."""
+    """A word of 40 bits, too many to be guessed. Example: teal-otter-471123905."""
     return "-".join([secrets.choice(COLOURS), secrets.choice(ANIMALS),
-                     f"{secrets.randbelow(10**6):06}"])
+                     f"{secrets.randbelow(10**9):09}"])
