@@ -104,7 +104,8 @@ def checked_plan(plan, consent):
     if not all(isinstance(plan[name], list) for name in ("assistants", "questions", "problems")):
         raise ValueError("assistants, questions and problems are lists")
     for each in plan["problems"]:
-        if not isinstance(each["tests"], list) or not all(isinstance(test, list) and len(test) == 2 for test in each["tests"]):
+        if not isinstance(each["tests"], list) or not all(
+                isinstance(test, list) and len(test) == 2 for test in each["tests"]):
             raise ValueError(f"a test of {each['name']} is not a pair of stdin and stdout")
     problems = tuple(Task(each["name"], each["statement"],
                           tuple((str(given), str(wanted)) for given, wanted in each["tests"]),

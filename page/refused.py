@@ -25,7 +25,7 @@ def field(body, name, kind, default=None, least=None, most=None):
     if not isinstance(value, kinds) or isinstance(value, bool) != (kind is bool):
         raise Refused(400, f"{name} is not of type {kind.__name__}")
     if kind in (int, float):
-        if abs(value) > 1e300 or not math.isfinite(value) or not (least is None or least <= value) or not (
-                most is None or value <= most):
+        if abs(value) > 1e300 or not math.isfinite(value) or not (
+                (least is None or least <= value) and (most is None or value <= most)):
             raise Refused(400, f"{name} is {value}: give a number from {least} to {most}")
     return value
