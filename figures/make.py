@@ -4,7 +4,7 @@
     python figures/make.py plot      results.json drawn, as PNG and SVG (needs matplotlib)
     python figures/make.py report    results.json as the tables quoted in README.md
     python figures/make.py tune      how optimizer and rate of fine-tuning were chosen
-    python figures/make.py real      real code and a published model, into real.json
+    python figures/make.py real      real code and a published model, into real.json; --further
 
 A sweep reuses the stages in --out, including those of `python empower.py`, and resumes where it
 was interrupted. It keeps one process for each core busy. experiments.py says what is played,
@@ -39,7 +39,7 @@ from support.cli import UserError
 from support.files import write_text
 
 # Durations on 2 CPU cores, if nothing is finished.
-MINUTES = {"sweep": 110, "tune": 10, "real": 130}
+MINUTES = {"sweep": 110, "tune": 10, "real": 130, "real --further": 60}
 
 # ------------------------------------------------------------------- several processes
 
@@ -161,17 +161,18 @@ def on_real_code(plan, out, results, workers):
     Path(out).mkdir(parents=True, exist_ok=True)
     writable(results)
     real.check_packages(plan)
-    untrained = len(plan.ns) + len(plan.etas)
+    device, untrained = cli.pick_device(plan.device), len(plan.ns) + len(plan.etas)
+    minutes = MINUTES["real --further" if plan == real.FURTHER else "real"]
     print(f"{len(real.trainings(plan))} trainings and {untrained} rows without training on "
-          f"each of {len(plan.corpora)} corpora; about {MINUTES['real']} minutes on 2 CPU cores, "
-          f"less if stages are\nreused. {workers} processes, stages in {out}/real-*, log in {log}, "
-          f"results in {results}")
+          f"each of {len(plan.corpora)} corpora; about {minutes} minutes on 2 CPU cores, less if "
+          f"stages are\nreused. Device {cli.named(device)}, {workers} processes, stages in "
+          f"{out}/real-*, log in {log},\nresults in {results}")
     for tasks in real.tasks(plan, out):
         in_parallel(tasks, "real code", log, workers)
     with logged(log):
         found = {corpus: real.answer(plan, out, corpus) for corpus in plan.corpora}
     found = {"plan": dataclasses.asdict(plan), "environment": {
-        **cli.environment("cpu"), "processes": workers, "threads": threads(workers)},
+        **cli.environment(device), "processes": workers, "threads": threads(workers)},
              "corpora": rounded(found)}
     write_text(results, json.dumps(found, indent=1, allow_nan=False) + "\n")
     print(f"{real.text(found)}\n\n{(time.time() - begun) / 60:.0f} minutes")
@@ -201,9 +202,12 @@ def main(argv=None):
                              help="processes at a time (default: one for each CPU core)")
     plotting = commands.add_parser("plot", help="results.json drawn, as PNG and SVG")
     reporting = commands.add_parser("report", help="results.json as tables")
-    for command, file in ((tuning, "tune.json"), (real_code, "real.json")):
-        command.add_argument("--results", type=Path, default=HERE / file,
-                             help=f"the file of results (default: {file} next to this script)")
+    real_code.add_argument("--further", action="store_true", help="learn from "
+                           f"{real.FURTHER.pieces} pieces, into further.json")
+    tuning.add_argument("--results", type=Path, default=HERE / "tune.json",
+                        help="the file of results (default: tune.json next to this script)")
+    real_code.add_argument("--results", type=Path, help="the file of results (default: real.json "
+                           "or further.json next to this script)")
     for command in (sweeping, plotting, reporting):
         command.add_argument("--results", type=Path, default=HERE / "results.json",
                              help="the file of results (default: results.json next to "
@@ -220,7 +224,9 @@ def obey(args):
     if args.command == "tune":
         return tune(Plan(), Config(out=args.out), args.results, args.workers)
     if args.command == "real":
-        return on_real_code(real.RealPlan(), args.out, args.results, args.workers)
+        plan, file = (real.FURTHER, "further.json") if args.further else (real.RealPlan(),
+                                                                         "real.json")
+        return on_real_code(plan, args.out, args.results or HERE / file, args.workers)
     if args.command == "sweep":
         if not 2 <= args.seeds <= max(report.STUDENT):
             raise UserError(f"--seeds is {args.seeds}: give 2 to {max(report.STUDENT)}")

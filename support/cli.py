@@ -108,17 +108,23 @@ def pick_device(name):
     return name
 
 
+def named(device):
+    """The device and, for a GPU of CUDA, its name. Example: "cuda (NVIDIA H100 80GB HBM3)"."""
+    cuda = str(device).startswith("cuda")
+    return f"{device} ({torch.cuda.get_device_name(device)})" if cuda else str(device)
+
+
 def environment(device):
     """What a result depends on besides its settings, as plain data."""
-    return {"python": platform.python_version(), "torch": torch.__version__, "device": device,
-            "threads": torch.get_num_threads(), "platform": platform.platform()}
+    return {"python": platform.python_version(), "torch": torch.__version__,
+            "device": named(device), "threads": torch.get_num_threads(), "platform": platform.platform()}
 
 
 def describe(cfg, model, device):
     """Prints the size of the model and where it runs, before any long work."""
     print(f"A GPT of {sum(p.numel() for p in model.parameters()):,} parameters, seed {cfg.seed}, "
-          f"device {device}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
-          f"output in {cfg.out}")
+          f"device {named(device)}, {torch.get_num_threads()} threads, "
+          f"torch {torch.__version__}, output in {cfg.out}")
 
 
 # ------------------------------------------------------------------- commands
