@@ -117,7 +117,8 @@ def named(device):
 def environment(device):
     """What a result depends on besides its settings, as plain data."""
     return {"python": platform.python_version(), "torch": torch.__version__,
-            "device": named(device), "threads": torch.get_num_threads(), "platform": platform.platform()}
+            "device": named(device), "threads": torch.get_num_threads(),
+            "platform": platform.platform()}
 
 
 def describe(cfg, model, device):
