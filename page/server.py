@@ -94,6 +94,18 @@ def is_loopback(host):
         return host == "localhost"
 
 
+def reachable(host, family):
+    """An address that one can type: for 0.0.0.0 and ::, that of this machine in its network."""
+    if host not in ("0.0.0.0", "::"):
+        return host
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:  # connecting sends nothing
+        try:
+            probe.connect(("192.0.2.1" if host == "0.0.0.0" else "2001:db8::1", 9))
+            return probe.getsockname()[0]
+        except OSError:  # no network
+            return "127.0.0.1" if host == "0.0.0.0" else "::1"
+
+
 # ------------------------------------------------------------------- the server
 
 
@@ -107,11 +119,12 @@ class Server(ThreadingHTTPServer):
         self.routes, self.origins = routes, set(origins)
         self.free = threading.BoundedSemaphore(THREADS)
         self.late = {}  # {connection: a timer that ends it}
-        self.names = {"localhost", socket.gethostname().lower(), address[0].lower()}
+        host = socket.gethostname().lower()
+        self.names = {"localhost", host, f"{host}.local", address[0].lower()}
         self.html, self.policy = with_policy(read_text(HTML))
         super().__init__(address, Handler)
-        host = f"[{address[0]}]" if ":" in address[0] else address[0]
-        self.address = f"http://{host}:{self.server_port}/"
+        host = reachable(address[0], self.address_family)
+        self.address = f"http://{f'[{host}]' if ':' in host else host}:{self.server_port}/"
 
     def process_request(self, request, client_address):
         if not self.free.acquire(blocking=False):  # too many: refused without a thread

@@ -76,6 +76,9 @@ class Browser:
         self.driver = driver
 
     def open(self, address, view=""):
+        """Opens a view; the editor of Write begins as for a new visitor."""
+        self.driver.get(address + "#read")
+        self.script("localStorage.removeItem('empower program')")
         self.driver.get("about:blank")
         self.driver.get(address + view)
 
@@ -224,7 +227,10 @@ def test_tab_indents_lines_and_still_accepts_after_escape(browser, served):
     area.send_keys(Keys.SHIFT, Keys.ARROW_LEFT, Keys.NULL)  # a selection: nothing is grey
     browser.wait(lambda: browser.text("#editor .ghost") == "")
     area.send_keys(Keys.CONTROL, "a", Keys.NULL, Keys.TAB)
-    assert area.get_attribute("value").startswith("    n = int(input())\n    items = list(")
+    indented = area.get_attribute("value")
+    assert indented.startswith("    n = int(input())\n    items = list(")
+    browser.driver.refresh()
+    assert browser.see("#editor textarea").get_attribute("value") == indented
 
 
 def test_the_page_follows_the_caret(browser, served):

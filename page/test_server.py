@@ -1,6 +1,7 @@
 """The page's server over real HTTP: what it answers, whom it refuses, and that nothing ends it."""
 
 import http.client
+import ipaddress
 import json
 import math
 import random
@@ -8,6 +9,7 @@ import re
 import socket
 import threading
 import time
+from urllib.parse import urlsplit
 
 import pytest
 import torch
@@ -89,7 +91,10 @@ def alone(choice, text, eta=math.inf):
 def test_the_page_and_what_it_offers(server):
     status, headers, html = ask(server, "GET", "/")
     assert status == 200 and html.startswith("<!doctype html>")
-    assert "script-src 'sha256-" in headers["Content-Security-Policy"]
+    policy = headers["Content-Security-Policy"].split("; ")
+    assert {"default-src 'none'", "connect-src 'self'", "base-uri 'none'", "form-action 'none'",
+            "frame-ancestors 'none'"} < set(policy)
+    assert "script-src 'sha256-" in "; ".join(policy)
     assert re.findall(r"(?:src|href)=\"?([^\" >]*)", html) == [  # nothing is loaded from elsewhere
         "data:,", "https://arxiv.org/abs/2510.13709"]
     _, _, text = ask(server, "GET", "/api/about")
@@ -184,13 +189,15 @@ def test_openais_completions(server, offer):
     one = post(server, "/v1/completions", {"prompt": ["n = int("], "stop": "(", "suffix": "x"})
     assert "(" not in one["choices"][0]["text"] and "suffix is ignored" in one["warning"]
     assert one["choices"][0]["finish_reason"] == "stop"
-    warm = [post(server, "/v1/completions", {"prompt": "def ", "model": "Base-10", "seed": 7,
-                                             "temperature": 1})["choices"][0]["text"]
+    warm = [post(server, "/v1/completions", {"prompt": "def ", "model": "Base-10", "seed": 5,
+                                             "temperature": 2})["choices"][0]["text"]
             for _ in range(2)]
     assert warm[0] == warm[1]
-    for options in ({"temperature": 1e-40}, {"top_p": 1e-300, "temperature": 1}):
-        assert post(server, "/v1/completions", {"prompt": "def ", **options})["choices"]
     cold = post(server, "/v1/completions", {"prompt": "def ", "model": "Base-10"})
+    assert cold["choices"][0]["text"] != warm[0]
+    for options in ({"temperature": 1e-40}, {"top_p": 1e-300, "temperature": 2, "seed": 5}):
+        greedy = post(server, "/v1/completions", {"prompt": "def ", "model": "Base-10", **options})
+        assert greedy["choices"] == cold["choices"]
     assert cold["choices"][0]["finish_reason"] == "length"
     assert post(server, "/", ["n = int("]) == ["n = int(" + expected]
 
@@ -207,6 +214,8 @@ def test_a_stream_of_events_gives_the_same(server):
     assert [part["finish_reason"] for part in parts] == [None] * (len(parts) - 1) + ["stop"]
     assert [p for part in parts for p in part["logprobs"]["token_logprobs"]] == pytest.approx(
         whole["logprobs"]["token_logprobs"])
+    assert [at for part in parts for at in part["logprobs"]["text_offset"]] == (
+        whole["logprobs"]["text_offset"])
 
 
 def test_the_openai_package_is_content(server):
@@ -308,6 +317,20 @@ def test_a_request_that_does_not_arrive_is_ended(server, monkeypatch):
             connection.sendall(begin)
             while connection.recv(65536):
                 pass  # until the server hangs up: else this would wait for 20 seconds, and fail
+
+
+def test_an_answer_may_take_longer_than_a_request(server, monkeypatch):
+    monkeypatch.setattr(page.server, "SECONDS", 0.3)
+    monkeypatch.setitem(server.routes, ("POST", "/slow"),
+                        lambda body, begin: time.sleep(0.8) or {"done": True})
+    assert post(server, "/slow", {}) == {"done": True}
+
+
+def test_the_address_can_be_typed():
+    with Server(("0.0.0.0", 0), {}) as server:
+        host = urlsplit(server.address).hostname
+        assert ipaddress.ip_address(host) and host != "0.0.0.0" and server.knows(host)
+        assert server.knows(f"{socket.gethostname()}.local:80")
 
 
 def test_a_client_that_does_not_read_its_answer_is_ended(server, monkeypatch):

@@ -118,6 +118,16 @@ def test_a_study_is_unblinded_and_counted(study):
     assert deleted["p"] is None  # each person's difference is the same
 
 
+def test_answers_without_logs_of_an_assistant_are_not_votes(tmp_path):
+    """Somebody who left after the part without an assistant."""
+    written(tmp_path / "a" / "alone" / "sum.tsv", ("character_typed", "x", 1))
+    (tmp_path / "a" / "mapping.json").write_text('{"assistant_1": "A", "assistant_2": "B"}')
+    (tmp_path / "a" / "answers.json").write_text('{"enjoyed": "assistant_1"}')
+    results = analyse(read_study(tmp_path))
+    assert [row["name"] for row in results["rows"]] == ["alone"]
+    assert results["tests"] == [] and results["people"] == 1
+
+
 def test_the_command_prints_the_table_and_json(study, tmp_path, capsys):
     path = tmp_path / "found.json"
     done = subprocess.run([sys.executable, "page/study.py", study, "--json", path], cwd=ROOT,

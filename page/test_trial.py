@@ -4,18 +4,21 @@ import errno
 import json
 import os
 import random
+import sys
 import threading
 import time
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 
+import page.trial
 from page.offered import find_offer
 from page.plan import CONSENT, EXAMPLE, open_plan
 from page.refused import Refused
 from page.server import Config
 from page.study import Figures, analyse, figures, read_log, read_study
-from page.trial import HEADER, Trial, arrangement, edited
+from page.trial import AT_ONCE, HEADER, RUNS, Trial, arrangement, edited
 from support.cli import UserError
 from support.testing import empower_py
 
@@ -131,13 +134,64 @@ def test_each_part_has_its_assistant_at_the_same_delay(klass, monkeypatch):
     asked = []
     monkeypatch.setattr(klass.models, "suggest", lambda name, editor, request: asked.append(name))
     mapping = json.loads((klass.folder / word / "mapping.json").read_text())
+    klass.post("suggest", word=word, text="before the clock starts")
     klass.send(word, BEGIN)
     klass.post("suggest", word=word, text="x")
     klass.send(word, ("done", "", 0))
     klass.send(word, BEGIN, part=1)
     klass.post("suggest", word=word, text="x")
     assert asked == [mapping["assistant_1"], mapping["assistant_2"]]
-    assert all(4.5 < seconds <= 5 for seconds in slept) and len(slept) == 2
+    assert all(4.5 < seconds <= 5 for seconds in slept) and len(slept) == 3
+
+
+def test_an_assistant_that_is_slower_than_the_delay_is_reported(klass, capsys):
+    word = klass.join()
+    klass.send(word, BEGIN)
+    object.__setattr__(klass.trial.plan, "delay_ms", 50)
+    ask = klass.works["POST", "/api/study/suggest"]
+    for seconds, said in ((10, True), (11, False), (30, True)):  # not at every suggestion
+        ask({"word": word, "text": "x"}, time.monotonic() - seconds)
+        assert ("raise delay_ms" in capsys.readouterr().out) == said
+    object.__setattr__(klass.trial.plan, "delay_ms", 60_000)
+    klass.trial.latest = 0
+    threading.Timer(0.2, lambda: klass.trial.people[word].asking.set()).start()
+    ask({"word": word, "text": "x"}, time.monotonic())
+    assert capsys.readouterr().out == ""
+
+
+def test_people_who_ask_at_once_all_get_an_answer(klass, monkeypatch):
+    """None of them takes the place of another in the line."""
+    words, found, hold = [klass.join() for _ in range(6)], [], threading.Event()
+    work = klass.models._suggest
+    monkeypatch.setattr(klass.models, "_suggest", lambda *items: hold.wait(20) and work(*items))
+    for word in words:
+        klass.send(word, BEGIN)
+    threads = [threading.Thread(target=lambda word=word: found.append(
+        klass.post("suggest", word=word, text="n = int(")["suggestion"])) for word in words]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.3)  # until all stand in line
+    hold.set()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 6 and all(found)
+
+
+def test_the_terminal_says_where_people_are(klass, capsys):
+    one, two = klass.join(), klass.join()
+    klass.send(one, BEGIN)
+    assert capsys.readouterr().out.splitlines() == [
+        "1 people: 1 before part 1", "2 people: 2 before part 1",
+        "2 people: 1 before part 1, 1 in part 1"]
+    klass.send(one, ("character_typed", "a", 1))
+    assert capsys.readouterr().out == ""
+    klass.send(one, ("done", "", 1))
+    klass.send(one, BEGIN, ("done", "", 0), part=1)
+    klass.post("answers", word=one, answers=dict.fromkeys(EXAMPLE["questions"], "assistant_1"))
+    assert capsys.readouterr().out.splitlines()[-2:] == [
+        "2 people: 1 at the questions, 1 before part 1",
+        "2 people: 1 before part 1, 1 have finished"]
+    assert two not in capsys.readouterr().out
 
 
 def test_a_part_without_an_assistant_comes_first(tmp_path, models):
@@ -263,6 +317,46 @@ def test_what_was_typed_without_a_connection_is_kept_if_another_browser_went_on(
     assert klass.state(word)["code"] == "a"
 
 
+def test_what_is_acknowledged_is_on_the_disk(klass, monkeypatch):
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda file: synced.append(os.readlink(f"/proc/self/fd/{file}")
+                                                                if sys.platform == "linux" else ""))
+    word = klass.join()
+    klass.send(word, BEGIN)
+    if sys.platform == "linux":
+        assert any(path.endswith("events.jsonl") for path in synced)
+    assert synced
+
+
+def test_a_request_has_so_many_events_at_most(klass):
+    word = klass.join()
+    klass.send(word, BEGIN)
+    found = klass.send(word, *[("cursor_moved", "", 0)] * (AT_ONCE + 50))
+    assert found["last"] == 1 + AT_ONCE
+
+
+def test_the_same_events_sent_twice_at_once_count_once(klass, monkeypatch):
+    """A browser that lost the connection sends again while the first request is still at work."""
+    word = klass.join()
+    klass.send(word, BEGIN)
+    person, append = klass.trial.people[word], page.trial.append
+
+    def slow(path, text):
+        time.sleep(0.1)
+        append(path, text)
+
+    monkeypatch.setattr(page.trial, "append", slow)
+    threads = [threading.Thread(target=klass.send, args=(
+        word, ("character_typed", "a", 1)), kwargs={"first": 2}) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert person.code == "a" and person.last == 2
+    klass.restart()
+    assert klass.trial.people[word].code == "a"
+
+
 def test_a_full_disk_loses_nothing_that_was_acknowledged(klass, monkeypatch):
     """Half a line is written, then the disk is full; later there is room again."""
     word = klass.join()
@@ -344,6 +438,32 @@ def test_programs_run_only_if_the_plan_says_so(klass, tmp_path, models, capsys):
     found = klass.post("test", word=word, text="print(6)")
     assert (found["passed"], found["test"], found["tests"]) == (False, 1, 2)
     assert found["outcome"] == "wrong answer" and "6" not in json.dumps(found)
+
+
+def test_few_programs_run_at_a_time_and_one_for_each_person(tmp_path, models, monkeypatch):
+    klass = Class(planned(tmp_path / "runs", run_programs=True), models)
+    running, most, hold = [], [], threading.Event()
+
+    def judge_all(programs, workers, label):
+        running.append(1)
+        most.append(len(running))
+        assert hold.wait(20)
+        running.pop()
+        return [SimpleNamespace(passed=True, outcome="passed", test=None)]
+
+    monkeypatch.setattr(page.trial, "judge_all", judge_all)
+    words = [klass.join() for _ in range(4)]
+    threads = [threading.Thread(target=klass.post, args=("test",), kwargs={
+        "word": word, "text": ""}) for word in words]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.3)
+    refused(429, klass.post, "test", word=words[0], text="")
+    hold.set()
+    for thread in threads:
+        thread.join()
+    assert max(most) == RUNS and len(most) == 4
+    assert klass.post("test", word=words[0], text="")["passed"]
 
 
 def test_answers_end_the_study_for_a_person(klass):

@@ -21,6 +21,7 @@ import random
 import secrets
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 
 from page.api import LONGEST, program
@@ -63,6 +64,7 @@ class Person:
             f"assistant_{k}" for k in range(1, len(self.assistants) + 1)]
         self.answered = (self.folder / "answers.json").exists()
         self.asking = threading.Event()  # of the last suggestion that was asked for
+        self.running = threading.Lock()  # held while the tests run
         self.restore()
 
     def restore(self):
@@ -110,6 +112,13 @@ class Person:
         over = [done or used >= 60 * self.minutes(k) for k, (done, used) in enumerate(
             zip(self.done, self.used))]
         return next((k for k, ended in enumerate(over) if not ended), len(over))
+
+    def place(self):
+        """Where the person is, for the terminal."""
+        part = self.part
+        if part == len(self.parts):
+            return "have finished" if self.answered else "at the questions"
+        return f"{'in' if part in self.began else 'before'} part {part + 1}"
 
     def minutes(self, part):
         """How long a part takes."""
@@ -233,6 +242,7 @@ class Trial:
     def __init__(self, folder, plan):
         self.folder, self.plan, self.lock = Path(folder), plan, threading.Lock()
         self.runs = threading.BoundedSemaphore(RUNS)
+        self.told, self.latest = "", 0.0  # the last line of `progress`; seconds, for `warn`
         self.held = os.open(folder, os.O_RDONLY)  # closed with the process
         try:
             fcntl.flock(self.held, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -295,7 +305,7 @@ class Trial:
             write_text(folder / "person.json", json.dumps(
                 {"assistants": assistants, "problem": problem}) + "\n")
             self.people[word] = Person(folder, self.plan)
-            print(f"{len(self.people)} people have joined")
+        self.progress()
         return {"word": word}
 
     def person(self, body):
@@ -323,7 +333,9 @@ class Trial:
             if any(event["part"] >= len(person.parts) for event in events):
                 raise Refused(400, "there is no such part")
             person.add(events)
-            return {"last": person.last, "part": person.part}
+            found = {"last": person.last, "part": person.part}
+        self.progress()
+        return found
 
     def check_tab(self, person, body):
         """Only one tab may write: two would overwrite each other."""
@@ -332,24 +344,48 @@ class Trial:
             raise Refused(423, "the study goes on in another tab or browser")
         person.tab = tab
 
+    def progress(self):
+        """Prints where everyone is, whenever that changes; without a name."""
+        counts = Counter(person.place() for person in list(self.people.values()))
+        line = ", ".join(f"{counts[place]} {place}" for place in sorted(counts))
+        if line != self.told:
+            self.told = line
+            print(f"{len(self.people)} people: {line}")
+
     def suggest(self, body, begin):
         """A suggestion of the part's assistant, after the same delay whichever it is."""
         person, text = self.person(body), program(body)
-        name = person.assistant(person.part)
+        part = person.part
+        name = person.assistant(part) if part in person.began else None
         with person.lock:
             person.asking.set()  # an older request need not wait any longer
             asking = person.asking = threading.Event()
         found = name and self.models.suggest(name, id(person), Request(text))
-        asking.wait(max(0, begin + self.plan.delay_ms / 1000 - time.monotonic()))
+        late = time.monotonic() - begin - self.plan.delay_ms / 1000
+        if late > 0 and self.plan.delay_ms and not asking.is_set():
+            self.warn(late)
+        asking.wait(max(0, -late))
         return {"suggestion": found.text if found else ""}
+
+    def warn(self, late):
+        """Says that a suggestion came later than planned, the first time and whenever it doubles."""
+        if late > 2 * self.latest:
+            self.latest = late
+            print(f"A suggestion came {1000 * late:.0f} ms later than delay_ms: the delay may tell "
+                  "who it is; raise delay_ms in plan.json")
 
     def test(self, body, begin):
         """How many tests the program passes, up to the first that fails."""
         person, code = self.person(body), program(body)
         if not self.plan.run_programs:
             raise Refused(403, "the plan of this study does not run programs")
-        with self.runs:
-            [verdict] = judge_all([(code, person.problem.tests)], 1, label=None)
+        if not person.running.acquire(blocking=False):
+            raise Refused(429, "your program is running: wait for its result")
+        try:
+            with self.runs:
+                [verdict] = judge_all([(code, person.problem.tests)], 1, label=None)
+        finally:
+            person.running.release()
         return {"passed": verdict.passed, "outcome": verdict.outcome,  # and nothing it printed
                 "test": verdict.test, "tests": len(person.problem.tests)}
 
@@ -365,7 +401,7 @@ class Trial:
         with person.lock:
             write_text(person.folder / "answers.json", json.dumps(answers, indent=2) + "\n")
             person.answered = True
-        print(f"{sum(each.answered for each in self.people.values())} people have finished")
+        self.progress()
         return {"answered": True}
 
 
