@@ -181,16 +181,16 @@ def test_the_terminal_says_where_people_are(klass, capsys):
     one, two = klass.join(), klass.join()
     klass.send(one, BEGIN)
     assert capsys.readouterr().out.splitlines() == [
-        "1 people: 1 before part 1", "2 people: 2 before part 1",
-        "2 people: 1 before part 1, 1 in part 1"]
+        "1 joined: 1 before part 1", "2 joined: 2 before part 1",
+        "2 joined: 1 before part 1, 1 in part 1"]
     klass.send(one, ("character_typed", "a", 1))
     assert capsys.readouterr().out == ""
     klass.send(one, ("done", "", 1))
     klass.send(one, BEGIN, ("done", "", 0), part=1)
     klass.post("answers", word=one, answers=dict.fromkeys(EXAMPLE["questions"], "assistant_1"))
     assert capsys.readouterr().out.splitlines()[-2:] == [
-        "2 people: 1 at the questions, 1 before part 1",
-        "2 people: 1 before part 1, 1 have finished"]
+        "2 joined: 1 at the questions, 1 before part 1",
+        "2 joined: 1 before part 1, 1 have finished"]
     assert two not in capsys.readouterr().out
 
 

@@ -350,7 +350,7 @@ class Trial:
         line = ", ".join(f"{counts[place]} {place}" for place in sorted(counts))
         if line != self.told:
             self.told = line
-            print(f"{len(self.people)} people: {line}")
+            print(f"{len(self.people)} joined: {line}")
 
     def suggest(self, body, begin):
         """A suggestion of the part's assistant, after the same delay whichever it is."""
