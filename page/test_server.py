@@ -24,7 +24,7 @@ from page.server import BODY, Config, Server, is_loopback
 from page.api import Api
 from page.completions import Completions
 from realcode.suggest import heal
-from support.testing import empower_py, tiny_run
+from support.testing import in_process, tiny_run
 
 PROGRAM = "n = int(input())\nitems = list(map(int, input().split()))\nprint(sum(items))\n"
 
@@ -371,7 +371,7 @@ def test_bad_settings_are_refused_in_one_sentence(tmp_path):
     for arguments, word in ((("--port", "70000"), "65535"), (("--host", "nowhere.invalid"), "cannot"),
                             (("--out", tmp_path), "no finished run"), (("--assistant", "x"), "NAME"),
                             (("--model", tmp_path / "x"), "x")):
-        status, stdout, stderr = empower_py("page", "--no-browser", *arguments)
+        status, stdout, stderr = in_process("page", "--no-browser", *arguments)
         assert status == 2 and stdout == "" and word in stderr and stderr.count("\n") == 1, stderr
     assert is_loopback("127.0.0.2") and is_loopback("::1") and not is_loopback("0.0.0.0")
 

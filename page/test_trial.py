@@ -20,7 +20,7 @@ from page.server import Config
 from page.study import Figures, analyse, figures, read_log, read_study
 from page.trial import AT_ONCE, HEADER, RUNS, Trial, arrangement, edited
 from support.cli import UserError
-from support.testing import empower_py
+from support.testing import in_process
 
 
 @pytest.fixture(scope="module")
@@ -487,7 +487,7 @@ def test_answers_end_the_study_for_a_person(klass):
 
 def test_without_a_plan_an_example_is_written(tmp_path):
     folder = tmp_path / "study"
-    status, stdout, stderr = empower_py("page", "--no-browser", "--study", folder)
+    status, stdout, stderr = in_process("page", "--no-browser", "--study", folder)
     assert status == 2 and stdout == "" and "edit both" in stderr
     plan = open_plan(folder)
     assert plan.assistants == tuple(EXAMPLE["assistants"]) and plan.consent == CONSENT

@@ -368,7 +368,7 @@ class Trial:
         return {"suggestion": found.text if found else ""}
 
     def warn(self, late):
-        """Says that a suggestion came later than planned, the first time and whenever it doubles."""
+        """Says that a suggestion came later than planned: the first, and any twice as late."""
         if late > 2 * self.latest:
             self.latest = late
             print(f"A suggestion came {1000 * late:.0f} ms later than delay_ms: the delay may tell "

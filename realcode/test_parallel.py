@@ -1,8 +1,10 @@
 """Tests of training with several processes: two on the CPU, started by torchrun."""
 
 import json
+import multiprocessing.connection
 import os
 import random
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+import empower
 from empower import train
 from realcode import gpus
 from realcode.finetune import whole_model
@@ -136,15 +139,50 @@ def torchrun(*command, processes=2):
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)})
 
 
+def as_rank(rank, port, folder, work, arguments):
+    """What torchrun does to start a process; what it prints goes to files."""
+    os.environ.update({"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
+                       "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+                       "TORCHELASTIC_RUN_ID": "test"})
+    torch.set_num_threads(1)
+    for name, file in (("stdout", 1), ("stderr", 2)):
+        os.dup2(os.open(folder / f"{name}-{rank}", os.O_WRONLY | os.O_CREAT), file)
+    work(*arguments)
+
+
+def in_two(folder, work, *arguments):
+    """Work in two processes, forked from one that has imported torch, which takes long.
+
+    Returns (their exit statuses, what they printed to stdout, to stderr).
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["realcode.test_parallel", "torch._dynamo"])
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ranks = [context.Process(target=as_rank, args=(rank, port, folder, work, arguments))
+             for rank in range(2)]
+    for process in ranks:
+        process.start()
+    while any(process.exitcode is None for process in ranks):
+        multiprocessing.connection.wait([p.sentinel for p in ranks if p.exitcode is None], 300)
+        if any(process.exitcode for process in ranks):
+            for process in ranks:
+                process.terminate()  # as torchrun does
+    return [process.exitcode for process in ranks], *(
+        "".join((folder / f"{name}-{rank}").read_text() for rank in range(2))
+        for name in ("stdout", "stderr"))
+
+
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
     """(what two processes found, their folder, what one process finds)"""
     folder, one = tmp_path_factory.mktemp("two"), {kind: trained(kind) for kind in KINDS}
     for kind in KINDS:
         interrupted(kind, folder / f"one-{kind}.pt")
-    done = torchrun(__file__, "in_two_processes", folder)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("said by rank 0") == 1
+    statuses, stdout, stderr = in_two(folder, in_two_processes, folder)
+    assert statuses == [0, 0], stderr
+    assert stdout.count("said by rank 0") == 1
     return json.loads((folder / "found.json").read_text()), folder, one
 
 
@@ -236,9 +274,10 @@ def test_finetune_makes_the_same_files_with_two_processes(tmp_path):
 
 
 def test_a_wrong_flag_is_reported_once(tmp_path):
-    done = torchrun("empower.py", "finetune", "--model", tmp_path, "--corpus", "none", "--device",
-                    "cpu", "--out", tmp_path / "out")
-    assert done.returncode and done.stderr.count("there is no none") == 1
+    statuses, _, stderr = in_two(tmp_path, empower.main, [
+        "finetune", "--model", str(tmp_path), "--corpus", "none", "--device", "cpu",
+        "--out", str(tmp_path / "out")])
+    assert all(statuses) and stderr.count("there is no none") == 1
 
 
 def test_every_process_gets_equally_many_micro_batches(monkeypatch):

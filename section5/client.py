@@ -6,11 +6,13 @@ the server asks for in Retry-After. The key comes from the environment variable 
 is never printed or written.
 """
 
+import contextlib
 import http.client
 import json
 import os
 import random
 import re
+import socket
 import threading
 import time
 import urllib.parse
@@ -55,6 +57,7 @@ class Server:
         self.path = path if path.endswith("/v1") else f"{path}/v1"
         self.calls = self.retries = self.tokens = 0
         self._lock, self._local = threading.Lock(), threading.local()
+        self._ended, self._open = threading.Event(), set()
         self.model = model or self.first_model()
 
     def first_model(self):
@@ -113,6 +116,8 @@ class Server:
         """The JSON object that the server answers, after retries; a UserError if it does not."""
         retries = RETRIES if retries is None else retries
         for attempt in range(retries + 1):
+            if self._ended.is_set():
+                raise UserError(f"the calls of {self.url} were ended")
             try:
                 answer = self.attempt(method, path, body)
                 with self._lock:
@@ -125,10 +130,18 @@ class Server:
                 with self._lock:
                     self.retries += 1
                 # Threads that failed together do not come back together.
-                time.sleep(PAUSE * 2**min(attempt, 6) * random.uniform(0.75, 1.25)
-                           if pause is None else min(pause, 300))
+                self._ended.wait(PAUSE * 2**min(attempt, 6) * random.uniform(0.75, 1.25)
+                                 if pause is None else min(pause, 300))
         raise UserError(f"{self.url} does not answer ({reason}), after {retries} retries: is the "
                         "server running? The same command goes on")
+
+    def end(self):
+        """Ends all calls, those of other threads too, for instance after Ctrl-C."""
+        self._ended.set()
+        with self._lock:
+            for connection in self._open:
+                with contextlib.suppress(OSError, AttributeError):  # not connected yet
+                    connection.sock.shutdown(socket.SHUT_RDWR)
 
     def attempt(self, method, path, body):
         """One request; raises Failed if it is worth another try."""
@@ -186,12 +199,16 @@ class Server:
             kind = {"http": http.client.HTTPConnection, "https": http.client.HTTPSConnection}
             self._local.connection = kind[self.parts.scheme](
                 self.parts.hostname, self.parts.port, timeout=self.timeout)
+            with self._lock:
+                self._open.add(self._local.connection)
         return self._local.connection
 
     def close(self):
         """Ends this thread's connection; the next call opens another."""
         if getattr(self._local, "connection", None) is not None:
             self._local.connection.close()
+            with self._lock:
+                self._open.discard(self._local.connection)
             self._local.connection = None
 
 

@@ -61,7 +61,7 @@ def collect(cfg):
           f"program is kept in {cfg.out} at once.")
     with alone(Path(cfg.out)):
         in_parallel(left, lambda problem: attempt(cfg, server, problem), Path(cfg.out),
-                    cfg.parallel, "collect", server)
+                    cfg.parallel, "collect", [server])
     print(f"{len(problems)} programs are in {cfg.out}; {server.calls} calls, {server.retries} "
           f"retries, {server.tokens:,} tokens. Next: python empower.py finetune --corpus {cfg.out} "
           "--model DIR --out DIR2")
@@ -103,10 +103,11 @@ def alone(path):
         os.close(held)
 
 
-def in_parallel(items, work, path, threads, label, server):
+def in_parallel(items, work, path, threads, label, servers):
     """Appends work(item), a JSON row, to the file as soon as it is there, in any order.
 
-    After Ctrl-C or an error, the items at work are lost and no others are begun.
+    After Ctrl-C or an error, no others are begun, and those at work are lost: the calls of the
+    servers are ended. The bar counts the tokens of the first server.
     """
     with open(path, "a", encoding="utf-8") as file, ThreadPoolExecutor(threads) as pool, tqdm(
             total=len(items), desc=label, unit="problem", disable=None) as bar:
@@ -116,11 +117,13 @@ def in_parallel(items, work, path, threads, label, server):
                 file.write(json.dumps(future.result()) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
-                bar.set_postfix_str(f"{server.tokens / max(bar.format_dict['elapsed'], 1):.0f} "
+                bar.set_postfix_str(f"{servers[0].tokens / max(bar.format_dict['elapsed'], 1):.0f} "
                                     "tokens/s", refresh=False)
                 bar.update()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
+            for server in servers:
+                server.end()
             raise
 
 

@@ -24,6 +24,7 @@ from support.gguf_file import is_gguf
 from support.source import fingerprint
 
 ALONE = "Human alone"
+HUMANS = {"chat": PromptedHuman, "base": BaseHuman}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Config:
 
     def __post_init__(self):
         check_ranges(self)
-        if self.human_kind not in ("chat", "base"):
+        if self.human_kind not in HUMANS:
             raise UserError(f"--human-kind is {self.human_kind!r}: choose chat or base")
 
 
@@ -75,7 +76,7 @@ def play(cfg):
     encoding, rows = assistants(cfg, problems, sources)
     out = opened(cfg, problems, server, sources, encoding)
     announce(cfg, server, problems, rows)
-    seeded = obeys_seeds(server)
+    seeded = obeys_seeds(HUMANS[cfg.human_kind](server, encoding, cfg.turn_tokens, 1.0, cfg.seed))
     with alone(out):
         found, played = play_rows(cfg, server, encoding, problems, rows, out)
     results = {"config": dataclasses.asdict(cfg), "human": server.model, "problems": len(problems),
@@ -188,10 +189,10 @@ def announce(cfg, server, problems, rows):
           f"{cfg.parallel} problems at a time. Every finished episode is kept in {cfg.out}.")
 
 
-def obeys_seeds(server):
-    """Whether the server answers the same to the same seed, tried once."""
+def obeys_seeds(human):
+    """Whether the human's server answers the same to the same seed, tried once."""
     question = [{"role": "user", "content": "Write ten random words."}]
-    first, second = (server.chat(question, 20, 1.0, seed=7) for _ in range(2))
+    first, second = (human.chat(question, 20, "seeds", "") for _ in range(2))
     return first == second
 
 
@@ -239,10 +240,11 @@ def play_row(cfg, server, encoding, problems, name, assistant, out):
     path = out / "episodes" / f"{slug(name)}.jsonl"
     lines = {line["id"]: line for line in read_lines(
         path, ("id", "episode", "asked", "unclear"))}
-    kind = BaseHuman if cfg.human_kind == "base" else PromptedHuman
+    servers = [server, *([assistant.server] if isinstance(assistant, ServedAssistant) else [])]
 
     def episode(problem):
-        human = kind(server, encoding, cfg.turn_tokens, cfg.temperature, cfg.seed)
+        human = HUMANS[cfg.human_kind](server, encoding, cfg.turn_tokens, cfg.temperature,
+                                       cfg.seed)
         generator = torch_generator(cfg, f"{name} {problem.id}", pick_device(cfg.device))
         [played] = simhuman.play([f"{problem.statement}\n\n{problem.task}"], human, assistant,
                                  cfg.rounds, encoding.start, encoding.stops, generator, None)
@@ -250,7 +252,7 @@ def play_row(cfg, server, encoding, problems, name, assistant, out):
                 "unclear": human.unclear}
 
     in_parallel([problem for problem in problems if problem.id not in lines], episode, path,
-                cfg.parallel, name, server)
+                cfg.parallel, name, servers)
     return {line["id"]: line for line in read_lines(path, ("id", "episode"))}
 
 

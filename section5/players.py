@@ -120,18 +120,21 @@ class PromptedHuman:
     def chat(self, messages, max_tokens, purpose, statement):
         """Her answer; "" once what she is asked does not fit into her context."""
         try:
-            return self.server.chat(messages, max_tokens, self.temperature,
-                                    seed_of(self.seed, purpose, self.round, statement))
+            return self.answer(messages, max_tokens,
+                               seed_of(self.seed, purpose, self.round, statement))
         except TooLong:
             self.full = True
             return ""
+
+    def answer(self, messages, max_tokens, seed):
+        return self.server.chat(messages, max_tokens, self.temperature, seed)
 
 
 class BaseHuman(PromptedHuman):
     """pi_H: a base model, which continues the statement as a comment and the code.
 
-    She is asked for verdicts as above, but writes by continuing the text; the end of the text, or a
-    line that begins another problem, ends her program.
+    She writes by continuing the text; the end of the text, or a line that begins another problem,
+    ends her program. The question for a verdict is a text that she continues too.
     """
 
     END = "\n# Problem"
@@ -148,6 +151,12 @@ class BaseHuman(PromptedHuman):
             return [], False
         new = self.encoding.encode_ordinary(answer)
         return new[:self.turn_tokens], not new
+
+    def answer(self, messages, max_tokens, seed):
+        """Over /v1/completions: a base model has no template for a chat."""
+        asked = "\n\n".join(message["content"] for message in messages)
+        return self.server.complete(f"{asked}\n\nAnswer:\n", max_tokens, self.temperature, seed,
+                                    ["\nProblem:"])  # it would go on with another one
 
 
 # ------------------------------------------------------------------- assistants

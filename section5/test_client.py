@@ -91,11 +91,14 @@ def test_a_server_that_dies_and_comes_back(monkeypatch):
 
 def test_retry_after_is_obeyed(monkeypatch):
     pauses = []
-    monkeypatch.setattr(client.time, "sleep", pauses.append)
+    monkeypatch.setattr(threading.Event, "wait", lambda self, seconds=None: (
+        seconds and pauses.append(seconds)))
     busy = (429, b"", {"Retry-After": "7"})
     with serving(in_turn(busy, (503, b"", {"Retry-After": "Wed, 21 Oct 2026 07:28:00 GMT"}),
                          (503, b"", {}), chat("Hi"))) as (url, _):
-        Server(url).chat(HELLO, 1)
+        server = Server(url)
+        server.chat(HELLO, 1)
+        monkeypatch.undo()
     assert pauses[0] == 7 and 0.001 < pauses[1] < 0.003 < pauses[2] < 0.006
 
 

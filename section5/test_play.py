@@ -1,11 +1,13 @@
 """Tests of collect and play: real HTTP, a human and assistants that answer by a script."""
 
+import contextlib
 import json
 import re
 import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -14,7 +16,7 @@ import torch
 import empower
 from section5 import client, cost, players
 from section5.client import Server, TooLong
-from section5.collect import alone, read_lines
+from section5.collect import alone, in_parallel, read_lines
 from section5.players import PromptedHuman, prompt
 from section5.scripted import chat, completion, serving
 from section5.test_problems import DATA, READS, livecodebench
@@ -303,18 +305,48 @@ def test_bad_assistants_are_one_sentence(assistant, said, problems, tmp_path):
 
 def test_a_base_model_continues_the_statement(problems, tmp_path):
     def continues(path, body):
-        if "messages" in body:
-            return plays(path, body)
+        assert path == "/v1/completions"  # a base model has no template for a chat
+        if body["prompt"].endswith("Answer:\n"):
+            return completion("It is wrong.\nREJECT")
         code = body["prompt"].partition("Solution in Python\n")[2]
         return completion(PROGRAM[len(code):len(code) + 12])
 
     with serving(continues) as (url, script):
         run("play", "--problems", problems, "--human", url, "--out", tmp_path / "out",
-            "--human-kind", "base", "--limit", 1)
-    assert rows_of(tmp_path / "out")["Human alone"]["pass@1"] == 1
+            "--human-kind", "base", "--limit", 1, "--assistant", f"SFT-10={url}")
+    row = rows_of(tmp_path / "out")
+    assert row["Human alone"]["pass@1"] == row["SFT-10"]["pass@1"] == 1
+    assert row["SFT-10"]["accept_ratio"] == row["SFT-10"]["unclear"] == 0
     prompts = [body["prompt"] for _, body, _ in script.requests if body and "prompt" in body]
-    assert prompts[0] == ("# Problem\n# Add two numbers.\n#\n# It reads from standard input and "
+    assert next(prompt for prompt in prompts if prompt.startswith("#")) == ("# Problem\n# Add two numbers.\n#\n# It reads from standard input and "
                           "prints its answer.\n#\n# Solution in Python\n")
+
+
+def test_ctrl_c_does_not_wait_for_calls(tmp_path):
+    """Ctrl-C while another call hangs: that call is ended, and what was finished is kept."""
+    release, hung, waited = threading.Event(), threading.Event(), []
+
+    def hangs(path, body):
+        if body["messages"][0]["content"] == "hang":
+            hung.set()
+            waited.append(release.wait(60))
+        return chat("Hi")
+
+    def work(item):
+        if item == "interrupt":
+            assert hung.wait(20)
+            raise KeyboardInterrupt
+        return {"id": server.chat([{"role": "user", "content": item}], 1)}
+
+    with serving(hangs) as (url, _):
+        server = Server(url)
+        for items in (["fast"], ["hang", "interrupt", "never"]):
+            with contextlib.suppress(KeyboardInterrupt):
+                in_parallel(items, work, tmp_path / "rows", 2, None, [server])
+        assert (tmp_path / "rows").read_text() == '{"id": "Hi"}\n' and not waited
+        with pytest.raises(UserError, match="were ended"):
+            server.chat([{"role": "user", "content": "fast"}], 1)
+        release.set()
 
 
 PAGE = (ROOT / "section5" / "README.md").read_text()

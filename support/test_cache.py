@@ -33,17 +33,6 @@ STOPPING = [f"stopping of {name}" for name in RULES]
 LIMITS = "limits of care 0.05"
 
 
-def start(project, *arguments):
-    """A run in a copy of the project, as a separate process.
-
-    With one thread: those of two simultaneous runs would wait for each other in busy loops.
-    """
-    return subprocess.Popen(
-        [sys.executable, project / "empower.py", "--out", project / "out", *TINY, *arguments],
-        cwd=project, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        env={**os.environ, "OMP_NUM_THREADS": "1"})
-
-
 # Importing torch takes longer than a tiny run: done once, in a process that forks for each run.
 FORKS = """
 import json, os, runpy, signal, sys
@@ -214,12 +203,10 @@ def test_code_is_followed_through_names_modules_classes_and_constants(tmp_path):
 # ------------------------------------------------------------------- two runs, and kill -9
 
 
-def test_two_runs_in_one_folder_at_once_both_end_well(project, pristine):
+def test_two_runs_in_one_folder_at_once_both_end_well(forks, project, pristine):
     shutil.rmtree(project / "out")
-    both = [start(project), start(project)]
-    for process in both:
-        _, stderr = process.communicate()
-        assert process.returncode == 0, stderr
+    for _, log in [fork(forks, project), fork(forks, project)]:
+        assert wait_for(log, r"status \d+\n|Traceback").endswith("status 0\n")
     assert stable(project / "out") == stable(pristine / "out")
     assert not list((project / "out").rglob("*.tmp"))
 
