@@ -339,13 +339,13 @@ def test_the_same_events_sent_twice_at_once_count_once(klass, monkeypatch):
     """A browser that lost the connection sends again while the first request is still at work."""
     word = klass.join()
     klass.send(word, BEGIN)
-    person, append = klass.trial.people[word], page.trial.append
+    person = klass.trial.people[word]
 
-    def slow(path, text):
+    def slow(*arguments):
         time.sleep(0.1)
-        append(path, text)
+        return edited(*arguments)
 
-    monkeypatch.setattr(page.trial, "append", slow)
+    monkeypatch.setattr(page.trial, "edited", slow)
     threads = [threading.Thread(target=klass.send, args=(
         word, ("character_typed", "a", 1)), kwargs={"first": 2}) for _ in range(3)]
     for thread in threads:
