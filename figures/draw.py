@@ -26,12 +26,15 @@ STYLE = {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False,
 PAPER_ERRORS = (0.0115, 0.0115, 0.0087)
 
 
-def all_figures(results, published, folder):
-    """Draws every picture into the folder; yields the paths. published: of make.py real, or {}."""
-    found = [(draw, results) for draw in (care, rows_as_bars, lengths, budget, bound)]
-    for draw, some in found + [(real_code, published)] * bool(published):
+def all_figures(results, published, further, folder):
+    """Draws every picture into the folder; yields the paths.
+
+    published, further: what `make.py real` and `make.py real --further` found, or {}.
+    """
+    found = [(draw, [results]) for draw in (care, rows_as_bars, lengths, budget, bound)]
+    for draw, some in found + [(real_code, [published, further])] * bool(published):
         with plt.rc_context(STYLE):
-            figure = draw(some)
+            figure = draw(*some)
             for kind in ("png", "svg"):
                 path = folder / f"{draw.__name__.replace('_', '-')}.{kind}"
                 # No date: the same results make the same file.
@@ -212,18 +215,20 @@ def bound(results):
     return figure
 
 
-def real_code(results):
+def real_code(results, further=None):
     """Real code: the share saved against tokens read, and against pieces learned from."""
+    more = further["corpora"] if further else {}
     corpora = results["corpora"]
     figure, axes = plt.subplots(len(corpora), 2, figsize=(10.5, 3.3 * len(corpora)),
                                 layout="constrained", squeeze=False)
     for (left, right), (corpus, some) in zip(axes, corpora.items()):
         saved_by_reading(left, some["rows"])
-        saved_by_pieces(right, some)
+        curve = some["curve"] + more.get(corpus, {"curve": []})["curve"]
+        saved_by_pieces(right, some["rows"], curve)
         left.set_title(f"{corpus}: share of the tokens saved", fontsize=11)
         right.set_title(f"{corpus}: the same, by pieces learned from", fontsize=11)
         for ax, ticks in ((left, [10, 20, 50, 100, 200, 400]), (right, [
-                *results["plan"]["fewer"], results["plan"]["pieces"]])):
+                *sorted({row["pieces"] for row in curve})])):
             ax.set_xscale("log")
             ax.set_xticks(ticks, list(map(str, ticks)))
             ax.minorticks_off()
@@ -252,17 +257,17 @@ def saved_by_reading(ax, rows):
                     label=f"{kind}, {end}" if end else kind)
 
 
-def saved_by_pieces(ax, some):
+def saved_by_pieces(ax, rows, learned):
     """Trained assistants by the pieces they have learned from, and those without training."""
     for eta, dash in ((0.32, "--"), (1, "-")):
         name, curve = f"Empower ({eta:g})", {"all states": [], "one state": []}
-        for row in sorted(some["curve"], key=lambda row: row["pieces"]):
+        for row in sorted(learned, key=lambda row: row["pieces"]):
             if row["name"] == name and row["stops"] != "greedy":
                 curve[row["way"]].append(row)
-        for (way, rows), colour, marker in zip(curve.items(), (BLUE, ORANGE), "D^"):
-            ax.errorbar([row["pieces"] for row in rows], [row["share_saved"] for row in rows],
-                        yerr=[row["share_saved_se"] for row in rows], color=colour, marker=marker,
+        for (way, some), colour, marker in zip(curve.items(), (BLUE, ORANGE), "D^"):
+            ax.errorbar([row["pieces"] for row in some], [row["share_saved"] for row in some],
+                        yerr=[row["share_saved_se"] for row in some], color=colour, marker=marker,
                         linestyle=dash, linewidth=1.5, label=f"{name}, {way} of each")
-        for row in some["rows"]:
+        for row in rows:
             if row["name"] == f"Base stopped at {eta:g} bits":
                 ax.axhline(row["share_saved"], color=SKY, linestyle=dash, label=row["name"])

@@ -232,14 +232,14 @@ def obey(args):
             raise UserError(f"--seeds is {args.seeds}: give 2 to {max(report.STUDENT)}")
         return sweep(Plan(seeds=args.seeds), Config(out=args.out), args.results, args.workers)
     results = report.read(args.results)
-    losses, published = (path.exists() and json.loads(path.read_text()) for path in (
-        args.results.parent / name for name in ("tune.json", "real.json")))
+    losses, published, further = (path.exists() and json.loads(path.read_text()) for path in (
+        args.results.parent / name for name in ("tune.json", "real.json", "further.json")))
     try:
         if args.command == "report":
             print(report.text(results, losses))
-            return print(f"\n{real.text(published)}") if published else None
+            return print(f"\n{real.text(published, further)}") if published else None
         import draw
-        for path in draw.all_figures(results, published, args.results.parent):
+        for path in draw.all_figures(results, published, further, args.results.parent):
             print(path)
     except ModuleNotFoundError:
         raise UserError("matplotlib is missing: pip install -r figures/requirements.txt") from None

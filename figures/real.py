@@ -369,9 +369,10 @@ CURVE = {"assistant": "{name}", "pieces": "{pieces}", "states": "{way}", "stops"
          "written empty": "{written_empty:.2f}", "asked empty": "{asked_empty:.2f}"}
 
 
-def blocks(results):
-    """{heading: table} of everything found."""
-    found = {}
+def blocks(results, further=None):
+    """{heading: table} of everything found; further: the results of `real --further`, if any."""
+    found = {f"further, {heading}": block for heading, block in blocks(further).items()} \
+        if further else {}
     for corpus, some in results["corpora"].items():
         curve = [row for row in some["curve"] if row["name"] in ("Empower (0.32)", "Empower (1)")]
         most = max(row["pieces"] for row in some["curve"])
@@ -404,6 +405,7 @@ def against(differences):
         "trained": "{name}", "minus": "{other}", **{METRICS[key]: f"{{{key}}}" for key in keys}})
 
 
-def text(results):
+def text(results, further=None):
     """All tables, with their headings."""
-    return "\n\n".join(f"{heading}\n\n{block}" for heading, block in blocks(results).items())
+    return "\n\n".join(f"{heading}\n\n{block}"
+                       for heading, block in blocks(results, further).items())

@@ -296,7 +296,7 @@ def test_every_picture_is_drawn_and_the_same_results_draw_the_same(swept, tmp_pa
     assert make.main(["plot", "--results", str(swept[0])]) in (None, 0)
     drawn = sorted(path for path in swept[0].parent.iterdir() if path.suffix in (".svg", ".png"))
     assert len(drawn) == 10
-    for path in itertools.islice(draw.all_figures(swept[-1], {}, tmp_path), 4):
+    for path in itertools.islice(draw.all_figures(swept[-1], {}, {}, tmp_path), 4):
         assert path.read_bytes() == (swept[0].parent / path.name).read_bytes()
 
 
@@ -471,10 +471,10 @@ def test_without_matplotlib_one_sentence_names_it(swept, monkeypatch, capsys):
 def committed():
     """(the committed results, their tables)."""
     results = report.read(HERE / "results.json")
-    losses, published = (json.loads((HERE / name).read_text()) for name in (
-        "tune.json", "real.json"))
+    losses, *published = (json.loads((HERE / name).read_text()) for name in (
+        "tune.json", "real.json", "further.json") if (HERE / name).exists())
     return results, {**report.tables(results), "tuning": report.tuning(losses),
-                     **real.blocks(published)}
+                     **real.blocks(*published)}
 
 
 @pytest.mark.parametrize("name", PAGES)
