@@ -3,6 +3,7 @@
     DIR/PERSON/ASSISTANT/PROBLEM.tsv     what happened, in the published editor's format
     DIR/PERSON/mapping.json              {"assistant_1": name, "assistant_2": name}, if it was blind
     DIR/PERSON/answers.json              {question: "assistant_1" or "assistant_2"}
+    DIR/PERSON/tests.jsonl               each run of the tests: {"part": ..., "passed": ...}
 
 `python empower.py page --study DIR` leaves them like this. The logs in a folder ASSISTANT that is
 called "alone" are of the part without an assistant: a row of the table, in none of the tests.
@@ -10,15 +11,15 @@ called "alone" are of the part without an assistant: a row of the table, in none
 A log is tab-separated, with a header: timestamp, action_type, action_info, caret_index. The caret
 is that after the action; tabs and line breaks in action_info are written as \\t, \\n, \\r.
 
-Votes are tested by an exact binomial test, one-sided, as in the paper; accept ratios by a test of
-two proportions with separate variances, one-sided for the higher one, which gives the paper's p
-from its counts; characters deleted per accepted suggestion by a paired t-test over the people who
-accepted something of both, two-sided. The test of accept ratios takes every suggestion as
-independent, which those of one person are not: read its p with caution.
+Votes are tested by an exact binomial test, one-sided, as in the paper: against a draw among all
+assistants. Accept ratios are tested by a test of two proportions with separate variances, one-sided
+for the higher one, which gives the paper's p from its counts; characters deleted per accepted
+suggestion by a paired t-test over the people who accepted something of both, two-sided.
 """
 
 import argparse
 import dataclasses
+import itertools
 import json
 import math
 import sys
@@ -38,12 +39,13 @@ COLUMNS = ["timestamp", "action_type", "action_info", "caret_index"]
 # ------------------------------------------------------------------- statistics
 
 
-def votes_p(votes, people):
-    """One-sided exact binomial p: at least so many of the people choose it by tossing a coin.
+def votes_p(votes, people, choices=2):
+    """One-sided exact binomial p: at least so many choose this one if all draw among `choices`.
 
     Example: 14 of 18 is 0.0154.
     """
-    return sum(math.comb(people, k) for k in range(votes, people + 1)) / 2 ** people
+    return sum(math.comb(people, k) * (choices - 1) ** (people - k)
+               for k in range(votes, people + 1)) / choices ** people
 
 
 def normal_above(z):
@@ -170,7 +172,10 @@ def figures(actions):
 
 
 def read_study(folder):
-    """{person: ({assistant: Figures}, {question: assistant})} of a folder."""
+    """{person: ({assistant: Figures}, {question: assistant}, assistants)} of a folder.
+
+    The last are those with which the person's program passed all tests.
+    """
     study = {}
     for person in sorted(path for path in Path(folder).iterdir() if path.is_dir()):
         names = as_json(person / "mapping.json")
@@ -182,11 +187,21 @@ def read_study(folder):
                     (figures(read_log(log)) for log in logs), Figures())
         if found:
             answers = as_json(person / "answers.json")
-            study[person.name] = found, {question: names.get(choice, choice)
-                                         for question, choice in answers.items()}
+            study[person.name] = found, {
+                question: names.get(choice, choice) for question, choice in answers.items()}, {
+                names.get(part, part) for part in passed_parts(person / "tests.jsonl")}
     if not study:
         raise UserError(f"{folder} has no logs: give a folder with PERSON/ASSISTANT/PROBLEM.tsv")
     return study
+
+
+def passed_parts(path):
+    """The parts of a study in which a program passed all tests; none if none was run."""
+    try:
+        runs = [json.loads(line) for line in read_text(path).splitlines()] if path.exists() else []
+        return {run["part"] for run in runs if run["passed"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} cannot be read ({error!r}): mend or remove it") from None
 
 
 def as_json(path):
@@ -204,15 +219,16 @@ def as_json(path):
 
 def analyse(study):
     """The paper's figures as plain data, the assistants in the order of their names."""
-    names = sorted({name for found, _ in study.values() for name in found})
+    names = sorted({name for found, *_ in study.values() for name in found})
     rows = []
     for name in names:
-        each = [found[name] for found, _ in study.values() if name in found]
+        each = [found[name] for found, *_ in study.values() if name in found]
         whole, people = sum(each, Figures()), len(each)
         ratios = [one.deleted / one.accepted for one in each if one.accepted]
         rows.append({
             "name": name, "people": people, "suggestions": whole.proposed / people,
             "characters": whole.shown / whole.proposed if whole.proposed else None,
+            "solved": sum(name in solved for *_, solved in study.values()),
             "typed": whole.typed / people, "accepted": whole.accepted, "proposed": whole.proposed,
             "accept_ratio": whole.accepted / whole.proposed if whole.proposed else None,
             "deleted_per_accepted": float(np.mean(ratios)) if ratios else None,
@@ -221,23 +237,27 @@ def analyse(study):
         rows[-1]["deleted"] = None if not ratios else "{deleted_per_accepted:.2f}".format_map(
             rows[-1]) + (" ± {deleted_se:.2f}".format_map(rows[-1]) if len(ratios) > 1 else "")
     names = [name for name in names if name != ALONE]
-    pair = [row for row in rows if row["name"] != ALONE]
-    return {"people": len(study), "rows": rows, "votes": votes(study, names),
-            "tests": tests(study, pair) if len(pair) == 2 else []}
+    return {"people": len(study), "finished": sum(bool(answers) for _, answers, _ in study.values()),
+            "rows": rows, "votes": votes(study, names), "tests": [
+                test for pair in itertools.combinations(
+                    [row for row in rows if row["name"] != ALONE], 2) for test in tests(study, pair)]}
 
 
 def votes(study, names):
-    """Who was chosen how often for each question, with the p of the one with more votes."""
-    questions = {question: [] for _, answers in study.values() for question in answers}
-    for _, answers in study.values():
+    """Who was chosen how often for each question, with the p of the one with most votes."""
+    questions = {question: [] for _, answers, _ in study.values() for question in answers}
+    for _, answers, _ in study.values():
         for question, choice in answers.items():
             questions[question].append(choice)
     found = []
     for question, choices in questions.items():
         counted = [choice for choice in choices if choice in names]
-        best = max(names, key=counted.count, default=None)
-        found.append({"question": question, "most": best, "votes": counted.count(best),
-                      "people": len(counted), "p": votes_p(counted.count(best), len(counted))})
+        most = max(map(counted.count, names), default=0)
+        best = [name for name in names if counted.count(name) == most]
+        found.append({
+            "question": question, "votes": most, "people": len(counted),
+            "most": best[0] if len(best) == 1 else f"a tie: {', '.join(best)}",
+            "p": votes_p(most, len(counted), len(names)) if len(best) == 1 else None})
     return found
 
 
@@ -245,38 +265,45 @@ def tests(study, rows):
     """The two tests between two assistants; the first is the one with the higher accept ratio."""
     first, second = sorted(rows, key=lambda row: -(row["accept_ratio"] or 0))
     both = [[found[row["name"]] for row in (first, second) if row["name"] in found]
-            for found, _ in study.values()]
+            for found, *_ in study.values()]
     pairs = [pair for pair in both if len(pair) == 2 and all(one.accepted for one in pair)]
     p = paired_t(*zip(*((a.deleted / a.accepted, b.deleted / b.accepted) for a, b in pairs)))[1] \
         if pairs else math.nan
     ratios_p = proportions_p(first["accepted"], first["proposed"], second["accepted"],
                              second["proposed"])
     return [{"test": "accept ratio, two proportions, one-sided", "first": first["name"],
+             "second": second["name"],
              "statistic": first["accept_ratio"], "other": second["accept_ratio"],
              "p": None if math.isnan(ratios_p) else ratios_p},
             {"test": f"deleted per accepted, paired t over {len(pairs)} people, two-sided",
-             "first": first["name"], "statistic": first["deleted_per_accepted"],
+             "first": first["name"], "second": second["name"],
+             "statistic": first["deleted_per_accepted"],
              "other": second["deleted_per_accepted"], "p": None if math.isnan(p) else p}]
 
 
 def as_text(results):
     """The tables of a study."""
-    parts = [f"{results['people']} people. Suggestions and characters typed per person, characters "
-             "per suggestion, characters\ndeleted per accepted suggestion (mean over people ± "
-             "standard error).",
+    parts = [f"{results['people']} people, {results['finished']} of whom have answered the "
+             "questions. Suggestions and characters typed\nper person, characters per suggestion, "
+             "characters deleted per accepted suggestion (mean over people ±\nstandard error); "
+             "solved: people whose program passed all tests in this part.",
              table(results["rows"], {
                  "assistant": "{name}", "people": "{people}", "suggestions": "{suggestions:.1f}",
                  "characters": "{characters:.1f}", "typed": "{typed:.1f}",
                  "accept ratio": "{accept_ratio:.2%}",
-                 "deleted": "{deleted:}"})]
+                 "deleted": "{deleted:}", "solved": "{solved}"})]
     if results["votes"]:
         parts.append(table(results["votes"], {
             "question": "{question}", "most votes": "{most}", "votes": "{votes}",
             "of": "{people}", "p, one-sided": "{p:.5f}"}))
     if results["tests"]:
         parts.append(table(results["tests"], {
-            "test": "{test}", "first": "{first}", "its value": "{statistic:.4f}",
-            "the other's": "{other:.4f}", "p": "{p:.5f}"}))
+            "test": "{test}", "first": "{first}", "second": "{second}",
+            "the first's": "{statistic:.4f}", "the second's": "{other:.4f}", "p": "{p:.5f}"}))
+    if results["votes"] or results["tests"]:
+        parts.append("A one-sided p is for whoever comes first, as in the paper: double it if you "
+                     "did not expect that one.\nThe test of accept ratios takes all suggestions as "
+                     "independent, which those of one person are not.")
     return "\n\n".join(parts)
 
 

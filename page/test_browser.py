@@ -233,6 +233,15 @@ def test_tab_indents_lines_and_still_accepts_after_escape(browser, served):
     assert browser.see("#editor textarea").get_attribute("value") == indented
 
 
+def test_a_suggestion_of_white_space_is_seen(browser, served):
+    browser.open(served.address, "#write")
+    browser.see("#editor textarea")
+    assert browser.script("return [visible('\\n  '), visible('a b\\n'), visible('')]") == [
+        "⏎\n··", "a b\n", ""]
+    browser.script("writer.dismiss(); writer.ghost = '\\n'; writer.draw()")
+    assert "⏎" in browser.text("#editor .ghost")
+
+
 def test_the_page_follows_the_caret(browser, served):
     browser.open(served.address, "#write")
     area = browser.see("#editor textarea")
@@ -278,8 +287,11 @@ def test_an_episode_plays(browser, served):
 # ------------------------------------------------------------------- the study
 
 
-def take_part(browser, server, program, trouble=lambda: None):
-    """One simulated person, from joining to the thanks; returns the code word."""
+def take_part(browser, server, folder, program, trouble=lambda: None, late=False):
+    """One simulated person, from joining to the thanks; returns the code word.
+
+    late: runs the tests, and lets the time of the last part run out.
+    """
     browser.open(server.address)
     browser.see("#join-code").send_keys("1234")
     browser.click("#join")
@@ -289,6 +301,9 @@ def take_part(browser, server, program, trouble=lambda: None):
         browser.see("#intro-title", f"Part {part} of 2: with assistant {part}")
         browser.click("#begin")
         area = browser.see("#study-editor textarea")
+        mapping = json.loads((folder / word / "mapping.json").read_text())
+        if mapping[f"assistant_{part}"] == "Base-10":  # it always has something to say
+            browser.wait(lambda: browser.text("#study-editor .ghost"))
         for line in program[part - 1]:
             area.send_keys(line)
             browser.script("arguments[0].blur(); arguments[0].focus()", area)
@@ -298,9 +313,19 @@ def take_part(browser, server, program, trouble=lambda: None):
         browser.wait(lambda: browser.text("#study-editor .ghost"))
         area.send_keys(Keys.TAB, Keys.BACK_SPACE, Keys.BACK_SPACE, Keys.ENTER)
         browser.wait(lambda: not browser.script("return study.recorder.queue.length"))
-        browser.script("window.confirm = () => true")
-        browser.click("#finish")
+        if late and part == 2:
+            browser.click("#test")
+            browser.see("#verdict", "test 1 of 2: ")
+            area.send_keys(" ", Keys.BACK_SPACE)
+            assert browser.text("#verdict") == ""  # it was about another program
+            browser.wait(lambda: not browser.script("return study.recorder.queue.length"))
+            browser.script("study.used = 1e6")
+            browser.see("#message", "The time for this part is over.")
+        else:
+            browser.script("window.confirm = () => true")
+            browser.click("#finish")
     browser.see("#study-questions h2")
+    assert ("time for this part" in browser.text("#message")) == late
     for question in browser.all("#questions fieldset"):
         question.find_elements(By.CSS_SELECTOR, "input")[0].click()
     browser.click("#answer")
@@ -315,7 +340,7 @@ def test_a_study_with_a_reload_and_a_killed_server(browser, tmp_path):
     folder = tmp_path / "study"
     folder.mkdir()
     (folder / "plan.json").write_text(json.dumps(
-        {**EXAMPLE, "join_code": "1234", "delay_ms": 0}))
+        {**EXAMPLE, "join_code": "1234", "delay_ms": 0, "run_programs": True}))
     (folder / "consent.txt").write_text(CONSENT)
     server = Served("--study", folder)
     try:
@@ -334,9 +359,9 @@ def test_a_study_with_a_reload_and_a_killed_server(browser, tmp_path):
             kill()
             browser.open(server.address)
 
-        words = [take_part(browser, server, (["n = int(input())\n"], ["# more\n"]), reload),
-                 take_part(browser, server, (["n = int(input())\n"], ["# more\n"]),
-                           kill_while_typing)]
+        program = ["n = int(input())\n"], ["# more\n"]
+        words = [take_part(browser, server, folder, program, reload, late=True),
+                 take_part(browser, server, folder, program, kill_while_typing)]
         for word, kept in zip(words, (0, 2)):
             events = [json.loads(line) for line in
                       (folder / word / "events.jsonl").read_text().splitlines()]
@@ -345,7 +370,7 @@ def test_a_study_with_a_reload_and_a_killed_server(browser, tmp_path):
             assert code.startswith("n = int(input())\n") and code.count("# more") == 1
             assert code.count("# kept") == kept and code.count("items = list(") == 2
         found = analyse(read_study(folder))
-        assert found["people"] == 2 and {row["name"] for row in found["rows"]} == {
+        assert found["people"] == found["finished"] == 2 and {row["name"] for row in found["rows"]} == {
             "Empower (0.32)", "Base-10"}
         assert all(row["accepted"] == 2 and row["deleted_per_accepted"] == 2
                    for row in found["rows"])

@@ -19,6 +19,8 @@ from support.testing import ROOT
 def test_the_papers_votes_have_the_papers_p(votes, p, half):
     assert votes_p(votes, 18) == pytest.approx(p, abs=half)
     assert votes_p(0, 18) == 1
+    assert votes_p(2, 2, choices=3) == pytest.approx(1 / 9)
+    assert votes_p(1, 2, choices=3) == pytest.approx(5 / 9)
 
 
 def test_the_papers_accept_ratios_have_the_papers_p():
@@ -126,6 +128,32 @@ def test_answers_without_logs_of_an_assistant_are_not_votes(tmp_path):
     results = analyse(read_study(tmp_path))
     assert [row["name"] for row in results["rows"]] == ["alone"]
     assert results["tests"] == [] and results["people"] == 1
+
+
+def test_ties_three_assistants_and_solved_problems(study):
+    """Each of three people votes for another one of three assistants; one solved it with C."""
+    for k, vote in enumerate(("assistant_1", "assistant_2", "assistant_3")):
+        person = study / f"person-{k}"
+        written(person / "assistant_3" / "sum.tsv", ("proposed_suggestion", "w", 0))
+        (person / "mapping.json").write_text(
+            '{"assistant_1": "A", "assistant_2": "B", "assistant_3": "C"}')
+        (person / "answers.json").write_text(json.dumps({"enjoyed": vote}))
+    (study / "person-0" / "tests.jsonl").write_text(
+        '{"part": "assistant_1", "passed": false}\n{"part": "assistant_3", "passed": true}\n')
+    (study / "person-2" / "answers.json").unlink()
+    results = analyse(read_study(study))
+    assert results["votes"] == [{"question": "enjoyed", "most": "a tie: A, B", "votes": 1,
+                                 "people": 2, "p": None}]
+    assert (results["people"], results["finished"]) == (3, 2)
+    assert [row["solved"] for row in results["rows"]] == [0, 0, 1]
+    assert [(test["first"], test["second"]) for test in results["tests"][::2]] == [
+        ("A", "B"), ("A", "C"), ("B", "C")]
+    (study / "person-1" / "answers.json").write_text('{"enjoyed": "assistant_1"}')
+    [vote] = analyse(read_study(study))["votes"]
+    assert vote["most"] == "A" and vote["p"] == pytest.approx(1 / 9)
+    (study / "person-0" / "tests.jsonl").write_text("{}\n")
+    with pytest.raises(UserError, match="tests.jsonl cannot be read"):
+        read_study(study)
 
 
 def test_the_command_prints_the_table_and_json(study, tmp_path, capsys):

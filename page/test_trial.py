@@ -86,6 +86,7 @@ BEGIN = ("current_code", "", 0)
 
 def test_a_person_joins_with_the_code_and_is_known_by_a_word(klass):
     refused(403, klass.post, "join", join_code="4321")
+    assert klass.post("join", join_code=" 1234")
     refused(403, klass.post, "join", join_code="\ud800")
     word = klass.join()
     refused(403, klass.state, word + "0")
@@ -438,6 +439,14 @@ def test_programs_run_only_if_the_plan_says_so(klass, tmp_path, models, capsys):
     found = klass.post("test", word=word, text="print(6)")
     assert (found["passed"], found["test"], found["tests"]) == (False, 1, 2)
     assert found["outcome"] == "wrong answer" and "6" not in json.dumps(found)
+    klass.send(word, BEGIN, ("done", "", 0))
+    klass.send(word, BEGIN, part=1)
+    klass.post("test", word=word, text=right)
+    runs = [json.loads(line) for line in
+            (klass.folder / word / "tests.jsonl").read_text().splitlines()]
+    assert [(run["part"], run["passed"], run["event"]) for run in runs] == [
+        ("assistant_1", True, 0), ("assistant_1", False, 0), ("assistant_2", True, 3)]
+    assert sum(row["solved"] for row in analyse(read_study(klass.folder))["rows"]) == 2
 
 
 def test_few_programs_run_at_a_time_and_one_for_each_person(tmp_path, models, monkeypatch):

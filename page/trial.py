@@ -4,6 +4,7 @@
     DIR/PERSON/person.json               which assistant comes when, and the problem
     DIR/PERSON/events.jsonl              all that happened, as it happened: the record
     DIR/PERSON/ASSISTANT/PROBLEM.tsv     the same in the published editor's format, for study.py
+    DIR/PERSON/tests.jsonl               each run of the tests, and what came of it
     DIR/PERSON/mapping.json, answers.json
 
 A person is known by a code word only. It is also the key to what the person has written, so it is
@@ -290,8 +291,9 @@ class Trial:
 
     def join(self, body, begin):
         """A code word for a new person."""
-        given = field(body, "join_code", str).strip().encode(errors="replace")
-        if not secrets.compare_digest(given, self.plan.join_code.strip().encode()):
+        given, wanted = (code.strip().casefold().encode(errors="replace") for code in (
+            field(body, "join_code", str), self.plan.join_code))
+        if not secrets.compare_digest(given, wanted):
             raise Refused(403, "this is not the code to join: ask who runs the study")
         with self.lock:
             if len(self.people) >= self.plan.most_people:
@@ -386,6 +388,11 @@ class Trial:
                 [verdict] = judge_all([(code, person.problem.tests)], 1, label=None)
         finally:
             person.running.release()
+        part = person.parts[min(person.part, len(person.parts) - 1)]
+        with person.lock:
+            append(person.folder / "tests.jsonl", json.dumps({
+                "part": part, "event": person.last, "passed": verdict.passed,
+                "outcome": verdict.outcome, "test": verdict.test}) + "\n")
         return {"passed": verdict.passed, "outcome": verdict.outcome,  # and nothing it printed
                 "test": verdict.test, "tests": len(person.problem.tests)}
 
