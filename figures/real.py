@@ -72,6 +72,7 @@ FURTHER = RealPlan(corpora=("stdlib",), etas=(0.32, 1), ns=(10,), pieces=256, fe
 WAYS = ("all states", "one state")
 KINDS = {"Empower": (empower, 1), "SFT": (sft, 10)}  # rules for which the rate is chosen
 STOPS = ("greedy", "silent as asked")
+ALONE = "Human alone"
 
 
 def installed(module, package):
@@ -307,7 +308,8 @@ def play_trained(plan, out, corpus, k):
 def answer(plan, out, corpus):
     """Everything about one corpus as plain data."""
     lab = laboratory(plan, out, corpus)
-    cfg, rows, curve = lab.cfg, {}, []
+    cfg, curve = lab.cfg, []
+    rows = {ALONE: lab.play(ALONE, None)}
     for name, assistant in lab.untrained().items():
         rows[name] = lab.play(name, assistant)
     for name, rule, n, way in trainings(plan):
@@ -336,22 +338,30 @@ def mean_bits(pieces):
 
 
 def differences(lab, plan, rows):
-    """Trained Empower minus the threshold without training, minus Base-10 and minus SFT-10."""
+    """Trained Empower minus other rows, with 95% intervals over programs."""
     found = []
-    for eta in plan.etas:
-        for stops in STOPS:
-            ours = f"Empower ({eta:g}), {stops}"
-            K = plan.turn_tokens
-            for other in (f"Base stopped at {eta:g} bits", f"Base-{K}", f"SFT-{K}, greedy"):
-                if other not in rows:
-                    continue
-                for metric, value in metrics(lab.cfg, replayed=True).items():
-                    a, b = ([value(episode) for episode in rows[name]] for name in (ours, other))
-                    difference, low, high = simhuman.paired_difference(
-                        a, b, numpy_generator(lab.cfg, "bootstrap"))
-                    found.append({"ours": ours, "other": other, "metric": metric,
-                                  "difference": difference, "low": low, "high": high})
+    for ours, other in compared(plan, rows):
+        for metric, value in metrics(lab.cfg, replayed=True).items():
+            a, b = ([value(episode) for episode in rows[name]] for name in (ours, other))
+            difference, low, high = simhuman.paired_difference(
+                a, b, numpy_generator(lab.cfg, "bootstrap"))
+            found.append({"ours": ours, "other": other, "metric": metric,
+                          "difference": difference, "low": low, "high": high})
     return found
+
+
+def compared(plan, rows):
+    """[(trained Empower, another row)]: the threshold, nobody, and K_H or as few tokens as it has.
+
+    The offset on the stop token is compared with the threshold alone.
+    """
+    found, sizes = [], sorted({min(plan.ns), plan.turn_tokens})
+    for eta in plan.etas:
+        threshold = f"Base stopped at {eta:g} bits"
+        found += [(f"Empower ({eta:g}), {stops}", threshold) for stops in STOPS]
+        found += [(f"Empower ({eta:g}), greedy", other) for other in (
+            ALONE, *(f"Base-{n}" for n in sizes), *(f"SFT-{n}, greedy" for n in sizes))]
+    return [pair for pair in found if pair[1] in rows]
 
 
 # ------------------------------------------------------------------- tables

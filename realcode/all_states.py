@@ -15,7 +15,7 @@ stop, and both are targets, weighted by how many states want them:
 
 Within a program the loss is in proportion to the sum of `empower.sft_loss` over all states, which
 is what the paper's loss is on average, where one state is drawn; the noise of the draw is gone, for
-the cost of one example. Every place of every program counts alike.
+the cost of one example. A program counts by its length, however long its completions are.
 """
 
 import numpy as np
