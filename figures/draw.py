@@ -219,7 +219,7 @@ def real_code(results, further=None):
     """Real code: the share saved against tokens read, and against pieces learned from."""
     more = further["corpora"] if further else {}
     corpora = results["corpora"]
-    figure, axes = plt.subplots(len(corpora), 2, figsize=(10.5, 3.3 * len(corpora)),
+    figure, axes = plt.subplots(len(corpora), 2, figsize=(10.5, 3.1 * len(corpora)),
                                 layout="constrained", squeeze=False)
     for (left, right), (corpus, some) in zip(axes, corpora.items()):
         saved_by_reading(left, some["rows"])
@@ -262,7 +262,7 @@ def saved_by_pieces(ax, rows, learned):
     for eta, dash in ((0.32, "--"), (1, "-")):
         name, curve = f"Empower ({eta:g})", {"all states": [], "one state": []}
         for row in sorted(learned, key=lambda row: row["pieces"]):
-            if row["name"] == name and row["stops"] != "greedy":
+            if row["name"] == name and row["stops"] == "greedy":
                 curve[row["way"]].append(row)
         for (way, some), colour, marker in zip(curve.items(), (BLUE, ORANGE), "D^"):
             ax.errorbar([row["pieces"] for row in some], [row["share_saved"] for row in some],
