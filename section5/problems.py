@@ -12,6 +12,7 @@ try a program on: stdin tests directly, tests that call the program through harn
 
 import ast
 import base64
+import collections
 import dataclasses
 import datetime
 import io
@@ -103,8 +104,8 @@ def read_problems(path, since="", difficulty="", limit=None):
     """The Problems in a JSONL or JSON file, in order.
 
     since: an ISO date; problems before it, or without a date, are left out. difficulty: only these,
-    for instance "easy" or "easy,medium". limit: at most so many, the first. A UserError says what
-    is wrong.
+    for instance "easy" or "easy,medium", or "1200" where it is a rating. limit: at most so many,
+    the first. A UserError says what is wrong.
     """
     rows = read_rows(path)
     kind = next((kind for kind in KINDS if kind.fields <= rows[0].keys()), None)
@@ -113,24 +114,24 @@ def read_problems(path, since="", difficulty="", limit=None):
                         f"{', '.join(rows[0])}: give LiveCodeBench, HumanEval, MBPP, APPS, TACO or "
                         "Codeforces rows")
     since = since and checked_date(since)
-    found, without = [], 0
+    found, left_out = [], collections.Counter()
     for k, row in enumerate(rows):
         if limit is not None and len(found) == limit:
             break
-        if since and day(row.get("contest_date")) < since:
+        if since and published(row) < since:
             continue
-        if difficulty and str(row.get("difficulty", "")).lower() not in difficulty.split(","):
+        if difficulty and difficulty_of(row) not in difficulty.lower().split(","):
             continue
         try:
             found.append(kind.problem(row))
-        except NoTests:
-            without += 1
+        except Unusable as reason:
+            left_out[str(reason)] += 1
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError,
                 SyntaxError, zlib.error, pickle.UnpicklingError, EOFError) as error:
             raise UserError(f"row {k + 1} of {path} is damaged ({type(error).__name__}: {error}): "
                             "download the file again") from None
-    if without:
-        print(f"{without} problems of {path} have no tests and are left out")
+    for reason, count in left_out.items():
+        print(f"{count} problems of {path} are left out: {reason}")
     if not found:
         raise UserError(f"no problem of {path} is left after --since, --difficulty and --limit")
     return found
@@ -157,9 +158,19 @@ def checked_date(text):
         raise UserError(f"--since is {text!r}: give a date as in 2024-09-01") from None
 
 
-def day(date):
-    """The first ten characters of an ISO date or time, "" for None."""
-    return str(date or "")[:10]
+def published(row):
+    """The day on which a problem was published, in ISO's format; "" if the row does not say."""
+    seconds = row.get("contest_start")  # since 1970
+    if isinstance(seconds, (int, float)):
+        return datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc).date().isoformat()
+    return str(row.get("contest_date") or row.get("date") or "")[:10]
+
+
+def difficulty_of(row):
+    """The difficulty of a problem in small letters, or its rating; "" if the row does not say."""
+    rating = row.get("rating")
+    return f"{rating:.0f}" if isinstance(rating, (int, float)) else str(
+        row.get("difficulty") or "").lower()
 
 
 def as_json(value):
@@ -170,8 +181,11 @@ def as_json(value):
 # ------------------------------------------------------------------- the formats
 
 
-class NoTests(ValueError):
-    """A problem without tests, which every program would solve: left out."""
+class Unusable(ValueError):
+    """A problem that the judge cannot judge; the message is the reason. It is left out."""
+
+
+NO_TESTS = "no tests, which every program would pass"
 
 
 class LiveCodeBench:
@@ -181,7 +195,7 @@ class LiveCodeBench:
         tests = as_json(row["public_test_cases"]) + private_tests(row.get("private_test_cases"))
         about = as_json(row.get("metadata") or "{}")
         found = Problem(row["question_id"], row["question_content"], row.get("starter_code") or "",
-                        date=day(row.get("contest_date")), difficulty=row.get("difficulty") or "")
+                        date=published(row), difficulty=difficulty_of(row))
         if {test["testtype"] for test in tests} == {"stdin"}:
             return dataclasses.replace(found, tests=tuple(
                 (test["input"], test["output"]) for test in tests))
@@ -209,7 +223,7 @@ class MBPP:
     def problem(row):
         asserts = [*row["test_list"], *row.get("challenge_test_list", ())]
         if not asserts:
-            raise NoTests("it has no tests")
+            raise Unusable(NO_TESTS)
         for text in asserts:
             parsed(text)
         solution = parsed(row["code"].replace("\r\n", "\n"))
@@ -231,12 +245,12 @@ class Apps:
         tests = as_json(row["input_output"])
         found = Problem(str(row.get("problem_id", row.get("id", row.get("name", "")))),
                         row["question"], row.get("starter_code") or "",
-                        difficulty=str(row.get("difficulty", "")).lower())
+                        difficulty=difficulty_of(row), date=published(row))
         pairs = list(zip(tests["inputs"], tests["outputs"], strict=True))
         if tests.get("fn_name"):
             return dataclasses.replace(found, calls=calls(tests["fn_name"], pairs, listed=True))
         if not pairs:
-            raise NoTests("it has no tests")
+            raise Unusable(NO_TESTS)
         return dataclasses.replace(found, tests=tuple(
             tuple("\n".join(map(str, part)) if isinstance(part, list) else part for part in pair)
             for pair in pairs))
@@ -250,9 +264,11 @@ class Codeforces:
         statement = "\n\n".join(text for text in (
             row.get("title"), row["description"], "Input\n" + (row["input_format"] or ""),
             "Output\n" + (row.get("output_format") or "")) if text)
+        if row.get("generated_checker") or row.get("interaction_format"):
+            raise Unusable("many answers are right, or it is interactive: the judge compares")
         if not tests:
-            raise NoTests("it has no tests")
-        return Problem(row["id"], statement, difficulty=str(row.get("rating") or ""),
+            raise Unusable(NO_TESTS)
+        return Problem(row["id"], statement, date=published(row), difficulty=difficulty_of(row),
                        tests=tuple((test["input"], test["output"]) for test in tests),
                        seconds=float(row.get("time_limit") or SECONDS),
                        memory=int(float(row.get("memory_limit") or 512)) * MB)
@@ -282,7 +298,7 @@ def calls(name, tests, listed=False):
     x, the file does not say, so both are right.
     """
     if not tests:
-        raise NoTests("it has no tests")
+        raise Unusable(NO_TESTS)
     return json.dumps({"before": PREAMBLE, "setup": "", "names": [], "tests": [
         {"call": name, "arguments": arguments, "expected": expected,
          **({"or": expected[0]} if listed and isinstance(expected, list) and len(expected) == 1

@@ -108,6 +108,23 @@ def test_problems_are_chosen_by_date_difficulty_and_number(tmp_path):
         read(tmp_path, *rows, since="soon")
 
 
+def test_codeforces_rows_have_a_date_and_a_rating_and_some_cannot_be_judged(tmp_path, capsys):
+    rows = [{**CODEFORCES, "contest_start": 1_700_000_000, "rating": 1200.0}, CODEFORCES,
+            {**CODEFORCES, "id": "2/A", "generated_checker": "..."},
+            {**CODEFORCES, "id": "3/A", "interaction_format": "Ask."},
+            {**CODEFORCES, "id": "4/A", "official_tests": [], "examples": None}]
+    first, second = read(tmp_path, *rows)
+    assert (first.date, first.difficulty, second.date) == ("2023-11-14", "1200", "")
+    printed = capsys.readouterr().out
+    assert "2 problems of" in printed and "many answers are right" in printed
+    assert "1 problems of" in printed and "no tests" in printed
+    assert read(tmp_path, *rows, since="2023-01-01") == read(tmp_path, *rows, difficulty="1200") \
+        == [first]
+    [taco] = read(tmp_path, {**APPS, "date": "2019-12-31 00:00:00", "difficulty": "EASY"},
+                  since="2019-12-31", difficulty="Easy")
+    assert (taco.date, taco.difficulty) == ("2019-12-31", "easy")
+
+
 class Runs:
     def __reduce__(self):
         return print, ("run",)
