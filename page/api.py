@@ -1,7 +1,5 @@
 """What the page itself asks for: the costs of a program, suggestions, and episodes to watch."""
 
-import time
-
 from page.assistants import Request
 from page.refused import Refused, field
 
@@ -18,7 +16,7 @@ class Api:
         return {("GET", "/api/about"): self.about, ("POST", "/api/read"): self.read,
                 ("POST", "/api/suggest"): self.suggest, ("POST", "/api/watch"): self.watch}
 
-    def about(self, body, begin):
+    def about(self, body, arrived):
         """What there is to choose from."""
         games = self.offer.games
         return {"assistants": [{"name": name, "needs_eta": choice.needs_eta}
@@ -26,30 +24,29 @@ class Api:
                 "texts": [{"name": name, "text": text} for name, text in self.offer.texts],
                 "rows": list(games["rows"]), "problems": games["problems"]}
 
-    def read(self, body, begin):
+    def read(self, body, arrived):
         """The costs of a program: {"tokens": [...], "of": how many tokens it has}.
 
         A token is {"text", "bits", "likeliest": [[text, probability]]}.
         """
-        tokens, of = self.models.read(field(body, "client", str), program(body)) or ([], 0)
+        tokens, of = self.models.read(field(body, "client", str), text_of(body)) or ([], 0)
         return {"of": of, "tokens": [{"text": text, "bits": bits, "likeliest": likeliest}
                                      for text, bits, likeliest in tokens]}
 
-    def suggest(self, body, begin):
-        """What an assistant suggests after a text, how long it took, and what it costs it."""
+    def suggest(self, body, arrived):
+        """What an assistant suggests after a text, and the cost under its own model."""
         name = field(body, "assistant", str)
         if name not in self.models.choices:
             raise Refused(404, f"there is no assistant {name[:100]!r}")
-        request = Request(program(body), costs=True)
+        request = Request(text_of(body), costs=True)
         if self.models.choices[name].needs_eta:
-            request = Request(program(body), field(body, "eta", float, 0.32, 0, 1000), costs=True)
+            request = Request(text_of(body), field(body, "eta", float, 0.32, 0, 1000), costs=True)
         found = self.models.suggest(name, field(body, "client", str), request)
         if found is None:
             return {"overtaken": True, "suggestion": ""}
-        return {"suggestion": found.text, "tokens": len(found.pieces), "bits": sum(found.costs),
-                "seconds": time.monotonic() - begin}
+        return {"suggestion": found.text, "tokens": len(found.pieces), "bits": sum(found.costs)}
 
-    def watch(self, body, begin):
+    def watch(self, body, arrived):
         """One episode of a row of the table."""
         rows, problem = self.offer.games["rows"], field(body, "problem", int, least=0, most=10**6)
         row = field(body, "row", str)
@@ -58,9 +55,13 @@ class Api:
         return rows[row][problem]
 
 
-def program(body):
+def text_of(body):
     """The text of a request, with \\n line ends."""
-    text = field(body, "text", str)
+    return checked_text(field(body, "text", str))
+
+
+def checked_text(text):
+    """A text with \\n line ends; Refused if it is too long or no valid Unicode."""
     if len(text) > LONGEST:
         raise Refused(413, f"the program has {len(text)} characters: at most {LONGEST} are read")
     try:

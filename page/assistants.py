@@ -1,6 +1,6 @@
 """Suggestions at a caret for many editors at once.
 
-All requests stand in one line, and one thread works it off: those of the same assistant go through
+All requests wait in one line that a single thread serves: those of the same assistant go through
 the model as a batch. Each model has a KV cache with rows for many editors, so after a key only the
 tokens that changed are read again. A newer request of an editor takes the place of an older one.
 """
@@ -24,7 +24,7 @@ from support.report import token_texts
 WINDOW = 2048        # tokens before the caret that an assistant reads at most
 MEMORY = 2**30       # bytes for the KV cache of one model
 EDITORS = 32         # rows of a KV cache at most; the least recently used makes room
-IN_LINE = 256        # requests that wait at most
+IN_LINE = 100        # requests that wait at most
 PATIENCE = 120       # seconds after which a request that waits is given up
 LIKELIEST = 5        # alternatives that are shown for each token
 
@@ -40,7 +40,7 @@ class Choice:
     checkpoint: Checkpoint
     max_tokens: int              # a cap on one suggestion
     needs_eta: bool = False      # not trained to stop: stops before its text costs more than eta
-    healing: float = math.inf    # bits that the end of a word may cost in which the caret stands
+    healing: float = math.inf    # bits that the rest of the word at the caret may cost
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ import math
 import time
 
 from page.assistants import Request
-from page.api import program
+from page.api import checked_text
 from page.refused import Refused, field
 
 
@@ -29,21 +29,21 @@ class Completions:
         return {("POST", "/v1/completions"): self.completions, ("GET", "/v1/models"): self.list,
                 ("POST", "/"): self.continued}
 
-    def list(self, body, begin):
+    def list(self, body, arrived):
         """The assistants, the first of which is the default."""
         return {"object": "list", "data": [
             {"id": name, "object": "model", "created": self.begin, "owned_by": "empower"}
             for name in self.models.choices]}
 
-    def continued(self, body, begin):
+    def continued(self, body, arrived):
         """The published editor's exchange, with the first assistant."""
         if not isinstance(body, list) or len(body) != 1 or not isinstance(body[0], str):
             raise Refused(400, "give a list of one string, the code before the caret")
-        name, text = next(iter(self.models.choices)), program({"text": body[0]})
-        found = self.models.suggest(name, f"request {next(self.numbers)}", Request(text))
+        name, text = next(iter(self.models.choices)), checked_text(body[0])
+        found = self.models.suggest(name, (next(self.numbers),), Request(text))
         return [text + (found.text if found else "")]
 
-    def completions(self, body, begin):
+    def completions(self, body, arrived):
         """An answer in OpenAI's format, whole or as a stream of server-sent events."""
         if not isinstance(body, dict):
             raise Refused(400, "the request is not an object")
@@ -61,7 +61,7 @@ class Completions:
                           max(field(body, "top_p", float, 1.0, 0, 1), 0.001),
                           field(body, "seed", int, number, -2**62, 2**62),
                           costs=body.get("logprobs") is not None)
-        found = self.models.suggest(name, f"request {number}", request)  # never overtaken
+        found = self.models.suggest(name, (number,), request)  # no editor has such a key
         pieces, costs, ended = cut(found, stops)
         answer = {"id": f"cmpl-{number}", "object": "text_completion", "created": int(time.time()),
                   "model": name}
@@ -88,7 +88,7 @@ def prompt(body):
         text = text[0]
     if not isinstance(text, str):
         raise Refused(400, "prompt is not a string, or a list of one")
-    return program({"text": text})
+    return checked_text(text)
 
 
 def stop_strings(body):

@@ -36,8 +36,11 @@ def type_program(address, number, about, seconds):
     name = about["assistants"][number % 2]["name"]
     for k in range(begin, begin + KEYS):
         start = time.monotonic()
-        ask(address, "/api/suggest", {"client": f"load {number}", "assistant": name,
-                                      "text": text[:k]})
+        try:
+            ask(address, "/api/suggest", {"client": f"load {number}", "assistant": name,
+                                          "text": text[:k]})
+        except OSError:
+            return  # this one and those after it are lost
         seconds.append(time.monotonic() - start)
         time.sleep(max(0, PAUSE - seconds[-1]))
 
@@ -63,6 +66,9 @@ def main():
             thread.start()
         for thread in threads:
             thread.join()
+        if len(seconds) < EDITORS * KEYS:
+            raise UserError(f"only {len(seconds)} of {EDITORS * KEYS} requests were answered: see "
+                            "the terminal of the page")
         median, late = np.quantile(seconds, [0.5, 0.95])
         print(f"{EDITORS} editors, {len(seconds)} of {EDITORS * KEYS} requests answered: median "
               f"{1000 * median:.0f} ms, 95% within {1000 * late:.0f} ms")

@@ -91,7 +91,7 @@ def of_a_run(out, device):
     """The same of the last finished run in a folder."""
     if not (out / "results.json").exists():
         raise UserError(f"there is no finished run in {out}: run python empower.py --out {out} "
-                        "first, or leave --out away for the models that come with the page")
+                        "first, or omit --out for the models that come with the page")
     with reading(out / "results.json"):
         results = json.loads(read_text(out / "results.json"))
         stages = {name: out / "stages" / stage for name, stage in results["models"].items()}

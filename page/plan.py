@@ -61,6 +61,7 @@ class Plan:
     consent: str
     minutes: float = 15          # with each assistant
     minutes_alone: float = 0     # without one, before; the paper has 25
+    eta: float = 0.32            # bits, for "Base stopped at eta"
     delay_ms: int = 500          # no suggestion comes sooner, so the delay does not tell who it is
     most_people: int = 100
     seed: int = 0                # of the order of assistants and problems
@@ -121,7 +122,8 @@ def checked_plan(plan, consent):
     if not problems or len({each.slug for each in problems} - {""}) < len(problems):
         raise ValueError("give one or more problems with different names")
     for name, least, most in (("minutes", 0.01, 600), ("minutes_alone", 0, 600),
-                              ("delay_ms", 0, 60_000), ("most_people", 1, 10_000)):
+                              ("eta", 0, 1000), ("delay_ms", 0, 60_000),
+                              ("most_people", 1, 10_000)):
         value = plan.get(name, least)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not (
                 least <= value <= most):

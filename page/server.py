@@ -3,7 +3,8 @@
 One thread answers each request, and page/assistants.py puts them in line for the models. The
 server answers only on this machine unless --host says otherwise, only under its own name (a page
 elsewhere that resolves to this address is refused), and only to its own pages (Origin), so that a
-site in another tab cannot use it. Everything that is refused is refused with a JSON error.
+site in another tab cannot use it. Everything that is refused is refused with a JSON error, unless
+too many requests are at work: the next one is then closed.
 """
 
 import base64

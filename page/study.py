@@ -14,7 +14,8 @@ is that after the action; tabs and line breaks in action_info are written as \\t
 Votes are tested by an exact binomial test, one-sided, as in the paper: against a draw among all
 assistants. Accept ratios are tested by a test of two proportions with separate variances, one-sided
 for the higher one, which gives the paper's p from its counts; characters deleted per accepted
-suggestion by a paired t-test over the people who accepted something of both, two-sided.
+suggestion by a paired t-test, two-sided, since everybody has worked with both and people differ
+much; it is over those who accepted something of both.
 """
 
 import argparse
@@ -174,7 +175,8 @@ def figures(actions):
 def read_study(folder):
     """{person: ({assistant: Figures}, {question: assistant}, assistants)} of a folder.
 
-    The last are those with which the person's program passed all tests.
+    The answers are None before they are given; the last are the assistants with which the person's
+    program passed all tests.
     """
     study = {}
     for person in sorted(path for path in Path(folder).iterdir() if path.is_dir()):
@@ -186,9 +188,10 @@ def read_study(folder):
                 found[names.get(assistant.name, assistant.name)] = sum(
                     (figures(read_log(log)) for log in logs), Figures())
         if found:
-            answers = as_json(person / "answers.json")
-            study[person.name] = found, {
-                question: names.get(choice, choice) for question, choice in answers.items()}, {
+            path = person / "answers.json"
+            answers = {question: names.get(choice, choice)
+                       for question, choice in as_json(path).items()} if path.exists() else None
+            study[person.name] = found, answers, {
                 names.get(part, part) for part in passed_parts(person / "tests.jsonl")}
     if not study:
         raise UserError(f"{folder} has no logs: give a folder with PERSON/ASSISTANT/PROBLEM.tsv")
@@ -237,16 +240,18 @@ def analyse(study):
         rows[-1]["deleted"] = None if not ratios else "{deleted_per_accepted:.2f}".format_map(
             rows[-1]) + (" ± {deleted_se:.2f}".format_map(rows[-1]) if len(ratios) > 1 else "")
     names = [name for name in names if name != ALONE]
-    return {"people": len(study), "finished": sum(bool(answers) for _, answers, _ in study.values()),
-            "rows": rows, "votes": votes(study, names), "tests": [
-                test for pair in itertools.combinations(
-                    [row for row in rows if row["name"] != ALONE], 2) for test in tests(study, pair)]}
+    pairs = itertools.combinations([row for row in rows if row["name"] != ALONE], 2)
+    return {"people": len(study), 
+            "finished": sum(answers is not None for _, answers, _ in study.values()),
+            "rows": rows, "votes": votes(study, names),
+            "tests": [test for pair in pairs for test in tests(study, pair)]}
 
 
 def votes(study, names):
     """Who was chosen how often for each question, with the p of the one with most votes."""
-    questions = {question: [] for _, answers, _ in study.values() for question in answers}
-    for _, answers, _ in study.values():
+    given = [answers for _, answers, _ in study.values() if answers]
+    questions = {question: [] for answers in given for question in answers}
+    for answers in given:
         for question, choice in answers.items():
             questions[question].append(choice)
     found = []
@@ -267,8 +272,8 @@ def tests(study, rows):
     both = [[found[row["name"]] for row in (first, second) if row["name"] in found]
             for found, *_ in study.values()]
     pairs = [pair for pair in both if len(pair) == 2 and all(one.accepted for one in pair)]
-    p = paired_t(*zip(*((a.deleted / a.accepted, b.deleted / b.accepted) for a, b in pairs)))[1] \
-        if pairs else math.nan
+    ratios = [[one.deleted / one.accepted for one in some] for some in zip(*pairs)] or [[], []]
+    p = paired_t(*ratios)[1]
     ratios_p = proportions_p(first["accepted"], first["proposed"], second["accepted"],
                              second["proposed"])
     return [{"test": "accept ratio, two proportions, one-sided", "first": first["name"],
@@ -277,8 +282,9 @@ def tests(study, rows):
              "p": None if math.isnan(ratios_p) else ratios_p},
             {"test": f"deleted per accepted, paired t over {len(pairs)} people, two-sided",
              "first": first["name"], "second": second["name"],
-             "statistic": first["deleted_per_accepted"],
-             "other": second["deleted_per_accepted"], "p": None if math.isnan(p) else p}]
+             "statistic": float(np.mean(ratios[0])) if pairs else None,
+             "other": float(np.mean(ratios[1])) if pairs else None,
+             "p": None if math.isnan(p) else p}]
 
 
 def as_text(results):
@@ -291,7 +297,7 @@ def as_text(results):
                  "assistant": "{name}", "people": "{people}", "suggestions": "{suggestions:.1f}",
                  "characters": "{characters:.1f}", "typed": "{typed:.1f}",
                  "accept ratio": "{accept_ratio:.2%}",
-                 "deleted": "{deleted:}", "solved": "{solved}"})]
+                 "deleted": "{deleted:s}", "solved": "{solved}"})]
     if results["votes"]:
         parts.append(table(results["votes"], {
             "question": "{question}", "most votes": "{most}", "votes": "{votes}",

@@ -346,6 +346,16 @@ def test_a_study_with_a_reload_and_a_killed_server(browser, tmp_path):
     try:
         def reload():
             browser.driver.refresh()
+            browser.see("#clock", ":")
+            browser.script("""
+                window.running = new Set();
+                const [set, clear] = [setInterval, clearInterval];
+                window.setInterval = (...given) => { const id = set(...given); running.add(id); return id; };
+                window.clearInterval = id => { running.delete(id); clear(id); };
+                for (let k = 0; k < 3; k++) enter(study.recorder.word);""")  # as by three clicks
+            browser.wait(lambda: browser.script("return study.ticking !== null && running.size"))
+            time.sleep(0.3)
+            assert browser.script("return running.size") == 1  # else the clock runs too fast
 
         def kill():
             server.restart_after_kill()

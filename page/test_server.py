@@ -24,7 +24,7 @@ from page.server import BODY, Config, Server, is_loopback
 from page.api import Api
 from page.completions import Completions
 from realcode.suggest import heal
-from support.testing import in_process, tiny_run
+from support.testing import in_process, tiny_run, until
 
 PROGRAM = "n = int(input())\nitems = list(map(int, input().split()))\nprint(sum(items))\n"
 
@@ -61,14 +61,6 @@ def post(server, path, body, **headers):
     status, _, text = ask(server, "POST", path, body, **headers)
     assert status == 200, text
     return json.loads(text)
-
-
-def until(condition, seconds=20):
-    """Waits until something is so; fails if it never is."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def alone(choice, text, eta=math.inf):
@@ -313,10 +305,10 @@ def test_only_its_own_pages_and_those_allowed_reach_it(server):
 def test_a_request_that_does_not_arrive_is_ended(server, monkeypatch):
     monkeypatch.setattr(page.server, "SECONDS", 0.3)
     for begin in (b"", b"GET / HT", b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n["):
-        with socket.create_connection(("127.0.0.1", server.server_port), 20) as connection:
+        with socket.create_connection(("127.0.0.1", server.server_port), 5) as connection:
             connection.sendall(begin)
             while connection.recv(65536):
-                pass  # until the server hangs up: else this would wait for 20 seconds, and fail
+                pass  # until the server hangs up: else this would wait for 5 seconds, and fail
 
 
 def test_an_answer_may_take_longer_than_a_request(server, monkeypatch):
@@ -384,7 +376,7 @@ def test_a_newer_request_takes_the_place_of_an_older_one():
 
     def slow(items):
         busy.set()
-        release.wait()
+        release.wait(60)
         return items
 
     def late(name, key, item):
@@ -392,12 +384,12 @@ def test_a_newer_request_takes_the_place_of_an_older_one():
 
     threads = [threading.Thread(target=line.ask, args=("first", "slow", slow, 0))]
     threads[0].start()
-    busy.wait()
+    assert busy.wait(20)
     for name, key in (("old", "a"), ("other", "b"), ("new", "a")):
         threads.append(threading.Thread(target=late, args=(name, key, 0)))
         threads[-1].start()
-        while key not in line.waiting or name == "new" and not any(n == "old" for n, _ in found):
-            time.sleep(0.01)
+        until(lambda: key in line.waiting and (
+            name != "new" or any(n == "old" for n, _ in found)))
     release.set()
     for thread in threads:
         thread.join(10)

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import random
 import sys
@@ -20,7 +21,7 @@ from page.server import Config
 from page.study import Figures, analyse, figures, read_log, read_study
 from page.trial import AT_ONCE, HEADER, RUNS, Trial, arrangement, edited
 from support.cli import UserError
-from support.testing import in_process
+from support.testing import in_process, until
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +64,9 @@ class Class:
         """Sends (type, info, caret) of each action."""
         first = first or self.trial.people[word].last + 1
         return self.post("events", word=word, tab=tab, events=[
-            {"n": first + k, "part": part, "ms": 1000 * k, "type": kind, "info": info,
-             "caret": caret, "used": used} for k, (kind, info, caret) in enumerate(actions)])
+            {"n": n, "after": max(0, 1000 * (n - 2)), "part": part, "ms": 1000 * (n - 1),
+             "type": kind, "info": info, "caret": caret, "used": used}
+            for n, (kind, info, caret) in enumerate(actions, first)])
 
 
 @pytest.fixture
@@ -151,12 +153,18 @@ def test_an_assistant_that_is_slower_than_the_delay_is_reported(klass, capsys):
     object.__setattr__(klass.trial.plan, "delay_ms", 50)
     ask = klass.works["POST", "/api/study/suggest"]
     for seconds, said in ((10, True), (11, False), (30, True)):  # not at every suggestion
+        klass.trial.people[word].asked = 0
         ask({"word": word, "text": "x"}, time.monotonic() - seconds)
         assert ("raise delay_ms" in capsys.readouterr().out) == said
     object.__setattr__(klass.trial.plan, "delay_ms", 60_000)
     klass.trial.latest = 0
-    threading.Timer(0.2, lambda: klass.trial.people[word].asking.set()).start()
-    ask({"word": word, "text": "x"}, time.monotonic())
+    klass.trial.people[word].asked = 0
+    asking = threading.Thread(target=ask, args=({"word": word, "text": "x"}, time.monotonic()))
+    before = klass.trial.people[word].asking
+    asking.start()
+    until(lambda: klass.trial.people[word].asking is not before)
+    klass.trial.people[word].asking.set()  # typing has overtaken it
+    asking.join()
     assert capsys.readouterr().out == ""
 
 
@@ -171,7 +179,9 @@ def test_people_who_ask_at_once_all_get_an_answer(klass, monkeypatch):
         klass.post("suggest", word=word, text="n = int(")["suggestion"])) for word in words]
     for thread in threads:
         thread.start()
-    time.sleep(0.3)  # until all stand in line
+    line = klass.models.line
+    until(lambda: sum(key[0] in map(id, klass.trial.people.values())
+                      for key in list(line.waiting)) >= 5)  # the first may be at work
     hold.set()
     for thread in threads:
         thread.join()
@@ -311,11 +321,18 @@ def test_one_tab_writes_at_a_time(klass):
 def test_what_was_typed_without_a_connection_is_kept_if_another_browser_went_on(klass):
     word = klass.join()
     klass.send(word, BEGIN, ("character_typed", "a", 1))
-    offline = [{"n": 2, "part": 0, "ms": 77, "type": "character_typed", "info": "lost", "caret": 4,
-                "used": 1}]
-    assert klass.post("events", word=word, tab="tab", events=offline)["last"] == 2
-    assert '"lost"' in (klass.folder / word / "late.jsonl").read_text()
-    assert klass.state(word)["code"] == "a"
+    offline = [{"n": n, "after": 0 if n == 2 else 75 + n - 1, "part": 0, "ms": 75 + n,
+                "type": "character_typed", "info": f"lost {n}", "caret": 6 * n, "used": 1}
+               for n in range(2, 6)]  # two of them have numbers that the server has not seen
+    assert klass.post("events", word=word, tab="tab", events=offline[1:3]) == {"last": 2, "taken": 4}
+    assert klass.post("events", word=word, tab="tab", events=offline) == {"last": 2, "taken": 5}
+    late = (klass.folder / word / "late.jsonl").read_text()
+    assert [late.count(f'"lost {n}"') for n in range(2, 6)] == [1, 2, 2, 1]
+    klass.post("events", word=word, tab="tab", late=True, events=[
+        {**offline[0], "n": 3, "after": 1000, "info": "refused"}])
+    assert "refused" in (klass.folder / word / "late.jsonl").read_text()
+    assert klass.state(word)["code"] == "a" and klass.state(word)["last"] == 2
+    assert klass.send(word, ("character_typed", "b", 2))["last"] == 3
 
 
 def test_what_is_acknowledged_is_on_the_disk(klass, monkeypatch):
@@ -375,6 +392,51 @@ def test_a_full_disk_loses_nothing_that_was_acknowledged(klass, monkeypatch):
     assert klass.send(word, ("character_typed", "abc", 3))["last"] == 2
     klass.restart()
     assert klass.state(word)["code"] == "abc"
+
+
+@pytest.mark.parametrize("name", ["late.jsonl", "evens.tsv", "largest.tsv"])
+def test_a_disk_that_is_full_for_one_file(klass, monkeypatch, name, capsys):
+    """late.jsonl fails with the record, a log does not: it is written again with the next event."""
+    word, append = klass.join(), page.trial.append
+    klass.send(word, BEGIN)
+
+    def full(path, text):
+        if text and path.name == name:
+            append(path, text[:20])
+            raise OSError(errno.ENOSPC, "No space left on device")
+        append(path, text)
+
+    lost = {"n": 1, "after": 0, "part": 0, "ms": 5, "type": "tick", "info": "", "caret": 0,
+            "used": 1}
+    with monkeypatch.context() as patch:
+        patch.setattr("page.trial.append", full)
+        if name == "late.jsonl":
+            refused(503, klass.post, "events", word=word, tab="tab", events=[lost])
+        else:
+            assert klass.send(word, ("character_typed", "a", 1))["last"] == 2
+    more = name != "late.jsonl"
+    assert klass.send(word, ("character_typed", "b", 1 + more))["last"] == 2 + more
+    klass.post("events", word=word, tab="tab", events=[lost])
+    assert (klass.folder / word / "late.jsonl").read_text().count("\n") == 1
+    log = klass.trial.people[word].log("assistant_1")
+    assert log.read_text().count("character_typed") == figures(read_log(log)).typed == 1 + more
+
+
+def test_a_tab_has_a_short_name(klass):
+    refused(400, klass.state, klass.join(), tab="x" * 41)
+
+
+def test_the_threshold_takes_part_with_the_eta_of_the_plan(tmp_path, models, monkeypatch):
+    names = ["Base stopped at eta", "Base-10"]
+    klass = Class(planned(tmp_path / "study", assistants=names, eta=1.5), models)
+    asked = {}
+    monkeypatch.setattr(klass.models, "suggest",
+                        lambda name, editor, request: asked.update({name: request.eta}))
+    for _ in range(4):
+        word = klass.join()
+        klass.send(word, BEGIN)
+        klass.post("suggest", word=word, text="x")
+    assert asked == {"Base stopped at eta": 1.5, "Base-10": math.inf}
 
 
 def test_one_server_serves_a_study(klass):
@@ -466,7 +528,8 @@ def test_few_programs_run_at_a_time_and_one_for_each_person(tmp_path, models, mo
         "word": word, "text": ""}) for word in words]
     for thread in threads:
         thread.start()
-    time.sleep(0.3)
+    until(lambda: len(most) == RUNS and all(
+        klass.trial.people[word].running.locked() for word in words))
     refused(429, klass.post, "test", word=words[0], text="")
     hold.set()
     for thread in threads:
@@ -536,3 +599,8 @@ def test_an_assistant_that_is_not_there_and_a_plan_that_changed_are_named(tmp_pa
     os.close(klass.trial.held)
     with pytest.raises(UserError, match="must not change"):
         Class(planned(tmp_path / "b", problems=[{**EXAMPLE["problems"][0], "name": "new"}]), models)
+    klass = Class(planned(tmp_path / "c"), models)
+    klass.join()
+    os.close(klass.trial.held)
+    with pytest.raises(UserError, match="has joined with"):
+        Class(planned(tmp_path / "c", assistants=["Base-10", "Base stopped at eta"]), models)

@@ -14,18 +14,19 @@ every block, each combination has occurred equally often.
 """
 
 import contextlib
-import fcntl
 import itertools
 import json
+import math
 import os
 import random
 import secrets
+import sys
 import threading
 import time
 from collections import Counter
 from pathlib import Path
 
-from page.api import LONGEST, program
+from page.api import LONGEST, checked_text, text_of
 from page.assistants import Request
 from page.plan import open_plan
 from page.refused import Refused, field
@@ -40,6 +41,7 @@ EVENTS = (*LOGGED, "tick", "done")      # the clock, and the end of a part
 AT_ONCE = 200                           # events in one request at most
 LATE = 30                               # seconds after a part's end in which its events arrive
 RUNS = 2                                # programs that are run at a time
+PATIENCE = 20                           # seconds that a program waits to be run
 COLOURS = ("amber black blue brown coral cream cyan green grey ivory jade khaki lemon lilac lime "
            "mint navy ochre olive orange peach pearl pink plum purple red ruby rust sand silver "
            "teal white").split()
@@ -64,7 +66,7 @@ class Person:
         self.parts = ["alone"] * bool(plan.minutes_alone) + [
             f"assistant_{k}" for k in range(1, len(self.assistants) + 1)]
         self.answered = (self.folder / "answers.json").exists()
-        self.asking = threading.Event()  # of the last suggestion that was asked for
+        self.asked, self.asking = 0.0, threading.Event()  # of the last suggestion asked for
         self.running = threading.Lock()  # held while the tests run
         self.restore()
 
@@ -89,6 +91,7 @@ class Person:
             if len(lines) > 1:
                 self.log(part).parent.mkdir(exist_ok=True)
                 write_text(self.log(part), "".join(lines))
+        self.stale = False  # whether a log lacks lines of the record
 
     def take(self, event):
         """What an event changes."""
@@ -109,7 +112,7 @@ class Person:
 
     @property
     def part(self):
-        """The index of the part that goes on; the number of parts when all are over."""
+        """The index of the current part; the number of parts when all are over."""
         over = [done or used >= 60 * self.minutes(k) for k, (done, used) in enumerate(
             zip(self.done, self.used))]
         return next((k for k, ended in enumerate(over) if not ended), len(over))
@@ -130,17 +133,19 @@ class Person:
         name = self.parts[part] if part < len(self.parts) else "alone"
         return None if name == "alone" else self.assistants[int(name.split("_")[1]) - 1]
 
-    def add(self, events):
+    def add(self, events, elsewhere=False):
         """Writes new events to the record, then to the logs; those that are known are skipped.
 
-        Events with the number of another one were typed in a browser that had no connection, while
-        the person went on in another: they are kept apart, in late.jsonl.
+        Events that do not follow the last one were typed in a browser that had no connection, while
+        the person went on in another: they are kept apart, in late.jsonl. elsewhere: all of these.
         """
         record, logs, late, refused = [], {}, [], None
         for event in events:
-            if event["n"] <= self.last:
-                if self.stamps[event["n"] - 1] != event["ms"]:
-                    late.append(json.dumps(event) + "\n")
+            if event["n"] <= self.last and self.stamps[event["n"] - 1] == event["ms"]:
+                continue
+            if elsewhere or late or event["n"] <= self.last or (
+                    event["n"] == self.last + 1 and event["after"] != self.stamp):
+                late.append(json.dumps(event) + "\n")
                 continue
             try:
                 self.check(event)
@@ -150,30 +155,48 @@ class Person:
                 break
             record.append(json.dumps(event) + "\n")
             logs.setdefault(self.parts[event["part"]], []).extend(log_line(event))
-        append(self.folder / "late.jsonl", "".join(late))
-        self.write("".join(record), logs)
+        self.write("".join(record), "".join(late))
+        self.write_logs(logs)
         if refused:
             raise refused
 
-    def write(self, record, logs):
-        """Adds to the record and the logs: all or, if the disk is full, nothing."""
-        path = self.folder / "events.jsonl"
-        size = path.stat().st_size if path.exists() else 0
+    @property
+    def stamp(self):
+        """When the last event happened, by which the next one names it; 0 before the first."""
+        return self.stamps[-1] if self.stamps else 0
+
+    def write(self, record, late):
+        """Adds to the record and to late.jsonl: all or, if the disk is full, nothing."""
+        paths = [self.folder / name for name in ("events.jsonl", "late.jsonl")]
+        sizes = [path.stat().st_size if path.exists() else 0 for path in paths]
         try:
-            append(path, record)
+            for path, text in zip(paths, (record, late)):
+                append(path, text)
         except OSError as error:
-            if path.exists():
-                os.truncate(path, size)
+            for path, size in zip(paths, sizes):
+                if path.exists():
+                    os.truncate(path, size)
             with contextlib.suppress(OSError):
                 self.restore()
             raise Refused(503, f"the server cannot write ({error.strerror})") from None
-        for part, lines in logs.items():
-            log = self.log(part)
-            log.parent.mkdir(exist_ok=True)
-            append(log, "".join([HEADER] * (not log.exists()) + lines))
+
+    def write_logs(self, logs):
+        """Adds lines to the logs, {part: lines}. If that fails, all are written anew next time."""
+        try:
+            if self.stale:
+                return self.restore()
+            self.stale = True
+            for part, lines in logs.items():
+                log = self.log(part)
+                log.parent.mkdir(exist_ok=True)
+                append(log, "".join([HEADER] * (not log.exists()) + lines))
+            self.stale = False
+        except OSError as error:
+            print(f"empower.py: a log of a person cannot be written ({error.strerror}); the record "
+                  "is safe, and the log is written again with the next event", file=sys.stderr)
 
     def check(self, event):
-        """Raises Refused unless the event is the next one, in a part that goes on or ended now."""
+        """Raises Refused unless the event is the next one, in the current part or one just over."""
         part = event["part"]
         if event["n"] != self.last + 1:
             raise Refused(409, f"event {self.last + 1} is missing")
@@ -185,10 +208,10 @@ class Person:
         """What the page shows to the person: never which assistant it is."""
         part = self.part
         return {"parts": self.parts, "part": part, "code": self.code, "last": self.last,
-                "begun": part in self.began, "answered": self.answered,
+                "stamp": self.stamp, "begun": part in self.began, "answered": self.answered,
                 "used": self.used[part] if part < len(self.parts) else 0,
                 "minutes": [self.minutes(k) for k in range(len(self.parts))],
-                "statement": self.problem.statement, "problem": self.problem.name,
+                "statement": self.problem.statement,
                 "questions": self.plan.questions, "run_programs": self.plan.run_programs}
 
 
@@ -244,6 +267,10 @@ class Trial:
         self.folder, self.plan, self.lock = Path(folder), plan, threading.Lock()
         self.runs = threading.BoundedSemaphore(RUNS)
         self.told, self.latest = "", 0.0  # the last line of `progress`; seconds, for `warn`
+        try:
+            import fcntl
+        except ModuleNotFoundError:
+            raise UserError("a study needs Linux or macOS") from None
         self.held = os.open(folder, os.O_RDONLY)  # closed with the process
         try:
             fcntl.flock(self.held, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -271,7 +298,8 @@ class Trial:
         unedited = ("consent.txt still holds the line that is for you. "
                     if "(Whoever runs the study" in self.plan.consent else "")
         return (f"A study in {self.folder}: {len(self.people)} people so far; join code "
-                f"{self.plan.join_code}. {unedited}{ran}Ctrl-C ends it, the same command goes on.")
+                f"{self.plan.join_code}. {unedited}{ran}Ctrl-C ends it, the same command "
+                "resumes it.")
 
     def routes(self, models):
         """The routes of a study; nothing else is served, since it would tell who is who."""
@@ -279,17 +307,21 @@ class Trial:
         if missing:
             raise UserError(f"the plan names the assistant {missing[0]!r}, but there are "
                             f"{', '.join(models.choices)}: change plan.json, or give --assistant")
+        for word, person in self.people.items():
+            if not set(person.assistants) <= set(self.plan.assistants):
+                raise UserError(f"{word} has joined with {', '.join(person.assistants)}: the "
+                                "assistants of the plan must not change any more")
         self.models = models
         return {("GET", "/api/about"): self.about,
                 **{("POST", f"/api/study/{name}"): work for name, work in (
                     ("join", self.join), ("state", self.state), ("events", self.events),
                     ("suggest", self.suggest), ("test", self.test), ("answers", self.answers))}}
 
-    def about(self, body, begin):
+    def about(self, body, arrived):
         """The consent text."""
-        return {"study": True, "consent": self.plan.consent, "delay_ms": self.plan.delay_ms}
+        return {"study": True, "consent": self.plan.consent}
 
-    def join(self, body, begin):
+    def join(self, body, arrived):
         """A code word for a new person."""
         given, wanted = (code.strip().casefold().encode(errors="replace") for code in (
             field(body, "join_code", str), self.plan.join_code))
@@ -317,31 +349,31 @@ class Trial:
             raise Refused(403, "nobody has this code word")
         return person
 
-    def state(self, body, begin):
+    def state(self, body, arrived):
         """Where the person is. The tab that asks is the one that may write from now on."""
         person = self.person(body)
         with person.lock:
-            person.tab = field(body, "tab", str)
+            person.tab = tab_of(body)
             return person.state()
 
-    def events(self, body, begin):
+    def events(self, body, arrived):
         """What happened in the editor since the last time."""
         person = self.person(body)
-        tab = field(body, "tab", str)
+        tab = tab_of(body)
         events = [{**event_of(event), "tab": tab}
                   for event in field(body, "events", list)[:AT_ONCE]]
         with person.lock:
             self.check_tab(person, body)
             if any(event["part"] >= len(person.parts) for event in events):
                 raise Refused(400, "there is no such part")
-            person.add(events)
-            found = {"last": person.last, "part": person.part}
+            person.add(events, field(body, "late", bool, False))
+            found = {"last": person.last, "taken": max((event["n"] for event in events), default=0)}
         self.progress()
         return found
 
     def check_tab(self, person, body):
         """Only one tab may write: two would overwrite each other."""
-        tab = field(body, "tab", str)
+        tab = tab_of(body)
         if person.tab not in (None, tab):
             raise Refused(423, "the study goes on in another tab or browser")
         person.tab = tab
@@ -354,16 +386,20 @@ class Trial:
             self.told = line
             print(f"{len(self.people)} joined: {line}")
 
-    def suggest(self, body, begin):
+    def suggest(self, body, arrived):
         """A suggestion of the part's assistant, after the same delay whichever it is."""
-        person, text = self.person(body), program(body)
+        person, text = self.person(body), text_of(body)
         part = person.part
         name = person.assistant(part) if part in person.began else None
         with person.lock:
+            if arrived < person.asked:
+                return {"suggestion": ""}  # typing has overtaken it
+            person.asked = arrived
             person.asking.set()  # an older request need not wait any longer
             asking = person.asking = threading.Event()
-        found = name and self.models.suggest(name, id(person), Request(text))
-        late = time.monotonic() - begin - self.plan.delay_ms / 1000
+        eta = self.plan.eta if name and self.models.choices[name].needs_eta else math.inf
+        found = name and self.models.suggest(name, id(person), Request(text, eta))
+        late = time.monotonic() - arrived - self.plan.delay_ms / 1000
         if late > 0 and self.plan.delay_ms and not asking.is_set():
             self.warn(late)
         asking.wait(max(0, -late))
@@ -376,27 +412,32 @@ class Trial:
             print(f"A suggestion came {1000 * late:.0f} ms later than delay_ms: the delay may tell "
                   "who it is; raise delay_ms in plan.json")
 
-    def test(self, body, begin):
+    def test(self, body, arrived):
         """How many tests the program passes, up to the first that fails."""
-        person, code = self.person(body), program(body)
+        person, code = self.person(body), text_of(body)
         if not self.plan.run_programs:
             raise Refused(403, "the plan of this study does not run programs")
         if not person.running.acquire(blocking=False):
             raise Refused(429, "your program is running: wait for its result")
         try:
-            with self.runs:
+            with person.lock:
+                part, last = person.parts[min(person.part, len(person.parts) - 1)], person.last
+            if not self.runs.acquire(timeout=PATIENCE):
+                raise Refused(503, "too many programs are running: try again in a moment")
+            try:
                 [verdict] = judge_all([(code, person.problem.tests)], 1, label=None)
+            finally:
+                self.runs.release()
+            with person.lock:
+                append(person.folder / "tests.jsonl", json.dumps({
+                    "part": part, "event": last, "passed": verdict.passed,
+                    "outcome": verdict.outcome, "test": verdict.test}) + "\n")
         finally:
             person.running.release()
-        part = person.parts[min(person.part, len(person.parts) - 1)]
-        with person.lock:
-            append(person.folder / "tests.jsonl", json.dumps({
-                "part": part, "event": person.last, "passed": verdict.passed,
-                "outcome": verdict.outcome, "test": verdict.test}) + "\n")
         return {"passed": verdict.passed, "outcome": verdict.outcome,  # and nothing it printed
                 "test": verdict.test, "tests": len(person.problem.tests)}
 
-    def answers(self, body, begin):
+    def answers(self, body, arrived):
         """The answers to the questions at the end."""
         person, given = self.person(body), field(body, "answers", dict)
         choices = {part for part in person.parts if part != "alone"}
@@ -412,15 +453,24 @@ class Trial:
         return {"answered": True}
 
 
+def tab_of(body):
+    """What a tab calls itself."""
+    tab = field(body, "tab", str)
+    if len(tab) > 40:
+        raise Refused(400, "the name of a tab has at most 40 characters")
+    return tab
+
+
 def event_of(body):
     """An event as it is kept, from what a browser sent."""
     kind, info = field(body, "type", str), field(body, "info", str)
     if kind not in EVENTS or kind == "deletion" and not (info.isdecimal() and len(info) < 7):
         raise Refused(400, f"there is no event {kind[:30]!r} with {info[:30]!r}")
-    program({"text": info})  # not too long, and valid Unicode
+    checked_text(info)
     return {"n": field(body, "n", int, least=1, most=10**9),
             "part": field(body, "part", int, least=0, most=100),
-            "ms": field(body, "ms", int, least=0, most=10**14), "type": kind, "info": info,
+            "ms": field(body, "ms", int, least=0, most=10**14),
+            "after": field(body, "after", int, least=0, most=10**14), "type": kind, "info": info,
             "caret": field(body, "caret", int, least=0, most=10**7),
             "used": round(float(field(body, "used", float, least=0, most=10**6)), 1)}
 

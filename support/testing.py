@@ -10,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -127,6 +128,14 @@ def empower_py(*arguments, cwd=ROOT):
     done = subprocess.run([sys.executable, ROOT / "empower.py", *map(str, arguments)], cwd=cwd,
                           capture_output=True, text=True)
     return done.returncode, done.stdout, done.stderr
+
+
+def until(condition, seconds=20):
+    """Waits until something is so; fails if it never is."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
 
 
 class Terminal(io.StringIO):
