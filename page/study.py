@@ -241,7 +241,7 @@ def analyse(study):
             rows[-1]) + (" ± {deleted_se:.2f}".format_map(rows[-1]) if len(ratios) > 1 else "")
     names = [name for name in names if name != ALONE]
     pairs = itertools.combinations([row for row in rows if row["name"] != ALONE], 2)
-    return {"people": len(study), 
+    return {"people": len(study),
             "finished": sum(answers is not None for _, answers, _ in study.values()),
             "rows": rows, "votes": votes(study, names),
             "tests": [test for pair in pairs for test in tests(study, pair)]}
