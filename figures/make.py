@@ -39,7 +39,7 @@ from support.cli import UserError
 from support.files import write_text
 
 # Durations on 2 CPU cores, if nothing is finished.
-MINUTES = {"sweep": 110, "tune": 10, "real": 130, "real --further": 60}
+MINUTES = {"sweep": 110, "tune": 10, "real": 130, "real --further": 150}
 
 # ------------------------------------------------------------------- several processes
 
