@@ -39,7 +39,8 @@ def found(at_hand):
 def test_every_row_has_its_numbers(found, at_hand, capsys, monkeypatch):
     some = found["corpora"]["small"]
     names = [row["name"] for row in some["rows"]]
-    assert names[:4] == ["Base-2", "Base-5", "Base stopped at 1 bits", "Base stopped at 20 bits"]
+    assert names[:5] == ["Human alone", "Base-2", "Base-5", "Base stopped at 1 bits",
+                         "Base stopped at 20 bits"]
     assert "SFT-5, greedy" in names and "Empower (20), silent as asked" in names
     assert {(row["pieces"], row["way"]) for row in some["curve"]} == {
         (10, "all states"), (10, "one state"), (4, "all states")}
