@@ -29,8 +29,8 @@ from support.testing import in_process, random_texts, tiny_gpt
 from test_empower import random_goals
 
 HERE = Path(__file__).resolve().parent
-TINY = {"pretrain_steps": 12, "train_problems": 40, "held_out_problems": 6, "dev_problems": 3,
-        "layers": 1, "width": 32, "max_suggestion": 10, "rounds": 3, "device": "cpu"}
+TINY = {"pretrain_steps": 8, "train_problems": 40, "held_out_problems": 6, "dev_problems": 3,
+        "layers": 1, "width": 32, "max_suggestion": 6, "rounds": 3, "device": "cpu"}
 SMALL = Plan(seeds=2, cares=(0.5, 0.05), etas=(0.32, 60), ns=(4, 9), rounds=(1, 3),
              own_lengths=(1, 4), horizons=(1, 2), futures=4, second_humans=2, her_width=64,
              attempts=2, rates=(("AdamW", 1e-3), ("Muon", 1e-2)))

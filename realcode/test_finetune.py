@@ -5,8 +5,6 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -21,7 +19,7 @@ from support.cli import UserError
 from support.files import read_safetensors
 from support.lora import add_lora
 from support.memory import training_bytes
-from support.testing import (ROOT, contents, family, in_process, interrupt, published,
+from support.testing import (contents, family, forked, in_process, interrupt, published,
                              small_corpus, tiny_gpt, weights)
 from test_empower import algorithm_1
 
@@ -209,20 +207,14 @@ def test_another_run_may_take_the_empty_folder_of_the_trial_away(tmp_path, monke
     assert list(tmp_path.iterdir()) == []
 
 
-def test_two_fine_tunings_with_one_out_both_end_well(tuned, corpus, tmp_path):
+def test_two_fine_tunings_with_one_out_both_end_well(tuned, corpus, tmp_path, tmp_path_factory):
     base, whole, _ = tuned
     out = tmp_path / "tuned"
-    both = [subprocess.Popen(
-        [sys.executable, ROOT / "empower.py", "finetune", "--model", base, "--corpus", corpus,
-         "--out", out, *FINETUNE], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        for _ in range(2)]
-    printed = []
-    for process in both:
-        stdout, stderr = process.communicate()
-        assert process.returncode == 0, stderr
-        printed.append(stdout)
-    assert sum("is finished: nothing" in text or "another run has just finished" in text
-               for text in printed) == 1
+    command = ["finetune", "--model", base, "--corpus", corpus, "--out", out, *FINETUNE]
+    statuses, stdout, stderr = forked(tmp_path_factory.mktemp("logs"), empower.main,
+                                      2 * [(list(map(str, command)),)])
+    assert statuses == [0, 0], stderr
+    assert stdout.count("is finished: nothing") + stdout.count("run has just finished") == 1
     assert contents(out).keys() == contents(whole).keys()
     assert [path.name for path in tmp_path.iterdir()] == ["tuned"]
 

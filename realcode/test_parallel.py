@@ -1,7 +1,6 @@
 """Tests of training with several processes: two on the CPU, started by torchrun."""
 
 import json
-import multiprocessing.connection
 import os
 import random
 import socket
@@ -24,7 +23,7 @@ from support.cli import plain_errors
 from support.lora import add_lora
 from support.memory import parameter_counts, training_bytes
 from support.optim import adamw
-from support.testing import (ROOT, contents, in_process, published, small_corpus, tiny_gpt,
+from support.testing import (ROOT, contents, forked, in_process, published, small_corpus, tiny_gpt,
                              weights)
 
 UPDATES = 20
@@ -139,39 +138,20 @@ def torchrun(*command, processes=2):
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)})
 
 
-def as_rank(rank, port, folder, work, arguments):
-    """What torchrun does to start a process; what it prints goes to files."""
+def as_rank(rank, port, work, arguments):
+    """What torchrun does to start a process."""
     os.environ.update({"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
                        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
                        "TORCHELASTIC_RUN_ID": "test"})
-    torch.set_num_threads(1)
-    for name, file in (("stdout", 1), ("stderr", 2)):
-        os.dup2(os.open(folder / f"{name}-{rank}", os.O_WRONLY | os.O_CREAT), file)
     work(*arguments)
 
 
 def in_two(folder, work, *arguments):
-    """Work in two processes, forked from one that has imported torch, which takes long.
-
-    Returns (their exit statuses, what they printed to stdout, to stderr).
-    """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["realcode.test_parallel", "torch._dynamo"])
+    """Work in two processes that are one run, as with torchrun: what `forked` returns."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    ranks = [context.Process(target=as_rank, args=(rank, port, folder, work, arguments))
-             for rank in range(2)]
-    for process in ranks:
-        process.start()
-    while any(process.exitcode is None for process in ranks):
-        multiprocessing.connection.wait([p.sentinel for p in ranks if p.exitcode is None], 300)
-        if any(process.exitcode for process in ranks):
-            for process in ranks:
-                process.terminate()  # as torchrun does
-    return [process.exitcode for process in ranks], *(
-        "".join((folder / f"{name}-{rank}").read_text() for rank in range(2))
-        for name in ("stdout", "stderr"))
+    return forked(folder, as_rank, [(rank, port, work, arguments) for rank in range(2)])
 
 
 @pytest.fixture(scope="module")

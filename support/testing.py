@@ -5,6 +5,8 @@ import functools
 import io
 import itertools
 import json
+import multiprocessing.connection
+import os
 import random
 import shlex
 import shutil
@@ -25,7 +27,7 @@ from support.files import read_safetensors
 ROOT = Path(__file__).resolve().parent.parent
 TOKENIZERS = ROOT / "fixtures" / "tokenizers"
 TINY = shlex.split("--pretrain-steps 12 --train-problems 40 --held-out-problems 6 --dev-problems 3 "
-                   "--layers 1 --width 32 --max-suggestion 12 --rounds 3 --device cpu")
+                   "--layers 1 --width 32 --max-suggestion 9 --rounds 3 --device cpu")
 
 # ------------------------------------------------------------------- models and texts
 
@@ -187,6 +189,36 @@ def tiny_run(folder):
 def made(stdout):
     """The stages that a run made, as it printed them."""
     return [line.split(":")[0].strip() for line in stdout.splitlines() if "kept in" in line]
+
+
+def forked(folder, work, arguments):
+    """work(*some) for some in arguments, at once, each in a process of its own.
+
+    They are forked from one that has imported torch, which takes longer than a tiny run. Once one
+    has failed, the others are ended. Returns (their exit statuses, what all printed to stdout, to
+    stderr); it is kept in files in the folder.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["empower", "torch._dynamo"])
+    processes = [context.Process(target=_redirected, args=(folder, k, work, some))
+                 for k, some in enumerate(arguments)]
+    for process in processes:
+        process.start()
+    while any(process.exitcode is None for process in processes):
+        multiprocessing.connection.wait([p.sentinel for p in processes if p.exitcode is None], 300)
+        if any(process.exitcode for process in processes):
+            for process in processes:
+                process.terminate()
+    return [process.exitcode for process in processes], *(
+        "".join((folder / f"{name}-{k}").read_text() for k in range(len(processes)))
+        for name in ("stdout", "stderr"))
+
+
+def _redirected(folder, k, work, arguments):
+    torch.set_num_threads(1)
+    for name, file in (("stdout", 1), ("stderr", 2)):
+        os.dup2(os.open(folder / f"{name}-{k}", os.O_WRONLY | os.O_CREAT), file)
+    work(*arguments)
 
 
 # ------------------------------------------------------------------- files
