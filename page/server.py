@@ -22,6 +22,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import torch
+
 from page.api import Api
 from page.assistants import Busy
 from page.completions import Completions
@@ -35,6 +37,7 @@ from support.files import read_text
 BODY = 2**20         # bytes of a request at most
 THREADS = 128        # requests at a time at most
 SECONDS = 20         # for a request to arrive whole
+SMALL = 10_000_000   # weights; models below are faster with one thread
 HTML = Path(__file__).with_name("page.html")
 
 
@@ -64,6 +67,9 @@ def page(cfg):
     """In your browser: Figure 1 alive, an editor with suggestions, episodes, the user study."""
     trial = Trial.open(cfg.study) if cfg.study else None
     offer = find_offer(cfg)
+    models = [choice.checkpoint.model for choice in offer.models.choices.values()]
+    if max(sum(weight.numel() for weight in model.parameters()) for model in models) < SMALL:
+        torch.set_num_threads(1)  # a suggestion then takes two thirds of the time (page/load.py)
     routes = trial.routes(offer.models) if trial else {
         **Api(offer).routes(), **Completions(offer.models).routes()}
     try:
