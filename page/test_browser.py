@@ -356,6 +356,8 @@ def test_a_study_with_a_reload_and_a_killed_server(browser, tmp_path):
             browser.wait(lambda: browser.script("return study.ticking !== null && running.size"))
             time.sleep(0.3)
             assert browser.script("return running.size") == 1  # else the clock runs too fast
+            browser.script("study.recorder.add('deletion', '999', 0)")  # it cannot be
+            browser.wait(lambda: not browser.script("return study.recorder.queue.length"))
 
         def kill():
             server.restart_after_kill()
@@ -379,6 +381,8 @@ def test_a_study_with_a_reload_and_a_killed_server(browser, tmp_path):
             code = browser_code(events)
             assert code.startswith("n = int(input())\n") and code.count("# more") == 1
             assert code.count("# kept") == kept and code.count("items = list(") == 2
+        late = (folder / words[0] / "late.jsonl").read_text()
+        assert late.count('"999"') == 2  # one in each part
         found = analyse(read_study(folder))
         assert found["people"] == found["finished"] == 2 and {row["name"] for row in found["rows"]} == {
             "Empower (0.32)", "Base-10"}
