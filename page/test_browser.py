@@ -399,7 +399,7 @@ def test_a_study_with_a_reload_and_a_killed_server(browser, tmp_path):
 
 def browser_code(events):
     """The program after all events."""
-    from page.trial import edited
+    from page.person import edited
     code = ""
     for event in events:
         code = edited(code, event["type"], event["info"], event["caret"])

@@ -13,13 +13,15 @@ from types import SimpleNamespace
 
 import pytest
 
+import page.person
 import page.trial
 from page.offered import find_offer
+from page.person import HEADER, edited
 from page.plan import CONSENT, EXAMPLE, open_plan
 from page.refused import Refused
 from page.server import Config
 from page.study import Figures, analyse, figures, read_log, read_study
-from page.trial import AT_ONCE, HEADER, RUNS, Trial, arrangement, edited
+from page.trial import AT_ONCE, RUNS, Trial, arrangement
 from support.cli import UserError
 from support.testing import in_process, until
 
@@ -363,7 +365,7 @@ def test_the_same_events_sent_twice_at_once_count_once(klass, monkeypatch):
         time.sleep(0.1)
         return edited(*arguments)
 
-    monkeypatch.setattr(page.trial, "edited", slow)
+    monkeypatch.setattr(page.person, "edited", slow)
     threads = [threading.Thread(target=klass.send, args=(
         word, ("character_typed", "a", 1)), kwargs={"first": 2}) for _ in range(3)]
     for thread in threads:
@@ -387,7 +389,7 @@ def test_a_full_disk_loses_nothing_that_was_acknowledged(klass, monkeypatch):
             raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("page.trial.append", full)
+        patch.setattr("page.person.append", full)
         refused(503, klass.send, word, ("character_typed", "abc", 3))
     assert klass.send(word, ("character_typed", "abc", 3))["last"] == 2
     klass.restart()
@@ -397,7 +399,7 @@ def test_a_full_disk_loses_nothing_that_was_acknowledged(klass, monkeypatch):
 @pytest.mark.parametrize("name", ["late.jsonl", "evens.tsv", "largest.tsv"])
 def test_a_disk_that_is_full_for_one_file(klass, monkeypatch, name, capsys):
     """late.jsonl fails with the record, a log does not: it is written again with the next event."""
-    word, append = klass.join(), page.trial.append
+    word, append = klass.join(), page.person.append
     klass.send(word, BEGIN)
 
     def full(path, text):
@@ -409,7 +411,7 @@ def test_a_disk_that_is_full_for_one_file(klass, monkeypatch, name, capsys):
     lost = {"n": 1, "after": 0, "part": 0, "ms": 5, "type": "tick", "info": "", "caret": 0,
             "used": 1}
     with monkeypatch.context() as patch:
-        patch.setattr("page.trial.append", full)
+        patch.setattr("page.person.append", full)
         if name == "late.jsonl":
             refused(503, klass.post, "events", word=word, tab="tab", events=[lost])
         else:
