@@ -24,7 +24,6 @@ from support.source import ROOT
 
 SHIPPED = Path(__file__).parent / "models"
 BEFORE_CONTEXT = 10   # the N of Base-N, as in the paper's simulation (Section 5.1)
-PROBLEMS_TO_WATCH = 40
 
 
 @dataclasses.dataclass
@@ -126,10 +125,10 @@ def games_of(config, rows, encoding):
         return {"problems": [], "rows": {}}
     cfg = Config(**config)
     problems = checked(make_contest, python_generator(cfg, "contest"), cfg.train_problems,
-                       cfg.dev_problems, cfg.held_out_problems).held_out[:PROBLEMS_TO_WATCH]
+                       cfg.dev_problems, cfg.held_out_problems).held_out
     return {"problems": [problem.statement for problem in problems],
             "rows": {name: [as_text(Episode.from_dict(episode), encoding.decode)
-                            for episode in episodes[:PROBLEMS_TO_WATCH]]
+                            for episode in episodes]
                      for name, (_, episodes) in rows.items()}}
 
 
