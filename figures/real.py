@@ -68,7 +68,7 @@ class RealPlan:
 
 # Four times as much to learn from, for the assistants that matter most. The rate is chosen on as
 # much: one that was chosen on 64 pieces, 0.003, made Empower (0.32) diverge on 256.
-FURTHER = RealPlan(corpora=("stdlib",), etas=(0.32, 1), ns=(10,), pieces=256, fewer=(),
+FURTHER = RealPlan(corpora=("stdlib",), etas=(0.32, 1), ns=(3, 10), pieces=256, fewer=(),
                    rates=(3e-4, 1e-3, 3e-3), rate_pieces=256)
 WAYS = ("all states", "one state")
 KINDS = {"Empower": (empower, 1), "SFT": (sft, 10)}  # rules for which the rate is chosen
