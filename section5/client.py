@@ -9,6 +9,7 @@ is never printed or written.
 import contextlib
 import http.client
 import json
+import math
 import os
 import random
 import re
@@ -89,12 +90,22 @@ class Server:
         """[(text of a token, its cost in bits)]; a UserError if the server gives no logprobs."""
         answer = self._complete(prompt, max_tokens, temperature, seed, stop, logprobs=1)
         try:
-            found = answer["choices"][0]["logprobs"]
-            return [(text, -float(log_p) / 0.6931471805599453)
-                    for text, log_p in zip(found["tokens"], found["token_logprobs"], strict=True)]
+            choice, length = answer["choices"][0], 0
+            found = choice["logprobs"]
+            if "content" in found:  # as llama.cpp gives them; others have a list of each
+                tokens = [(token["token"], token["logprob"]) for token in found["content"]]
+            else:
+                tokens = zip(found["tokens"], found["token_logprobs"], strict=True)
+            costs = []
+            for token, log_p in tokens:
+                if not choice["text"].startswith(token, length):
+                    break  # an end of text, which some servers list too
+                costs.append((token, -float(log_p) / math.log(2)))
+                length += len(token)
+            return costs
         except (KeyError, IndexError, TypeError, ValueError):
             raise UserError(f"{self.url} gives no logprobs, which a threshold needs: use a server "
-                            "that does, such as vLLM, or a local checkpoint") from None
+                            "that does, such as vLLM or llama.cpp, or a local checkpoint") from None
 
     def _complete(self, prompt, max_tokens, temperature, seed, stop, **options):
         return self.ask("POST", "/completions", {

