@@ -34,7 +34,7 @@ import simhuman
 from model import GPT, KVCache, sample, token_nll
 from simhuman import Assistant, Episode, Human
 from support import cli, contest, judge, parallel, report
-from support.cache import Cache, fingerprint, named, plain_fields
+from support.cache import Cache, as_inputs, fingerprint, plain_fields
 from support.cli import UserError, flag, numpy_generator, python_generator, torch_generator, values
 from support.miniature import (contest_documents, contest_game, contest_texts, contest_tokenizer,
                                goals, new_model)
@@ -62,6 +62,8 @@ def empower_lengths(nll, eta):
     """i* for every state n = 0 .. N-1 of a program at once: finite costs (N,) -> lengths (N,).
 
     i tokens from state n cost cum[n + i] - cum[n], and cum never falls: a binary search.
+    The sums are rounded in another way than those of `empower_length`, so where one of them equals
+    eta, the lengths may differ by that token.
     Example: costs [0.25, 0.5, 2, 0] with eta = 1: [2, 1, 0, 1].
     """
     cum = np.concatenate([[0.0], np.cumsum(nll, dtype=float)])                   # (N + 1,)
@@ -86,7 +88,7 @@ def left_to_human(nll, eta):
 #
 # A rule says how many tokens an assistant learns to write: rule(costs after the prefix, rng) ->
 # length, with a numpy Generator. The length may exceed the number of costs; callers truncate.
-# The rule is the only difference between Empower and its baselines.
+# The rule is the only difference between Empower and its baselines in training.
 
 
 def empower(eta):
@@ -123,8 +125,9 @@ def score(model, programs, start, batch_tokens=8192, cost=token_nll):
     """Cost in bits of every token of every program: a list of arrays (N,).
 
     One forward pass serves all states, since a token's cost does not depend on the state that is
-    drawn. The model sees only the code, after the token `start` that opens a document. `cost` is
-    a function of (logits, ids). ValueError: a program is longer than the model's context.
+    drawn. The model reads the token `start`, which opens a document, and the program, nothing else.
+    `cost` is a function of (logits, ids). ValueError: a program is longer than the model's
+    context.
     """
     limit = model.config.max_position_embeddings
     longest = max(map(len, programs), default=0)
@@ -272,7 +275,7 @@ class Config:
     turn_tokens: int = flag(4, "K_H, most tokens that she types in a turn (5.1: 10)", 1)
     rounds: int = flag(19, "most rounds a problem; K_H x rounds is 1.25 programs (in 5.1 too, if "
                            "its programs have 400 tokens, which we assume)", 1)
-    max_suggestion: int = flag(100, "cap on a suggestion, tokens", 1)
+    max_suggestion: int = flag(100, "cap on a suggestion, tokens", 0, 2000)  # half the context
     temperature: float = flag(1.0, "sampling of human and assistants (5.1: defaults)", 0)
     top_p: float = flag(1.0, "share of the probability that sampling keeps", 0, 1)
     # the discounted pass rate (5.1)
@@ -410,7 +413,7 @@ class Lab:
         examples = [sft_example(self.base.encoding, *completion) for completion in learned]
         checkpoint = self.cache.model(
             name, {"base": self.base.name, "examples": fingerprint(examples), "name": name,
-                   "options": named(self.fine_tuning),
+                   "options": as_inputs(self.fine_tuning),
                    **values(cfg, "seed", "sft_batch", "sft_lr")},
             lambda: (fine_tune(cfg, self.base, examples, python_generator(cfg, name), name,
                                **self.fine_tuning), self.base),
@@ -418,17 +421,17 @@ class Lab:
         longest = max(len(completion) for _, completion, _ in learned)
         return new_assistant(cfg, checkpoint, max_tokens=longest)
 
-    def stopping(self, name, rule, trained, programs=None):
+    def stopping(self, name, rule, assistant, programs=None):
         """What `report.check_stopping` finds on the held-out completions."""
         cfg, (_, held_out) = self.cfg, self.completions(rule, programs)
-        uncapped = dataclasses.replace(trained, max_tokens=cfg.max_suggestion)
+        uncapped = dataclasses.replace(assistant, max_tokens=cfg.max_suggestion)
         inputs = {"assistant": plain_fields(uncapped), "held_out": fingerprint(held_out),
                   "base": self.base.name, "name": name, **values(cfg, "seed")}
         return self.cache.data(
             f"stopping of {name}", inputs, lambda: report.check_stopping(
                 name, uncapped, self.base.encoding, held_out,
                 torch_generator(cfg, f"stopping of {name}", self.device)),
-            code=(report.check_stopping, type(trained), GPT))
+            code=(report.check_stopping, type(assistant), GPT))
 
     def play(self, name, assistant, human=None, problems=None, rounds=None):
         """Section 3: the judged episodes of a row, one for each problem (default: held out).

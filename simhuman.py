@@ -37,8 +37,8 @@ def typical_limits(costs, care, longest):
     costs: one array (N,) for each program that she wrote alone: bits per token under pi_H, which
     reads the statement. The limit for n tokens is the (1 - care) quantile over all runs of n
     consecutive tokens, so that at most a share `care` of them costs more, wherever they stand.
-    Beyond the median length of her programs the limit stays constant, and she rejects more than
-    that: few runs are that long, and most come from programs that she failed to end. At a care of
+    Beyond the median length of her programs the limit stays constant, and she rejects a larger
+    share: few runs are that long, and most come from programs that she failed to end. At a care of
     0.001 even the limits of shorter runs rest on a few programs. Returns a list of floats.
 
     Example: costs [0, 1, 0, 3] and care 0.25. Of the single tokens, three in four cost at most 1
@@ -130,12 +130,12 @@ class Episode:
 class Human:
     """pi_H: a language model that reads the problem statement, and how she behaves.
 
-    The game calls `begin`, then `read` and `type` in each round. Any class with these methods can
-    take her place.
+    The game uses `turn_tokens`, calls `begin`, then `read` and `type` in each round, `has_room` and
+    `select` at its end. Any class with these can take her place.
     """
 
     model: object
-    accepts: Callable              # her verdict on a suggestion, given its costs in bits
+    accepts: Callable              # whether she accepts, given the costs in bits
     turn_tokens: int               # K_H, the most tokens that she types in a turn (Section 5.1)
     temperature: float = 1.0
     top_p: float = 1.0
@@ -161,7 +161,7 @@ class Human:
         logits = extend(self.model, self.cache, texts, suggestions)        # (B, M + 1, V)
         costs = [token_nll(row[:len(new)], torch.tensor(new, device=row.device)).tolist()
                  if new else [] for row, new in zip(logits, suggestions)]
-        return [(nll, bool(nll) and self.accepts(nll)) for nll in costs]
+        return [(nll, bool(nll and self.accepts(nll))) for nll in costs]
 
     def type(self, codes, stop_tokens, generator):
         """(what she types after each code, whether she ended the episode with a stop token).
@@ -223,8 +223,8 @@ def play(goals, human, assistant, rounds, start, stop_tokens, generator, label="
         for _ in range(rounds):
             suggestions = [[] for _ in live] if not assistant else assistant.suggest(
                 cache, [known[p] + codes[p] for p in live], stop_tokens, generator)
-            verdicts = human.read([codes[p] for p in live], suggestions)
-            for row, (p, new, (nll, accepted)) in enumerate(zip(live, suggestions, verdicts)):
+            answers = human.read([codes[p] for p in live], suggestions)
+            for row, (p, new, (nll, accepted)) in enumerate(zip(live, suggestions, answers)):
                 episodes[p].turns.append(Turn(new, nll, accepted))
                 if accepted:
                     codes[p] += new

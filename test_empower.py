@@ -622,6 +622,13 @@ def test_a_silent_assistant_is_neither_offered_nor_read():
     assert [e.code for e in silent] == [e.code for e in alone]
 
 
+def test_a_rule_of_acceptance_may_answer_with_numpy_s_bool():
+    human = Human(tiny_gpt(5), lambda nll: np.mean(nll) < 999, 4, temperature=0)
+    [episode] = play(random_goals([4]), human, Assistant(tiny_gpt(5), 5), 2, 0, 0,
+                     torch.Generator())
+    assert any(turn.accepted is True for turn in episode.turns) and episode.code
+
+
 def test_an_episode_that_fills_the_context_is_cut_off():
     model = tiny_gpt(6)
     human = Human(model, accepts(999), 9, temperature=0)
@@ -747,6 +754,7 @@ def test_a_finished_stage_is_reused_and_another_eta_trains_one_assistant(finishe
 @pytest.mark.parametrize("arguments, message", [
     (["--eta", "-1"], "--eta is -1.0"), (["--eta", "nan"], "--eta is nan"),
     (["--eta", "many"], "--eta"), (["--rounds", "0"], "--rounds is 0"),
+    (["--max-suggestion", "4000"], "--max-suggestion is 4000"),
     (["--no-such-flag"], "--no-such-flag"), (["--width", "40"], "multiple of 32"),
     (["--care", "0"], "--care is 0.0"), (["--care", "1.5"], "--care is 1.5"),
     (["--device", "tpu"], "--device tpu"),

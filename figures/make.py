@@ -165,7 +165,7 @@ def on_real_code(plan, out, results, workers):
     minutes = MINUTES["real --further" if plan == real.FURTHER else "real"]
     print(f"{len(real.trainings(plan))} trainings and {untrained} rows without training on "
           f"each of {len(plan.corpora)} corpora; about {minutes} minutes on 2 CPU cores, less if "
-          f"stages are\nreused. Device {cli.named(device)}, {workers} processes, stages in "
+          f"stages are\nreused. Device {cli.device_name(device)}, {workers} processes, stages in "
           f"{out}/real-*, log in {log},\nresults in {results}")
     for tasks in real.tasks(plan, out):
         in_parallel(tasks, "real code", log, workers)
@@ -177,6 +177,18 @@ def on_real_code(plan, out, results, workers):
     write_text(results, json.dumps(found, indent=1, allow_nan=False) + "\n")
     print(f"{real.text(found)}\n\n{(time.time() - begun) / 60:.0f} minutes")
     return found
+
+
+def found_by(command, path):
+    """What this command has written to a file, or None if there is no file."""
+    try:
+        found = json.loads(path.read_text()) if path.exists() else None
+        if found is not None:
+            found[0]["rate"] if command == "tune" else found["corpora"].items()
+        return found
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        raise UserError(f"{path} is damaged: remove it, or run python figures/make.py {command}") \
+            from None
 
 
 def writable(results):
@@ -232,8 +244,10 @@ def obey(args):
             raise UserError(f"--seeds is {args.seeds}: give 2 to {max(report.STUDENT)}")
         return sweep(Plan(seeds=args.seeds), Config(out=args.out), args.results, args.workers)
     results = report.read(args.results)
-    losses, published, further = (path.exists() and json.loads(path.read_text()) for path in (
-        args.results.parent / name for name in ("tune.json", "real.json", "further.json")))
+    losses, published, further = (found_by(command, args.results.parent / name)
+                                  for name, command in (("tune.json", "tune"),
+                                                        ("real.json", "real"),
+                                                        ("further.json", "real --further")))
     try:
         if args.command == "report":
             print(report.text(results, losses))

@@ -9,7 +9,7 @@ from empower import completion_rules
 from simhuman import mean_and_error
 from support.cli import UserError
 from support.report import (METRICS, PAPER, PAPER_METRICS as KEYS, STOPPING, paper_gain,
-                            paper_means, paper_name, table, with_verdict)
+                            paper_means, paper_name, table, with_learned)
 
 SECTIONS = ("config", "plan", "environment", "seeds")
 
@@ -269,7 +269,7 @@ def stopping(results):
     """The table of stopping, averaged over seeds."""
     some = seeds_of(results, "table", "stopping")
     keys = [key for key in some[0][0] if key != "name"]
-    return with_verdict(averaged(some, keys))
+    return with_learned(averaged(some, keys))
 
 
 def obvious(results):

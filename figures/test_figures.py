@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -288,6 +289,20 @@ def test_bad_input_gets_one_sentence_and_status_2(
         make.main(arguments)
     error = capsys.readouterr().err
     assert end.value.code == 2 and message in error and error.count("\n") == 1, error
+
+
+@pytest.mark.parametrize("name, content, command", [
+    ("real.json", "{", "real"), ("real.json", "[1]", "real"), ("further.json", "{}", "real --furth"),
+    ("tune.json", '[{"a": 1}]', "tune"), ("tune.json", "{}", "tune")])
+def test_a_damaged_file_next_to_the_results_is_named(swept, tmp_path, capsys, name, content,
+                                                     command):
+    shutil.copy(swept[0], tmp_path / "results.json")
+    (tmp_path / name).write_text(content)
+    with pytest.raises(SystemExit) as end:
+        make.main(["report", "--results", str(tmp_path / "results.json")])
+    error = capsys.readouterr().err
+    assert end.value.code == 2 and error.count("\n") == 1
+    assert f"{name} is damaged" in error and f"figures/make.py {command}" in error
 
 
 def test_every_picture_is_drawn_and_the_same_results_draw_the_same(swept, tmp_path):

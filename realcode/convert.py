@@ -26,12 +26,13 @@ def convert(cfg):
     """Writes the checkpoint in a GGUF file as a folder that transformers reads too."""
     folder = Path(cfg.folder)
     if not is_gguf(cfg.model):
-        raise UserError(f"{cfg.model} is not a GGUF file: name one, as llama.cpp and Ollama have")
+        raise UserError(f"{cfg.model or 'FILE'} is not a GGUF file: name one, such as those of "
+                        "llama.cpp or Ollama")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is not empty: name a new folder")
     problem = try_to_rename(folder)
-    if problem or not cfg.folder:
-        raise UserError(f"{cfg.folder or 'DIR'} cannot be replaced by a finished folder "
+    if problem:
+        raise UserError(f"{folder} cannot be replaced by a finished folder "
                         f"({problem}): name a new folder, not a link or a mount point")
     checkpoint, new = given_model(cfg, "cpu"), temporary_name(folder)
     try:

@@ -5,6 +5,7 @@ of the Python that runs this.
 """
 
 import ast
+import codecs
 import collections
 import json
 import os
@@ -65,8 +66,9 @@ def read_corpus(source, field=None, statements=False):
     distinct = list(dict.fromkeys(short))
     programs = [text for text in distinct if not is_table(text)]
     repeated, tables = len(short) - len(distinct), len(distinct) - len(programs)
-    left_out = {f"duplicate{'s' * (repeated > 1)}": repeated,
-                "unreadable": len(texts) - len(readable),
+    empty = sum(isinstance(text, str) and not text.strip() for text in texts)
+    left_out = {f"duplicate{'s' * (repeated > 1)}": repeated, "empty": empty,
+                "unreadable": len(texts) - len(readable) - empty,
                 f"longer than {LONGEST:,} characters": len(readable) - len(short),
                 f"table{'s' * (tables > 1)}": tables}
     report = f"{len(programs):,} program{'s' * (len(programs) != 1)} of {len(texts):,} in {where}"
@@ -78,16 +80,20 @@ def read_corpus(source, field=None, statements=False):
 
 
 def _read_folder(folder, skipped):
-    """The text of each .py file under `folder`, sorted by path; None if it is not UTF-8."""
+    """The text of each .py file under `folder`, sorted by path; None if it is not UTF-8.
+
+    Links to files are read, links to folders are not followed.
+    """
     paths = []
     for root, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if name not in skipped and name[0] != "."]
         paths += [Path(root, name) for name in names]
-    found = sorted(path for path in paths if path.suffix == ".py")
+    found = sorted(path for path in paths if path.suffix == ".py" and path.is_file())
     if not found:
         kinds = sorted({path.suffix or path.name for path in paths})
         raise ValueError(f"no .py file under {folder} (found {len(paths)} files"
-                         f"{': ' * bool(kinds)}{', '.join(kinds[:5])}): name another folder")
+                         f"{': ' * bool(kinds)}{', '.join(kinds[:5])}; links to folders are not "
+                         "followed): name another folder")
     texts = []
     for path in found:
         try:
@@ -99,16 +105,19 @@ def _read_folder(folder, skipped):
 
 def _read_rows(path, field, statements):
     """The program of each JSON row (None if it has none), and the field that holds them."""
-    content = read_bytes(path)
-    rows = (_json_row(content) if content.lstrip().startswith(b"[") else
+    content = read_bytes(path).removeprefix(codecs.BOM_UTF8)
+    rows = (_json_row(content) or () if content.lstrip().startswith(b"[") else
             map(_json_row, filter(bytes.strip, content.splitlines())))
-    rows = [row if isinstance(row, dict) else {} for row in rows or ()]
+    rows = [row if isinstance(row, dict) else {} for row in rows]
     first = next(filter(None, rows), {})
+    if not first:
+        raise ValueError(f"{path} holds no JSON object, or is damaged: give one object a line, or "
+                         "a list of them")
     field = field or next((name for name in FIELDS if name in first), None)
     if not any(field in row for row in rows):
         wanted = field or ", ".join(FIELDS)
         raise ValueError(f"{path} has no field {wanted}; its first row has "
-                         f"{', '.join(first) or 'no field at all'}: name the one with the program")
+                         f"{', '.join(first)}: name the one with the program")
     return [_program_of_row(row, field, statements) for row in rows], field
 
 
@@ -173,10 +182,11 @@ def is_table(text):
 def near_duplicates(programs, share=0.5, least=5):
     """Groups of near-duplicates, direct or linked through others, as lists of indices.
 
-    Two programs are near-duplicates if they have at least `least` lines in common (or all lines of
-    the shorter one), and at least `share` of the lines of the shorter one. Lines are compared
-    without white space at either end; each counts once, and those of fewer than 10 characters do
-    not count.
+    Two programs are near-duplicates if they have at least `least` lines in common, and at least
+    `share` of the lines of the shorter one. A program with fewer lines than that links no others:
+    it joins the first that has all of its lines. Lines are compared without white space at either
+    end; each counts once, and those of fewer than 10 characters do not count. Programs whose only
+    common lines are in more than a tenth of all, such as a licence, are not compared.
     Example: the lines {a, b}, {b, c, d}, {e} (10 letters each), least = 1: [[0, 1], [2]].
     """
     lines = [{line.strip() for line in text.split("\n") if len(line.strip()) >= 10}
@@ -185,6 +195,7 @@ def near_duplicates(programs, share=0.5, least=5):
     for i, some in enumerate(lines):
         for line in some:
             holders[line].append(i)
+    rare = {line for line, some in holders.items() if len(some) <= max(20, len(programs) / 10)}
 
     def first(i):  # the representative of i's group
         while group[i] != i:
@@ -193,11 +204,13 @@ def near_duplicates(programs, share=0.5, least=5):
         return i
 
     for i, some in enumerate(lines):
-        common = collections.Counter(j for line in some for j in holders[line] if j < i)
-        for j, n in common.items():
-            shorter = min(len(some), len(lines[j]))
-            if n >= max(min(least, shorter), share * shorter):
+        for j in {j for line in some & rare for j in holders[line] if j < i}:
+            if len(some & lines[j]) >= max(least, share * min(len(some), len(lines[j]))):
                 group[first(i)] = first(j)
+        if 0 < len(some) < least:
+            others = set.intersection(*(set(holders[line]) for line in some)) - {i}
+            if others:
+                group[first(i)] = first(min(others))
     groups = collections.defaultdict(list)
     for i in range(len(programs)):
         groups[first(i)].append(i)

@@ -6,6 +6,7 @@ import fcntl
 import functools
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from support.gguf_file import is_gguf
 from support.lora import add_lora, merge_lora, save_adapter
 from support.memory import LABELS, available_bytes, training_bytes
 from support.optim import adamw
-from support.report import STOPPING, check_stopping, table, with_verdict
+from support.report import STOPPING, check_stopping, table, with_learned
 from support.source import code_of, fingerprint
 
 
@@ -58,7 +59,7 @@ class Config:
     lr: float = flag(None, "AdamW's learning rate (default: 1e-5, or 1e-4 with --lora)", 0)
     batch: int = flag(16, "examples per update", 1)
     micro_batch: int = flag(4, "examples at a time; their gradients are summed", 1)
-    clip: float = flag(1.0, "maximum norm of an update's gradient", 0)
+    clip: float = flag(1.0, "maximum norm of an update's gradient; 0 for none", 0)
     recompute: bool = flag(False, "activation checkpointing: less memory, a third more time")
     save_minutes: float = flag(10, "minutes between saves of the training state", 0)
     max_suggestion: int = flag(100, "cap on a suggestion in the check of stopping", 1)
@@ -83,7 +84,7 @@ def rule_named(name, eta):
         return empower(eta)
     if name == "sft-rand":
         return sft_rand(30)
-    if kind == "sft" and n.isascii() and n.isdigit() and n[0] != "0":
+    if kind == "sft" and re.fullmatch("[1-9][0-9]{0,8}", n):
         return sft(int(n))
     raise UserError(f"--rule is {name!r}: choose empower, sft-rand or sft-N, as in sft-10")
 
@@ -154,6 +155,14 @@ def state_of(out, partial, inputs):
     return finished, begun
 
 
+def longest_completion(cfg):
+    """About the most tokens that a completion has: in training, each needs its logits."""
+    kind, _, n = cfg.rule.partition("-")
+    # As far as the suggestions of `empower` go, which has a bit for each of the tokens beyond.
+    longest = {"sft": int(n) if n.isdigit() else 30, "empower": LABELS + int(cfg.eta)}[kind]
+    return cfg.context if cfg.all_states else min(cfg.context, longest)
+
+
 def check_memory(cfg, model, device, texts):
     """Says how much memory the training takes; a UserError if the machine does not have it."""
     pieces = len(texts) + sum(map(len, texts)) // cfg.context  # at most
@@ -161,7 +170,7 @@ def check_memory(cfg, model, device, texts):
         model.config, cfg.lora, model.dtype.itemsize,
         min(cfg.micro_batch, parallel.share(min(cfg.batch, pieces))), cfg.context, cfg.recompute,
         width=2 if "cuda" in device else 4, processes=parallel.size(),
-        labels=cfg.context if cfg.all_states else LABELS), available_bytes(device)
+        labels=longest_completion(cfg)), available_bytes(device)
     if free and device == "cpu":
         free //= int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # its processes share it
     if free and (device != "cpu" or is_gguf(cfg.model)):  # else the weights are mapped
@@ -279,13 +288,17 @@ def whole_model(model, lora, dtype):
 
 
 def show_stopping(cfg, model, encoding, held_out):
-    """Prints the lengths that the rule asks for on held-out completions, and those written."""
+    """Prints the lengths that the rule asks for on held-out completions, and those written.
+
+    Sampled, as in training, and by the likeliest token, as `suggest` writes: it stops more often.
+    """
     if held_out:
-        assistant = Assistant(model, cfg.max_suggestion)  # greedily, it would stop too often
-        row = check_stopping(cfg.rule, assistant, encoding, held_out[:200],
-                             torch_generator(cfg, "stopping", model.device))
-        print("Did it learn to stop? On held-out pieces:\n\n"
-              f"{table(with_verdict([row]), STOPPING)}\n")
+        rows = [check_stopping(f"{cfg.rule}, {way}", Assistant(
+            model, cfg.max_suggestion, temperature=temperature), encoding, held_out[:200],
+            torch_generator(cfg, "stopping", model.device))
+            for way, temperature in (("sampled", 1.0), ("greedy", 0.0))]
+        print("Did it learn to stop? On held-out pieces (suggest is greedy):\n\n"
+              f"{table(with_learned(rows), STOPPING)}\n")
 
 
 # ------------------------------------------------------------------- the folder of the checkpoint

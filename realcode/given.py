@@ -33,8 +33,10 @@ def check_context(cfg, limit, round_tokens):
     """Raises unless a piece, the token before it and one round after it fit in the context."""
     room = limit - 1 - round_tokens
     if room < 16:
-        raise UserError(f"--max-suggestion is {cfg.max_suggestion}, but the model reads {limit} "
-                        "tokens in all: give less")
+        flags = [name for name in ("--max-suggestion", "--turn-tokens")
+                 if hasattr(cfg, name[2:].replace("-", "_"))]
+        raise UserError(f"a round may take {round_tokens} tokens, but the model reads {limit} in "
+                        f"all: give a smaller {' or '.join(flags)}")
     if cfg.context > room:
         raise UserError(f"--context is {cfg.context}, but the model reads {limit} tokens: give at "
                         f"most {room}, to leave room for a suggestion")
@@ -53,7 +55,10 @@ def model_at_hand(cfg, name):
                         "makes one, or name a checkpoint with --model")
     with reading(results):
         found = json.loads(results.read_text())
-        folder = Path(cfg.out, "stages", found["models"][name(found["config"])])
+        stage, given = found["models"].get(name(found["config"])), found["config"].get("model")
+    if not stage:
+        raise UserError(f"the run in {cfg.out} used --model {given}: give it here too")
+    folder = Path(cfg.out, "stages", stage)
     print(f"empower.py: using {folder}", file=sys.stderr)
     with reading(folder):
         return load_checkpoint(folder, device)
@@ -78,7 +83,7 @@ def offset(text, place, file):
 
     Example: "ab\\ncd\\n", "2:2" -> 4, between c and d.
     """
-    match, lines = re.fullmatch(r"(\d+):(\d+)", place), text.split("\n")
+    match, lines = re.fullmatch(r"(\d{1,9}):(\d{1,9})", place), text.split("\n")
     line, column = map(int, match.groups()) if match else (0, 0)
     if not 1 <= line <= len(lines):
         raise UserError(f"{place!r} is not a place in {file}, which has {len(lines)} lines: give "

@@ -1,7 +1,7 @@
 """python -m realcode.gpus: the memory of fine-tuning an 8B and a 14B model on 1 to 8 GPUs."""
 
 from model import GPTConfig
-from support.memory import training_bytes
+from support.memory import parameter_counts, training_bytes
 from support.report import table
 
 # The shapes of Llama-3.1-8B and Qwen3-14B.
@@ -12,8 +12,12 @@ GPUS = (1, 2, 4, 8)
 
 
 def gigabytes(cfg, rank, processes):
-    """An estimate for pieces of 1,024 tokens, one at a time, with --recompute, in bfloat16."""
-    return training_bytes(cfg, rank, 2, 1, 1024, True, 2, processes) / 1e9
+    """An estimate for pieces of 1,024 tokens, one at a time, with --recompute, in bfloat16.
+
+    Before and after training every GPU holds the whole model, and a fifth more for the rest.
+    """
+    whole, _ = parameter_counts(cfg, rank)
+    return max(training_bytes(cfg, rank, 2, 1, 1024, True, 2, processes), 1.2 * 2 * whole) / 1e9
 
 
 def text():

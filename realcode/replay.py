@@ -35,7 +35,7 @@ class Config:
     corpus: str = flag("", CORPUS)
     field: str = flag("", FIELD)
     statements: bool = flag(False, STATEMENTS_FLAG)
-    model: str = flag("", "a checkpoint folder (default: a small GPT is pre-trained)")
+    model: str = flag("", "a checkpoint folder or GGUF file (default: a small GPT is pre-trained)")
     dtype: str = flag("auto", DTYPE)
     held_out: int = flag(100, "programs to replay, at most a fifth of the corpus", 1)
     context: int = flag(None, "tokens of a piece; longer programs are cut into pieces (default: "

@@ -21,7 +21,8 @@ class Config:
     out: str = flag("out", "folder of the run whose assistant is used without --model")
     device: str = flag("auto", "auto, cpu, cuda or mps")
     place: str = flag("", "FILE:LINE:COL, counted from 1", positional=True)
-    model: str = flag("", "a checkpoint folder (default: Empower of the last run in --out)")
+    model: str = flag("", "a checkpoint folder or GGUF file (default: Empower of the last run "
+                           "in --out)")
     dtype: str = flag("auto", DTYPE)
     eta: float = flag(None, "for a model that has not learned to stop: it stops before its "
                                "text costs more than this, bits", 0)
@@ -44,12 +45,12 @@ def suggest(cfg):
         raise UserError(f"--max-suggestion is {cfg.max_suggestion}, but the model reads "
                         f"{model.config.max_position_embeddings} tokens: give less")
 
-    ids = encoding.encode_ordinary(text)[-room:]
-    logits = extend(model, KVCache(model, 1), [[encoding.start, *ids[:-1]]])[0, -1]
+    ids, cache = encoding.encode_ordinary(text)[-room:], KVCache(model, 1)
+    logits = extend(model, cache, [[encoding.start, *ids[:-1]]])[0, -1]
     ids, typed, bits = heal(encoding, ids, logits)
     if bits > (HEALING if cfg.eta is None else cfg.eta):
         return  # the cursor is inside a choice: nothing is obvious
-    [new], _ = sample(model, KVCache(model, 1), [[encoding.start, *ids]], cfg.max_suggestion,
+    [new], _ = sample(model, cache, [[encoding.start, *ids]], cfg.max_suggestion,
                       encoding.stops, temperature=0,
                       max_cost=math.inf if cfg.eta is None else cfg.eta - bits)
     suggestion = encoding.decode_bytes(ids[-1:] + new)[typed:]

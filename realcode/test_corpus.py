@@ -39,7 +39,7 @@ def test_a_folder_is_a_corpus(tmp_path):
         "lib/site-packages/f.py": "g = 1", "__pycache__/g.py": "g = 2", "long.py": "x" * 400_001})
     programs, report = read_corpus(tmp_path)
     assert programs == ["z\nw\n", "x = 1\ny = 2\n"][::-1]
-    assert report == (f"2 programs of 6 in {tmp_path}: 1 duplicate, 2 unreadable, "
+    assert report == (f"2 programs of 6 in {tmp_path}: 1 duplicate, 1 empty, 1 unreadable, "
                       "1 longer than 400,000 characters")
     assert read_corpus(tmp_path / "b.py") == (
         ["x = 1\ny = 2\n"], f"1 program of 1 in {tmp_path / 'b.py'}")
@@ -49,23 +49,25 @@ def test_rows_without_a_program_are_counted(tmp_path):
     path = write_rows(tmp_path / "rows.ndjson", {"code": "a"}, {"code": "b", "text": "c"}, "{", "",
                       {"code": "a\r\n"}, {"code": 3}, {"code": " "}, {}, "[]", {"code": "\ud800"})
     assert read_corpus(path) == (["a\n", "b\n"], f"2 programs of 9 in {path} (field code): "
-                                                      "1 duplicate, 6 unreadable")
+                                                      "1 duplicate, 1 empty, 5 unreadable")
     programs, report = read_corpus(path, field="text")
     assert programs == ["c\n"] and "1 program of 9" in report and "(field text)" in report
-    (tmp_path / "list.json").write_text('[{"code": "a"},\n {"code": "b"}]')
+    (tmp_path / "list.json").write_bytes(b'\xef\xbb\xbf[{"code": "a"},\n {"code": "b"}]')
     assert read_corpus(tmp_path / "list.json")[0] == ["a\n", "b\n"]
 
 
 @pytest.mark.parametrize("name, content, message", [
     ("absent", None, "there is no .*absent: name"),
     ("rows.jsonl", '{"id": 1, "body": "x"}', "no field code, .*; its first row has id, body: name"),
-    ("rows.jsonl", "", "has no field code, .* no field at all"),
-    ("rows.jsonl", '{"code": ""}\n{"code": 1}', "no usable program: .*: 2 unreadable; name"),
+    ("rows.jsonl", "", "holds no JSON object, or is damaged: give one object a line"),
+    ("rows.json", '[{"code": "a"},', "holds no JSON object, or is damaged: give one object a line"),
+    ("rows.json", '{\n"code": "a"\n}', "holds no JSON object, or is damaged: give one object"),
+    ("rows.jsonl", '{"code": ""}\n{"code": 1}', "no usable program: .*: 1 empty, 1 unreadable;"),
     ("rows.jsonl", "version https://git-lfs.github.com/spec/v1\n", "only a Git LFS pointer: fetch"),
     ("a.py", "version https://git-lfs.github.com/spec/v1\n", "only a Git LFS pointer: fetch"),
     ("a.py", b"\xff", "not UTF-8 text: convert"),
     ("a.parquet", "PAR1", "is not a corpus: name a folder"),
-    ("folder/a.md", "", r"no .py file under .* \(found 1 files: .md\): name"),
+    ("folder/a.md", "", r"no .py file under .* \(found 1 files: .md; links to folders .*\): name"),
 ])
 def test_a_bad_corpus_gets_one_sentence(tmp_path, name, content, message):
     if content is not None:
@@ -111,6 +113,15 @@ def test_near_duplicates_by_hand():
     assert near_duplicates([a + b + c, a + b + d]) == [[0], [1]]  # two of three are too few
 
 
+def test_a_tiny_program_or_a_licence_links_no_others():
+    programs = ["".join(f"{k} is the number of line {i}\n" for i in range(7)) for k in range(200)]
+    tiny, licence = line("a"), "".join(map(line, "bcdefghij"))
+    groups = near_duplicates([tiny + program for program in programs] + [tiny])
+    assert groups == [[0, 200], *([k] for k in range(1, 200))]
+    assert near_duplicates([licence + program for program in programs]) == [
+        [k] for k in range(200)]
+
+
 def test_near_duplicates_are_on_one_side_of_the_split():
     programs = ["".join(line(chr(200 + k % 20) + x) for x in "abcde") + line(chr(300 + k))
                 for k in range(60)]
@@ -148,13 +159,13 @@ def test_near_duplicates_are_linked_through_any_chain_of_others():
     """Against a search through all pairs, on programs that share many lines."""
     rng = random.Random(0)
     for _ in range(30):
-        programs = ["\n".join(f"line number {rng.randrange(60)}" for _ in range(rng.randint(2, 6)))
+        programs = ["\n".join(f"line number {k}" for k in rng.sample(range(60), rng.randint(2, 6)))
                     for _ in range(60)]
         lines = [set(text.split("\n")) for text in programs]
         near = set()
         for i, j in itertools.product(range(60), repeat=2):
             shorter = min(len(lines[i]), len(lines[j]))
-            if len(lines[i] & lines[j]) >= max(min(2, shorter), shorter / 2):
+            if len(lines[i] & lines[j]) >= max(2, shorter / 2):
                 near.add((i, j))
         left, groups = set(range(60)), []
         while left:

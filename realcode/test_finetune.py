@@ -241,7 +241,7 @@ def test_some_pieces_of_a_single_file_are_held_out(tuned, corpus, tmp_path):
                                         tmp_path / "tuned", *FINETUNE)
     assert status == 0, stderr
     assert re.search(r"too few programs to hold one out; [1-9]\d* pieces are held out", stdout)
-    assert "Did it learn to stop? On held-out pieces:\n\n| assistant" in stdout
+    assert "Did it learn to stop? On held-out pieces (suggest is greedy):\n\n| assistant" in stdout
 
 
 # ------------------------------------------------------------------- low-rank updates, memory

@@ -283,6 +283,8 @@ def shelf(tmp_path_factory):
         "empty/note.txt": "", "few/a.py": "a = 1\n", "few/b.py": "b = 1\n", "few/c.py": "c = 1\n",
         "long.py": "x = 1\n" * 200, "nothing.py": "", "blank.py": " " * 10 ** 6,
         "latin.py": b"s = '\xe9'\n", "a.py": "x = 1\n", "rows.jsonl": '{"body": "x"}\n',
+        "adapter/adapter_config.json": "{}",
+        "given/results.json": json.dumps({"models": {}, "config": {"model": "there"}}),
         "busy/note.txt": "mine"})
     pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
     for name in ("model", "gpt2", "truncated", "pointer", "config-pointer", "unigram", "bare"):
@@ -303,13 +305,14 @@ MODELS = [("absent", "absent/config.json is missing: give the folder"),
           ("truncated", "model.safetensors is truncated or damaged"),
           ("pointer", "model.safetensors is a Git-LFS pointer: fetch"),
           ("config-pointer", "config.json is only a Git LFS pointer: fetch"),
+          ("adapter", "adapter holds only an adapter, for PEFT: finetune without --adapter"),
           ("unigram", "tokenizer.json is a Unigram model, which is not supported: choose"),
           ("bare", "bare has none of tokenizer.json, .*: copy"),
           ("model --dtype int4", "--dtype is 'int4': choose auto, float32, bfloat16")]
 
 CORPORA = [("", "--corpus is missing: give a folder"),
            ("--corpus absent", "there is no absent: name a folder"),
-           ("--corpus empty", r"no .py file under empty \(found 1 files: .txt\): name another"),
+           ("--corpus empty", r"no .py file under empty \(found 1 files: .txt; .*\): name another"),
            ("--corpus model/model.safetensors", "is not a corpus: name a folder"),
            ("--corpus rows.jsonl", "rows.jsonl has no field code.* has body: name"),
            ("--corpus rows.jsonl --field text", "rows.jsonl has no field text"),
@@ -330,6 +333,10 @@ USES = ["replay --corpus corpus --out new", "finetune --corpus corpus --out new"
      "--context is 250, but the model reads 256 tokens: give at most"),
     ("replay --corpus corpus --out new --model model --context 232 --max-suggestion 8",
      "give at most 225"),  # after it Base-20 writes 20 tokens and the author 10
+    ("replay --corpus corpus --out new --model model --turn-tokens 90",
+     "a round may take 270 tokens, but the model reads 256 in all: .* or --turn-tokens"),
+    ("show a.py --out given", "the run in given used --model there: give it here too"),
+    ("suggest a.py:1234567890:1 --model model", "is not a place in a.py"),
     ("replay --corpus corpus --out new --context 5000", "the model reads 4096 tokens: give at"),
     ("replay --corpus corpus --out new --context 8", "--context is 8: give"),
     ("finetune --corpus corpus --out new", "--model is missing: give a folder"),
@@ -340,7 +347,8 @@ USES = ["replay --corpus corpus --out new", "finetune --corpus corpus --out new"
     ("finetune --corpus corpus --model model --out model --context 64", "model holds something"),
     ("finetune --corpus corpus --model model --out a.py/new --context 64", "a.py"),
     *((f"finetune --corpus corpus --model model --out new --rule {rule}", f"--rule is '{rule}': "
-       "choose empower, sft-rand or sft-N") for rule in ("sft-0", "sft", "dpo", "SFT-10")),
+       "choose empower, sft-rand or sft-N") for rule in ("sft-0", "sft", "dpo", "SFT-10",
+                                                                          "sft-1234567890")),
     ("show", "FILE; see --help"), ("show absent.py", "cannot read absent.py .*: give a text file"),
     ("show empty", "cannot read empty .*: give"),
     ("show latin.py", "latin.py is not UTF-8 text: convert"),

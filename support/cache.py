@@ -12,6 +12,7 @@ After `kill -9` a stage is either complete or missing.
 
 import contextlib
 import dataclasses
+import inspect
 import json
 import os
 import pickle
@@ -29,7 +30,7 @@ from support.checkpoint import tokenizer_files
 from support.cli import UserError
 from support.files import remove_leftovers, temporary_name, write_text
 from support.gguf_file import is_gguf, load_gguf, write_folder_files
-from support.source import code_of, fingerprint
+from support.source import FUNCTIONS, code_of, fingerprint, held
 
 VERSION = 3  # of the layout of --out; a folder written by another version is refused
 
@@ -138,20 +139,27 @@ def json_rows(value):
 
 
 def plain_fields(player):
-    """The fields of a dataclass as inputs of a stage: models and functions by name."""
-    return named({field.name: getattr(player, field.name) for field in dataclasses.fields(player)})
+    """The fields of a dataclass as inputs of a stage, as in `as_inputs`."""
+    return as_inputs({field.name: getattr(player, field.name)
+                      for field in dataclasses.fields(player)})
 
 
-def named(values):
-    """{name: value} as plain data: models and functions by name, with what they have captured."""
-    def plain(value):
-        if hasattr(value, "func"):  # functools.partial
-            return [value.func.__name__, named(value.keywords)]
-        captured = [plain(cell.cell_contents) for cell in getattr(value, "__closure__", None) or ()]
-        name = getattr(value, "name", None) or getattr(value, "__qualname__", value)
-        return [name, captured] if captured else name
-
-    return {name: plain(value) for name, value in values.items()}
+def as_inputs(value):
+    """A value as plain data: models and functions by name, with what the functions take along."""
+    value = inspect.unwrap(value)  # a function in an lru_cache, for instance
+    if isinstance(value, dict):
+        return {str(key): as_inputs(some) for key, some in value.items()}
+    if isinstance(value, (list, tuple)):
+        return list(map(as_inputs, value))
+    if isinstance(value, FUNCTIONS):
+        name, *rest = getattr(value, "__qualname__", "partial"), *map(as_inputs, held(value))
+        return [name, *rest] if rest else name
+    if hasattr(value, "tolist"):  # of numpy and torch
+        return value.tolist()
+    name = getattr(value, "name", None) or getattr(value, "__qualname__", None)
+    if name or not hasattr(value, "__dict__"):
+        return name or value
+    return [type(value).__qualname__, as_inputs(vars(value))]
 
 
 def slug(name):

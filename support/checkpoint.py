@@ -26,8 +26,11 @@ def read_config(directory):
     """{field: value} for a checkpoint's model.GPTConfig; FileNotFoundError or ValueError."""
     path = Path(directory, "config.json")
     if not path.exists():
-        raise FileNotFoundError(f"{path} is missing: give the folder of a downloaded checkpoint, "
-                                "names are not looked up")
+        adapter = Path(directory, "adapter_config.json")
+        raise FileNotFoundError(
+            f"{directory} holds only an adapter, for PEFT: finetune without --adapter writes a "
+            "checkpoint" if adapter.exists() else f"{path} is missing: give the folder of a "
+            "downloaded checkpoint, names are not looked up")
     raw = read_json(path)
     try:
         return parse_config(raw)
@@ -71,7 +74,7 @@ def parse_config(raw):
     # Within its sliding window, attention is full attention, so the window bounds the context.
     if mistral or not llama and (raw.get("use_sliding_window")
                                  or "sliding_attention" in (raw.get("layer_types") or [])):
-        context = min(context, raw.get("sliding_window", 4096) or context)
+        context = min(context, window_of(raw) or context)
     return {name: raw[name] for name in (*COUNTS, "rms_norm_eps")} | {
         "architecture": architecture,
         "num_key_value_heads": kv_heads, "head_dim": head_dim,
@@ -85,10 +88,18 @@ def parse_config(raw):
         "bos_token_id": raw.get("bos_token_id"), "eos_token_id": raw.get("eos_token_id")}
 
 
+def window_of(raw):
+    """The size of the sliding window in a config.json, or None."""
+    window = raw.get("sliding_window", 4096)
+    if window and not is_positive(window, True):
+        raise ValueError(f"no positive number for sliding_window: {window}")
+    return window
+
+
 def is_positive(value, whole):
-    """Whether a value is a finite positive number, and an int if it has to be whole."""
-    kinds = int if whole else (int, float)
-    return isinstance(value, kinds) and not isinstance(value, bool) and 0 < value < math.inf
+    """Whether a value is a positive number of sensible size, and an int if it has to be whole."""
+    kinds, most = (int, 2**31) if whole else ((int, float), 1e30)
+    return isinstance(value, kinds) and not isinstance(value, bool) and 0 < value < most
 
 
 # ------------------------------------------------------------------- weights

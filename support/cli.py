@@ -108,7 +108,7 @@ def pick_device(name):
     return name
 
 
-def named(device):
+def device_name(device):
     """The device and, for a GPU of CUDA, its name. Example: "cuda (NVIDIA H100 80GB HBM3)"."""
     cuda = str(device).startswith("cuda")
     return f"{device} ({torch.cuda.get_device_name(device)})" if cuda else str(device)
@@ -117,14 +117,14 @@ def named(device):
 def environment(device):
     """What a result depends on besides its settings, as plain data."""
     return {"python": platform.python_version(), "torch": torch.__version__,
-            "device": named(device), "threads": torch.get_num_threads(),
+            "device": device_name(device), "threads": torch.get_num_threads(),
             "platform": platform.platform()}
 
 
 def describe(cfg, model, device):
     """Prints the size of the model and where it runs, before any long work."""
     print(f"A GPT of {sum(p.numel() for p in model.parameters()):,} parameters, seed {cfg.seed}, "
-          f"device {named(device)}, {torch.get_num_threads()} threads, "
+          f"device {device_name(device)}, {torch.get_num_threads()} threads, "
           f"torch {torch.__version__}, output in {cfg.out}")
 
 

@@ -35,9 +35,10 @@ def read_text(path):
 
 def read_json(path):
     """The object in a JSON file, {} if there is no file; ValueError if it is damaged."""
+    text = read_text(path) if path.exists() else "{}"
     try:
-        return dict(json.loads(read_text(path))) if path.exists() else {}
-    except (json.JSONDecodeError, TypeError) as error:
+        return dict(json.loads(text))
+    except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error}): copy it again") from None
 
 
@@ -61,8 +62,11 @@ def remove_leftovers(folder):
 def write_text(path, text):
     """Writes a text file, all or nothing."""
     temporary = temporary_name(path)
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)  # for instance, `path` is a folder
 
 
 def write_safetensors(path, tensors):
@@ -102,22 +106,29 @@ def read_safetensors(path):
     try:
         header = json.loads(text)
         header.pop("__metadata__", None)
-        entries = [(name, str(e["dtype"]), e["shape"], *map(int, e["data_offsets"]))
-                   for name, e in header.items()]
-        sizes = [math.prod(map(int, shape)) for _, _, shape, _, _ in entries]
+        entries = [(name, str(e["dtype"]), list(map(count, e["shape"])),
+                    *map(count, e["data_offsets"])) for name, e in header.items()]
+        sizes = [math.prod(shape) for _, _, shape, _, _ in entries]
         expected = 8 + length + max((end for *_, end in entries), default=0)
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise ValueError(f"{path} is damaged: its header cannot be read") from None
     if expected != size:
         raise ValueError(f"{path} is truncated or damaged: {size} bytes instead of {expected}")
     data = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)[8 + length:]
     tensors = {}
-    for (name, dtype, shape, begin, end), count in zip(entries, sizes):
+    for (name, dtype, shape, begin, end), numbers in zip(entries, sizes):
         if dtype not in DTYPES:
             raise ValueError(f"{path}: {name} is stored as {dtype}; supported: {', '.join(DTYPES)}")
-        if not 0 <= begin <= end == begin + count * DTYPES[dtype].itemsize:
+        if not 0 <= begin <= end == begin + numbers * DTYPES[dtype].itemsize:
             raise ValueError(f"{path} is damaged: {name} {shape} {dtype} has {end - begin} bytes")
         raw = data[begin:end]
         aligned = raw if raw.storage_offset() % DTYPES[dtype].itemsize == 0 else raw.clone()
         tensors[name] = aligned.view(DTYPES[dtype]).reshape(shape)
     return tensors
+
+
+def count(value):
+    """A size in the header of a file as it is; ValueError if it cannot be one."""
+    if type(value) is not int or not 0 <= value < 2**40:
+        raise ValueError(f"{value!r} is no size")
+    return value

@@ -129,7 +129,8 @@ def write_folder_files(path, folder):
 def read_gguf(path):
     """The Gguf in a file. FileNotFoundError, or ValueError that says what is damaged."""
     if not Path(path).is_file():
-        raise FileNotFoundError(f"{path} is missing or not a file: give a GGUF file or a folder")
+        raise FileNotFoundError(f"{path} is missing or not a file: give a GGUF file, or a folder "
+                                "with config.json and safetensors")
     size, package = Path(path).stat().st_size, gguf_package()
     try:
         with open(path, "rb") as file:
@@ -190,8 +191,11 @@ class Header:
         if magic != b"GGUF":
             raise ValueError(f"it begins with {magic!r}")
         if version not in (2, 3):
-            raise ValueError(f"version {version}; supported: 2 and 3, little-endian")
+            raise NotImplementedError(f"unsupported version {version} of GGUF; supported: 2 and 3, "
+                                      "little-endian")
         n_tensors, n_values, metadata, entries = self.number("Q"), self.number("Q"), {}, []
+        if 24 * n_tensors + 13 * n_values > self.left:  # that much each of them takes at least
+            raise ValueError(f"{n_tensors} tensors and {n_values} values")
         for _ in range(n_values):
             key = self.string()
             if key in metadata:
@@ -211,6 +215,9 @@ class Header:
 
 def tensor_in(mapped, begin, shape, kind, package):
     """The Tensor at a place in the mapped file; ValueError if it would not fit."""
+    if kind not in list(package.GGMLQuantizationType):
+        raise NotImplementedError(f"weights of the unknown type {kind}: a newer gguf may know it, "
+                                  "pip install --upgrade gguf")
     kind = package.GGMLQuantizationType(kind)
     block, size = package.GGML_QUANT_SIZES[kind]
     count = math.prod(shape)

@@ -6,6 +6,7 @@ and B are trained, in float32. B is 0 at the start, so training begins with the 
 
 import json
 import math
+import os
 from pathlib import Path
 
 import torch
@@ -63,12 +64,13 @@ def projections(model):
 def save_adapter(model, base, folder):
     """Writes only the updates, in PEFT's format: adapter_config.json, adapter_model.safetensors.
 
-    base: the folder or name of the model to which they belong.
+    base: the folder of the model to which they belong.
     """
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, LowRank)}
     rank = next(iter(layers.values())).A.shape[0]
     write_text(Path(folder, "adapter_config.json"), json.dumps({
-        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": str(base),
+        "peft_type": "LORA", "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": os.path.abspath(base),
         "r": rank, "lora_alpha": ALPHA * rank, "lora_dropout": 0.0, "bias": "none",
         "target_modules": list(PROJECTIONS), "fan_in_fan_out": False, "inference_mode": True,
         "init_lora_weights": True}, indent=2) + "\n")

@@ -5,12 +5,15 @@ import functools
 import hashlib
 import inspect
 import json
+import types
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 # Read when the program starts: edits made while it runs do not affect this run.
 SOURCES = {path: path.read_text(encoding="utf-8") for path in [*ROOT.glob("*.py"),
                                                                *ROOT.glob("*/*.py")]}
+
+FUNCTIONS = functools.partial, types.FunctionType, types.MethodType
 
 
 def fingerprint(plain):
@@ -24,7 +27,7 @@ def code_of(*parts):
     It is computed only from the text of the files: a name in a function is looked up among the
     definitions and imports of its file, and so on. Methods are found through their class.
     """
-    found, pending = {}, [place_of(part) for some in parts for part in (some, *captured(some))]
+    found, pending = {}, [place_of(part) for some in parts for part in with_held(some) or [some]]
     while pending:
         path, name = pending.pop()
         if (path, name) in found or path not in SOURCES:
@@ -32,25 +35,53 @@ def code_of(*parts):
         tree, refers_to = definition(path, name)
         found[path, name] = tree
         pending += refers_to
-    return fingerprint(sorted(filter(None, found.values())))  # wherever they are imported from
+    return fingerprint(sorted(filter(None, found.values())))  # without paths: code may move
 
 
-def captured(part):
-    """The functions that a function has captured, as `accepts` in a variation of it."""
-    cells = [cell.cell_contents for cell in getattr(part, "__closure__", None) or ()]
-    return [function for function in cells if callable(function)]
+def held(function):
+    """The values that a function takes along: arguments of a partial, closure, defaults, self.
+
+    For example the limit in a rule of acceptance that was made for it.
+    """
+    if isinstance(function, functools.partial):
+        return [function.func, *function.args, *function.keywords.items()]
+    if isinstance(function, types.MethodType):
+        return [function.__self__, function.__func__]
+    found = [*(cell.cell_contents for cell in function.__closure__ or ()),
+             *(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).items()]
+    return [value for value in found if value is not function]  # it may call itself
+
+
+def with_held(part):
+    """A function and all functions that it takes along, directly or through others."""
+    found, pending = [], [part]
+    while pending:
+        part = inspect.unwrap(pending.pop())
+        if isinstance(part, (list, tuple, dict)):
+            pending += part.values() if isinstance(part, dict) else part
+        elif callable(part) and not any(part is other for other in found):
+            found.append(part)
+            pending += held(part) if isinstance(part, FUNCTIONS) else []
+    return found
 
 
 def place_of(part):
-    """(file, top-level name) of a function or class; (file, None) for a file or a module."""
+    """(file, top-level name) of a function or class; (file, None) for a file or a module.
+
+    (None, None) for what has no source in Python, such as `abs`.
+    """
     if isinstance(part, Path):
         return part.resolve(), None
     while hasattr(part, "func") or hasattr(part, "__func__"):  # a partial or a bound method
         part = getattr(part, "func", None) or part.__func__
     if inspect.ismodule(part):
         return Path(part.__file__).resolve(), None
-    part = inspect.unwrap(part)
-    path, name = Path(inspect.getsourcefile(part)).resolve(), part.__qualname__.split(".")[0]
+    part = inspect.unwrap(part) if hasattr(part, "__qualname__") else type(part)
+    try:
+        path = Path(inspect.getsourcefile(part)).resolve()
+    except TypeError:
+        return None, None
+    name = part.__qualname__.split(".")[0]
     SOURCES.setdefault(path, path.read_text(encoding="utf-8"))  # for a script outside the project
     return path, name if name in names_in(path) else None
 
@@ -83,8 +114,11 @@ def names_in(path):
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
             found[node.name] = node
         elif isinstance(node, (ast.Assign, ast.AnnAssign, ast.AugAssign)):
-            found |= {part.id: node for target in getattr(node, "targets", None) or [node.target]
-                      for part in ast.walk(target) if isinstance(part, ast.Name)}
+            for target in getattr(node, "targets", None) or [node.target]:
+                for part in ast.walk(target):
+                    if isinstance(part, ast.Name):  # LIMITS = {} and then LIMITS["a"] = 1
+                        before = getattr(found.get(part.id), "body", [])
+                        found[part.id] = ast.Module([*before, node], [])
         elif isinstance(node, ast.ImportFrom):
             for alias in node.names:
                 module, file = file_of(path, f"{node.module}.{alias.name}"), file_of(

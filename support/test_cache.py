@@ -1,7 +1,6 @@
 """The cache never lies: edits in place, simultaneous runs, and kill -9."""
 
 import functools
-import itertools
 import json
 import os
 import re
@@ -18,7 +17,7 @@ import pytest
 
 from empower import Config, Lab, empower_length, sft
 from simhuman import typical
-from support.cache import Cache, named
+from support.cache import Cache, as_inputs
 from support.cli import UserError
 from support.files import temporary_name
 from support.optim import adamw
@@ -153,12 +152,48 @@ def varied(accepts, rate):
     return lambda nll: accepts(nll) and rate
 
 
-def test_a_function_is_followed_into_what_it_has_captured():
+def by_default(nll, limit=1):
+    return sum(nll) <= limit
+
+
+class Accepting:
+    def __init__(self, limit):
+        self.limit = limit
+
+    def accepts(self, nll):
+        return by_default(nll, self.limit)
+
+
+def with_default(n):
+    def accepts(nll, limit=n):
+        return by_default(nll, limit)
+
+    return accepts
+
+
+LIMITED = {"partial": lambda n: functools.partial(by_default, limit=n),
+           "positional": lambda n: functools.partial(typical, [n]),
+           "closure": lambda n: varied(by_default, n), "default": with_default,
+           "method": lambda n: Accepting(n).accepts, "array": lambda n: varied(all, np.full(2, n)),
+           "nested": lambda n: varied(varied(by_default, n), 1),
+           "cached": lambda n: functools.lru_cache(varied(by_default, n)),
+           "in a list": lambda n: varied(all, [functools.partial(by_default, limit=n)])}
+
+
+@pytest.mark.parametrize("made", LIMITED.values(), ids=LIMITED)
+def test_what_a_function_takes_along_is_an_input(made):
+    keys = [fingerprint(as_inputs({"accepts": made(limit)})) for limit in (0.25, 0.75, 0.25)]
+    assert keys[0] == keys[2] != keys[1]
+
+
+def test_a_function_is_followed_into_what_it_takes_along():
     """As in a rule of acceptance that varies another one."""
     rules = functools.partial(typical, limits=[1]), functools.partial(empower_length, eta=1)
-    assert code_of(varied(rules[0], 1)) != code_of(varied(rules[1], 1))
-    keys = [named({"accepts": varied(accepts, rate)}) for accepts in rules for rate in (1, 2)]
-    assert all(a != b for a, b in itertools.combinations(keys, 2))
+    for wrapped in (lambda rule: varied(rule, 1), lambda rule: functools.partial(varied, rule),
+                    lambda rule: varied(varied([rule], 1), 1)):
+        assert code_of(wrapped(rules[0])) != code_of(wrapped(rules[1]))
+        assert as_inputs(wrapped(rules[0])) != as_inputs(wrapped(rules[1]))
+    assert code_of(varied(abs, 1)) == code_of(varied(np.add, 1))  # no source in Python
 
 
 def test_options_of_fine_tuning_and_the_problems_are_inputs(tmp_path, monkeypatch):
@@ -188,14 +223,15 @@ def test_code_is_followed_through_names_modules_classes_and_constants(tmp_path):
         exec(compile(text, path, "exec"), names)
         return code_of(names["work"])
 
-    text = ("class A:\n    def f(self):\n        return LIMIT\n"
-            "LIMIT = 1\n"
+    text = ("class A:\n    def f(self):\n        return LIMIT + len(TABLE)\n"
+            "LIMIT = 1\nTABLE = {}\nTABLE['a'] = 1\nTABLE['b'] = 2\n"
             "def other():\n    return 3\n"
             "def work():\n    '''What it does.'''\n    return A().f()\n")
     first = digest(text)
     assert digest(text.replace("'''What it does.'''", "'''Does it.'''  # so")) == first
     assert digest(text.replace("return 3", "return 4")) == first
     assert digest(text.replace("LIMIT = 1", "LIMIT = 2")) != first
+    assert digest(text.replace("['a'] = 1", "['a'] = 2")) != first
     assert digest(text.replace("A().f()", "A().f() + 1")) != first
     assert digest(text.replace("return LIMIT", "return -LIMIT")) != first
 

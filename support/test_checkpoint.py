@@ -2,8 +2,11 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
+import re
 import shutil
+import struct
 
 import numpy as np
 import pytest
@@ -12,6 +15,18 @@ import torch
 from model import GPT, KVCache, rotary_frequencies
 from support.files import read_safetensors, write_safetensors
 from support.testing import ROOT, tiny_gpt
+
+
+def header_with(shape, content):
+    """A safetensors file whose first shape is this text."""
+    size = struct.unpack("<Q", content[:8])[0]
+    header = re.sub(rb"\[32\]", shape.encode(), content[8:8 + size], count=1)
+    return struct.pack("<Q", len(header)) + header + content[8 + size:]
+
+
+def config_with(name, value, content):
+    """A config.json with this value."""
+    return json.dumps({**json.loads(content), name: value}).encode()
 
 
 @pytest.mark.parametrize("name, damage, message", [
@@ -25,7 +40,15 @@ from support.testing import ROOT, tiny_gpt
     ("model.safetensors", lambda b: b.replace(b"[32]", b"[33]", 1), "damaged"),
     ("model.safetensors", lambda b: b.replace(b'"data_offsets": [0,', b'"data_offsets": [8,', 1),
      "damaged"),
+    *[("model.safetensors", functools.partial(header_with, shape), "header cannot be read")
+      for shape in ("[32.0]", '"32"', '["32"]', "[true, 32]", f"[{2**70}, 0]", "[-4, -8]", "32",
+                    "[" * 9999)],
     ("config.json", lambda b: b[:30], "config.json is damaged"),
+    ("config.json", lambda b: b'["abc"]', "config.json is damaged"),
+    ("config.json", lambda b: b"[" * 99999, "config.json is damaged"),
+    *[("config.json", functools.partial(config_with, name, value), f"number for {name}")
+      for name, value in (("rope_theta", 10**400), ("rms_norm_eps", 10**400),
+                          ("num_attention_heads", 10**30), ("num_key_value_heads", True))],
     ("config.json", lambda b: b.replace(b"vocab_size", b"vocab_seize"), "vocab_size"),
     ("config.json", lambda b: b"[1, 2]", "config.json is damaged"),
 ])
@@ -243,6 +266,12 @@ def test_scalars_and_empty_tensors_are_saved_and_loaded(tmp_path):
 def test_the_context_ends_where_a_sliding_window_would_begin_to_slide(name, edits, limit, tmp_path):
     model = GPT.from_pretrained(copied(name, tmp_path, **edits))
     assert model.config.max_position_embeddings == KVCache(model, 1).limit == limit
+
+
+def test_a_sliding_window_must_be_a_size(tmp_path):
+    for k, window in enumerate((-5, 10.5, "64")):
+        with pytest.raises(ValueError, match="no positive number for sliding_window"):
+            GPT.from_pretrained(copied("mistral", tmp_path / str(k), sliding_window=window))
 
 
 def test_head_dim_is_read_or_derived(tmp_path):

@@ -247,7 +247,8 @@ HOSTILE = {
 def test_a_damaged_file_is_one_sentence(tmp_path, content):
     path = tmp_path / "x.gguf"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match="x.gguf is damaged or not a GGUF file"):
+    with pytest.raises(ValueError, match="x.gguf( is damaged or not a GGUF file|: unsupported ver"
+                                         "sion|: weights of the unknown type .*--upgrade gguf)"):
         read_gguf(path)
 
 

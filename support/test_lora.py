@@ -107,10 +107,10 @@ def test_under_autocast_an_update_is_as_narrow_as_its_layer():
 def test_the_files_of_an_adapter(tmp_path):
     """As PEFT has them; fixtures/compare_lora.py loads them with PEFT."""
     model = updated(tiny_gpt())
-    save_adapter(model, "some/base", tmp_path)
+    save_adapter(model, "/some/base", tmp_path)
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     assert (config["peft_type"], config["r"], config["lora_alpha"]) == ("LORA", 3, ALPHA * 3)
-    assert config["base_model_name_or_path"] == "some/base"
+    assert config["base_model_name_or_path"] == "/some/base"
     weights = read_safetensors(tmp_path / "adapter_model.safetensors")
     assert len(weights) == 2 * 7 * 2
     name = "base_model.model.model.layers.1.self_attn.k_proj.lora_B.weight"

@@ -3,9 +3,11 @@
 import pytest
 
 from simhuman import Assistant, Episode, Turn
-from support.report import (PAPER, check_stopping, claims_table, marked, paper_gain, paper_means,
-                            paper_name, table, token_texts, transcript, verdict, with_verdict)
+from support.report import (PAPER, check_stopping, claims_sentence, claims_table, marked,
+                            paper_gain, paper_means, paper_name, table, token_texts, transcript,
+                            with_learned)
 from support.testing import family, tiny_gpt, tokenizer
+
 
 def test_paper_gains_come_from_the_paper_s_table():
     """The means by hand: with Gemma, Empower has .524 / 3, SFT-10 .264 / 3, and so on."""
@@ -19,6 +21,7 @@ def test_paper_gains_come_from_the_paper_s_table():
         "SFT-10", "Base-20", "SFT-RAND", "Base", "SFT-7.5"]
     for name in ("Empower (0.32), entropy", "Empower (4)", "Base stopped at 0.32 bits"):
         assert paper_name(name, 4) not in PAPER["Gemma"]
+    assert paper_gain("Empower", "pass@1") == (None, "")
     assert paper_gain("SFT-10", "dpr", ("Llama",)) == (pytest.approx(.585 / .314 - 1), "Llama")
     assert paper_name("Empower (0.32)", 4) == "Empower" and paper_name("SFT-20", 10) == "SFT-20"
     assert paper_means("Llama", "SFT-20") == pytest.approx([.409 / 3, .545 / 3, .284 / 3])
@@ -42,7 +45,7 @@ def test_stopping_is_judged_by_the_distribution_of_lengths():
     def row(asked, written):
         assistant = Writes(tiny_gpt(), 30)
         object.__setattr__(assistant, "lengths", list(written))
-        [found] = with_verdict([check_stopping("x", assistant, tokenizer(),
+        [found] = with_learned([check_stopping("x", assistant, tokenizer(),
                                                [([1], [1] * n, True) for n in asked])])
         return found
 
@@ -63,9 +66,12 @@ def test_claims_are_told_as_they_are():
              for name, metric, low, gain in (("SFT-4", "pass@1", 0.125, 1.0),
                                              ("SFT-4", "dpr", -0.125, 0.5),
                                              ("Human alone", "pass@1", -1.0, None))]
+    mine = [{**found[0], "baseline": name} for name in ("Mine", "Base stopped at 1 bits",
+                                                        "Empower (4)")]
+    assert claims_sentence(found + mine) == claims_sentence(found)
     found.append({"baseline": "Human alone", "metric": "accept_ratio", "difference": None,
                   "low": None, "high": None, "holds": False, "paper_gain": None, "paper_human": ""})
-    assert verdict(found) == ("Against the paper's baselines, 1 of 2 intervals are above zero, but "
+    assert claims_sentence(found) == ("Against the paper's baselines, 1 of 2 intervals are above zero, but "
                               "not: DPR against SFT-4.")
     rows = [[cell.strip() for cell in line.split("|")[1:-1]]
             for line in claims_table(found).splitlines()]
