@@ -1,7 +1,7 @@
 """A client of model servers that speak the OpenAI protocol: vLLM, llama.cpp, Ollama, and others.
 
-Only the standard library: a connection for each thread, kept alive; a deadline for each answer, so
-that one that drips in slowly counts as failed too; retries with growing pauses, or as long as
+Only the standard library: a connection for each thread, kept alive; a deadline for the body of each
+answer, so that one that drips in slowly counts as failed too; retries with growing pauses, or as long as
 the server asks for in Retry-After. The key comes from the environment variable OPENAI_API_KEY and
 is never printed or written.
 """
@@ -50,8 +50,12 @@ class Server:
     """
 
     def __init__(self, url, model=None, timeout=120.0):
-        parts = urllib.parse.urlsplit(url if "://" in url else f"http://{url}")
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        try:
+            parts = urllib.parse.urlsplit(url if "://" in url else f"http://{url}")
+            usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        except ValueError:  # of the port or of [::1
+            usable = False
+        if not usable:
             raise UserError(f"{url} is not a server: give an address as in http://127.0.0.1:8000")
         self.url, self.parts, self.timeout = url, parts, timeout
         path = parts.path.rstrip("/")
@@ -184,7 +188,7 @@ class Server:
         try:
             return json.loads(text)
         except (ValueError, RecursionError):
-            raise Failed(f"half an answer, or no JSON: {text[:60]!r}") from None
+            raise Failed(f"half an answer, or no JSON: {said(text)[:60]!r}") from None
 
     def read(self, response):
         """The body of a response; Failed if it takes too long or is too large."""

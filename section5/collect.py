@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import json
 import os
@@ -11,7 +12,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from section5 import text
-from section5.client import Server
+from section5.client import Server, TooLong
 from section5.players import prompt, seed_of
 from section5.problems import read_problems
 from support.cli import UserError, check_ranges, flag
@@ -53,18 +54,38 @@ def collect(cfg):
     `finetune --corpus FILE` learns from the result. Every finished program is a line on disk, so
     the same command goes on where it was interrupted.
     """
-    done = read_lines(Path(cfg.out), ("id", "statement", "code"))
-    problems, server = asked_for(cfg)
-    left = [problem for problem in problems if problem.id not in {row["id"] for row in done}]
-    print(f"{server.model} attempts {len(left)} problems of {len(problems)}: at most {len(left)} "
-          f"calls and {len(left) * cfg.max_tokens:,} tokens, {cfg.parallel} at a time. Each "
-          f"program is kept in {cfg.out} at once.")
-    with alone(Path(cfg.out)):
-        in_parallel(left, lambda problem: attempt(cfg, server, problem), Path(cfg.out),
-                    cfg.parallel, "collect", [server])
-    print(f"{len(problems)} programs are in {cfg.out}; {server.calls} calls, {server.retries} "
-          f"retries, {server.tokens:,} tokens. Next: python empower.py finetune --corpus {cfg.out} "
-          "--model DIR --out DIR2")
+    out, (problems, server) = Path(cfg.out), asked_for(cfg)
+    made_folder_of(out)
+    with alone(out):
+        done = begun(out, problems, server)
+        left = [problem for problem in problems if problem.id not in done]
+        print(f"{server.model} attempts {len(left)} problems of {len(problems)}: at most "
+              f"{len(left)} calls and {len(left) * cfg.max_tokens:,} tokens, {cfg.parallel} at a "
+              f"time. Each program is kept in {out} at once.")
+        in_parallel(left, lambda problem: attempt(cfg, server, problem), out, cfg.parallel,
+                    "collect", [server])
+        done = begun(out, problems, server)
+    empty = sum(not done[problem.id] for problem in problems)
+    if empty:
+        print(f"{empty} have no program: the statement does not fit into her context, or she wrote "
+              "nothing")
+    print(f"{len(problems) - empty} programs of these problems are in {out}; {server.calls} calls, "
+          f"{server.retries} retries, {server.tokens:,} tokens. Next: python empower.py finetune "
+          f"--corpus {out} --model DIR --out DIR2")
+
+
+def begun(out, problems, server):
+    """{id: program} of the problems that are done; a UserError for those of another run."""
+    statements, found = {problem.id: problem.statement for problem in problems}, {}
+    for row in read_lines(out, ("id", "statement", "code", "model")):
+        if row["model"] != server.model:
+            raise UserError(f"{out} holds programs of {row['model']}: name another --out, or that "
+                            "model with --human-model")
+        if statements.get(row["id"], row["statement"]) != row["statement"]:
+            raise UserError(f"{out} holds a program of another problem {row['id']}: name another "
+                            "--out")
+        found[row["id"]] = row["code"].strip()
+    return found
 
 
 def asked_for(cfg):
@@ -79,11 +100,15 @@ def asked_for(cfg):
 
 
 def attempt(cfg, server, problem):
-    """Her program for a problem, as a row."""
-    answer = server.chat([{"role": "user", "content": prompt(
-        "human_attempt", statement=problem.statement, how=problem.task)}],
-        cfg.max_tokens, cfg.temperature, seed_of(cfg.seed, "attempt", problem.id))
-    return {"id": problem.id, "statement": problem.statement, "code": text.program(answer)}
+    """Her program for a problem, as a row; it is empty if the problem is too long for her."""
+    try:
+        answer = server.chat([{"role": "user", "content": prompt(
+            "human_attempt", statement=problem.statement, how=problem.task)}],
+            cfg.max_tokens, cfg.temperature, seed_of(cfg.seed, "attempt", problem.id))
+    except TooLong:
+        answer = ""
+    return {"id": problem.id, "statement": problem.statement, "code": text.program(answer),
+            "model": server.model}
 
 
 # ------------------------------------------------------------------- lines on disk
@@ -127,16 +152,25 @@ def in_parallel(items, work, path, threads, label, servers):
             raise
 
 
+def made_folder_of(path):
+    """Makes the folder of a file; a UserError if the file cannot be written there."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        if not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise PermissionError(errno.EACCES, "no permission")
+    except OSError as error:
+        raise UserError(f"cannot write {path} ({error.strerror}): name another file") from None
+
+
 def read_lines(path, fields):
     """The rows of a file that `in_parallel` wrote; a line that a kill cut off is removed.
 
     A UserError if the file holds anything else.
     """
     if not path.exists():
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"cannot write {path} ({error.strerror}): name another file") from None
+        made_folder_of(path)
         return []
     try:
         content = path.read_bytes()

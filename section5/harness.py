@@ -22,6 +22,7 @@ import builtins
 import json
 import os
 import sys
+import types
 
 
 def plain(value):
@@ -75,7 +76,9 @@ def value_of(found):
 
 def serve(requests, replies):
     """Runs the program, then answers each request until the parent is gone."""
-    space = {"__name__": "program", "__builtins__": builtins}
+    module = types.ModuleType("program")
+    sys.modules["program"], space = module, vars(module)  # where dataclasses look
+    space["__builtins__"] = builtins
     for line in requests:
         kind, *what = json.loads(line)
         try:
@@ -86,7 +89,9 @@ def serve(requests, replies):
                 result = eval(what[0], space)
             else:
                 name, arguments = what
-                found = space[name] if name in space else getattr(space["Solution"](), name)
+                # A method of Solution may have the name of something that `before` imports.
+                found = (getattr(space["Solution"](), name) if hasattr(space.get("Solution"), name)
+                         else space[name])
                 result = found(*map(value_of, arguments))
             answer = {"value": plain(result)}
         except BaseException as error:  # SystemExit too: an answer is wanted

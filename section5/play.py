@@ -74,16 +74,18 @@ def play(cfg):
     checked(judge.check_judge)
     sources = named_sources(cfg.assistant)
     encoding, rows = assistants(cfg, problems, sources)
-    out = opened(cfg, problems, server, sources, encoding)
+    models = {name: described(source, rows[name]) for name, source in sources.items()}
+    out = opened(cfg, problems, server, models, encoding)
     announce(cfg, server, problems, rows)
     seeded = obeys_seeds(HUMANS[cfg.human_kind](server, encoding, cfg.turn_tokens, 1.0, cfg.seed))
     with alone(out):
         found, played = play_rows(cfg, server, encoding, problems, rows, out)
-    results = {"config": dataclasses.asdict(cfg), "human": server.model, "problems": len(problems),
+    results = {"config": dataclasses.asdict(cfg), "human": server.model, "assistants": models,
+               "problems": len(problems),
                "rows": found, "claims": differences(cfg, played), "prompts": all_prompts(),
                "seeds": "obeyed" if seeded else "ignored by the human's server",
-               "calls": server.calls, "retries": server.retries, "tokens": server.tokens,
-               "seconds": round(time.time() - begun)}
+               "last session": {"calls": server.calls, "retries": server.retries,
+                                "tokens": server.tokens, "seconds": round(time.time() - begun)}}
     write_text(out / "results.json", json.dumps(results, indent=2, allow_nan=False) + "\n")
     print(f"\n{as_text(results)}\n\nresults.json, prompts, transcripts/ and every episode are in "
           f"{out}")
@@ -180,8 +182,9 @@ def served_maker(cfg, source, encoding):
 def announce(cfg, server, problems, rows):
     """Says what the games need at most, before they begin."""
     turns = len(problems) * cfg.rounds
-    code = cfg.turn_tokens * cfg.rounds + cfg.max_suggestion
-    calls = turns * (2 + len(rows) * 4)  # she may be asked twice to write, and for a verdict
+    code = (cfg.turn_tokens + cfg.max_suggestion) * cfg.rounds // 2  # on average, at most
+    # She may be asked twice to write, and twice for a verdict.
+    calls = turns * (2 + len(rows) * 4)
     tokens = turns * ((1 + len(rows)) * 2 * (cfg.turn_tokens + AROUND + code)
                       + len(rows) * (REASONS + WORD))
     print(f"{server.model} plays {len(problems)} problems alone and with {len(rows)} assistants: "
@@ -196,7 +199,14 @@ def obeys_seeds(human):
     return first == second
 
 
-def opened(cfg, problems, server, sources, encoding):
+def described(source, assistant):
+    """What tells one assistant from another, wherever its server is."""
+    if is_address(source):
+        return f"{type(assistant).__name__} {assistant.server.model}"
+    return f"{source} {fingerprint(files_of(source))}"
+
+
+def opened(cfg, problems, server, models, encoding):
     """The folder of these games; a UserError if it holds others."""
     out = Path(cfg.out)
     open_folder(out)
@@ -205,9 +215,7 @@ def opened(cfg, problems, server, sources, encoding):
               "human": [server.model, cfg.human_kind], "prompts": all_prompts(),
               "tokens": fingerprint(sorted((token.hex(), rank) for token, rank in
                                            encoding._mergeable_ranks.items())),
-              "sources": {name: source if is_address(source) else
-                          fingerprint([source, *files_of(source)])
-                          for name, source in sources.items()},
+              "sources": models,
               **cli.values(cfg, "seed", "eta", "turn_tokens", "rounds",
                            "max_suggestion", "temperature")}
     path = out / "inputs.json"

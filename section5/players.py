@@ -88,6 +88,8 @@ class PromptedHuman:
             "human_read", statement=statement, code=code, suggestion=new, both=code + new)}]
         answer = self.chat(question, REASONS, "read", statement)
         found = text.verdict(answer)
+        if self.full:
+            return "reject"
         if found is None:
             question += [{"role": "assistant", "content": answer},
                          {"role": "user", "content": prompt("human_again")}]
@@ -109,13 +111,11 @@ class PromptedHuman:
         # Models repeat the code, or its last line: room for that, of which nothing counts.
         room = self.turn_tokens + AROUND + len(self.encoding.encode_ordinary(code))
         for purpose in ("write", "write again"):  # an answer that adds nothing may be a slip
-            answer = self.chat(question, room, purpose, statement)
-            new = self.encoding.encode_ordinary(text.continuation(code, answer))
-            if self.full or new or text.is_done(answer):
+            new, done = text.continuation(code, self.chat(question, room, purpose, statement))
+            if self.full or new or done:
                 break
-        if text.is_done(answer):
-            return [], True
-        return new[:self.turn_tokens], not new and not self.full
+        new, K = self.encoding.encode_ordinary(new), self.turn_tokens
+        return new[:K], not self.full and (done and len(new) <= K or not new)
 
     def chat(self, messages, max_tokens, purpose, statement):
         """Her answer; "" once what she is asked does not fit into her context."""
@@ -242,4 +242,5 @@ class PromptedAssistant(ServedAssistant):
     def continued(self, code, seed):
         room = self.max_tokens + AROUND + len(self.encoding.encode_ordinary(code))
         question = [{"role": "user", "content": prompt("assistant", code=code)}]
-        return text.continuation(code, self.server.chat(question, room, self.temperature, seed))
+        new, _ = text.continuation(code, self.server.chat(question, room, self.temperature, seed))
+        return new

@@ -2,7 +2,7 @@
 
     LiveCodeBench           question_content, public_test_cases, private_test_cases, metadata
     HumanEval               prompt, entry_point, test
-    MBPP                    text, test_list, test_setup_code
+    MBPP                    text, test_list, test_setup_code; sanitized: prompt, test_imports
     APPS, TACO              question, input_output
     Codeforces (open-r1)    description, official_tests, examples
 
@@ -13,19 +13,20 @@ try a program on: stdin tests directly, tests that call the program through harn
 import ast
 import base64
 import collections
+import contextlib
 import dataclasses
 import datetime
 import io
 import json
 import pickle
+import re
 import secrets
 import sys
 import warnings
 import zlib
 from pathlib import Path
 
-from support.cli import UserError, checked
-from support.files import read_bytes
+from support.cli import UserError
 from support.judge import MB, judge_all
 
 HARNESS = Path(__file__).with_name("harness.py")
@@ -39,6 +40,7 @@ import bisect, collections, functools, heapq, itertools, math, random, re, strin
 from bisect import *
 from heapq import *
 from math import *
+from builtins import pow
 sys.setrecursionlimit(50000)
 """
 SECONDS = 6.0       # for a test, or for all calls of a problem, unless it says otherwise
@@ -71,16 +73,26 @@ class Problem:
             return f"It begins with this code:\n```python\n{self.starter}\n```"
         if not self.calls:
             return "It reads from standard input and prints its answer."
-        name = json.loads(self.calls)["tests"][0].get("call")
+        with long_integers():
+            name = json.loads(self.calls)["tests"][0].get("call")
         return (f"Write a function {name}." if name
                 else "Write the functions that the examples call.")
+
+    @property
+    def limits(self):
+        """(seconds, bytes of memory, bytes of output) of a run in the judge.
+
+        To read calls takes a second for 10 MB of them; an answer may be twice as long as expected.
+        """
+        expected = max((len(expected) for _, expected in self.tests), default=0)
+        return self.seconds + len(self.calls) // (10 * MB), self.memory, max(MB, 2 * expected)
 
     def job(self, program):
         """(program, tests) for the judge."""
         if not self.calls:
             return program, self.tests
         token = secrets.token_hex(16)
-        stdin = json.dumps({"program": program, "token": token, **json.loads(self.calls)})
+        stdin = json.dumps({"program": program, "token": token})[:-1] + f", {self.calls[1:]}"
         return HARNESS.read_text(encoding="utf-8"), ((stdin, token),)
 
 
@@ -88,9 +100,9 @@ def judge_programs(problems, programs, workers=None, label="judge"):
     """The judge's Verdict of each program on its problem, in order."""
     verdicts, groups = [None] * len(problems), {}
     for k, problem in enumerate(problems):
-        groups.setdefault((problem.seconds, problem.memory), []).append(k)
-    for (seconds, memory), group in groups.items():
-        found = judge_all([problems[k].job(programs[k]) for k in group], workers, seconds, memory,
+        groups.setdefault(problem.limits, []).append(k)
+    for limits, group in groups.items():
+        found = judge_all([problems[k].job(programs[k]) for k in group], workers, *limits,
                           label=label, numbers=True)
         for k, verdict in zip(group, found):
             verdicts[k] = verdict
@@ -105,31 +117,28 @@ def read_problems(path, since="", difficulty="", limit=None):
 
     since: an ISO date; problems before it, or without a date, are left out. difficulty: only these,
     for instance "easy" or "easy,medium", or "1200" where it is a rating. limit: at most so many,
-    the first. A UserError says what is wrong.
+    the first. A problem without an id gets the number of its row. A UserError says what is wrong.
     """
-    rows = read_rows(path)
-    kind = next((kind for kind in KINDS if kind.fields <= rows[0].keys()), None)
-    if not kind:
-        raise UserError(f"{path} has no problems that this program knows; the first row has "
-                        f"{', '.join(rows[0])}: give LiveCodeBench, HumanEval, MBPP, APPS, TACO or "
-                        "Codeforces rows")
-    since = since and checked_date(since)
+    since, kind = since and checked_date(since), None
+    difficulties = {name.strip() for name in difficulty.lower().split(",")}
     found, left_out = [], collections.Counter()
-    for k, row in enumerate(rows):
+    for k, row in enumerate(read_rows(path)):
+        kind = kind or kind_of(row, path)
         if limit is not None and len(found) == limit:
             break
         if since and published(row) < since:
             continue
-        if difficulty and difficulty_of(row) not in difficulty.lower().split(","):
+        if difficulty and difficulty_of(row) not in difficulties:
             continue
         try:
-            found.append(kind.problem(row))
+            problem = kind.problem(row)
+            found.append(problem if problem.id else dataclasses.replace(problem, id=str(k + 1)))
         except Unusable as reason:
             left_out[str(reason)] += 1
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError,
                 SyntaxError, zlib.error, pickle.UnpicklingError, EOFError) as error:
             raise UserError(f"row {k + 1} of {path} is damaged ({type(error).__name__}: {error}): "
-                            "download the file again") from None
+                            "download the file again, or remove the row") from None
     for reason, count in left_out.items():
         print(f"{count} problems of {path} are left out: {reason}")
     if not found:
@@ -138,16 +147,49 @@ def read_problems(path, since="", difficulty="", limit=None):
 
 
 def read_rows(path):
-    """The JSON objects in a file of JSON lines, or of one JSON list."""
-    content = checked(read_bytes, Path(path))
-    try:
-        rows = (json.loads(content) if content.lstrip().startswith(b"[")
-                else [json.loads(line) for line in content.splitlines() if line.strip()])
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON lines ({error}): give a file of problems") from None
-    if not rows or not all(isinstance(row, dict) for row in rows):
+    """Yields the JSON objects in a file of JSON lines, one at a time, or of one JSON list."""
+    def rows():
+        with open(path, "rb") as file:
+            listed = file.read(1) == b"["
+            file.seek(0)
+            yield from json.load(file) if listed else map(json.loads, filter(bytes.strip, file))
+
+    with long_integers():
+        number = 0
+        try:
+            for number, row in enumerate(rows(), 1):
+                if not isinstance(row, dict):
+                    raise ValueError(f"row {number} is no JSON object")
+                yield row
+        except OSError as error:
+            raise UserError(f"cannot read {path} ({error.strerror}): give a file of problems") \
+                from None
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path} is not JSON lines ({error}, after {number} rows): give a file "
+                            "of problems, one JSON object a line") from None
+    if not number:
         raise UserError(f"{path} has no rows: give a file of problems, one JSON object a line")
-    return rows
+
+
+@contextlib.contextmanager
+def long_integers():
+    """Within it, integers of more than 4,300 digits are read, which some tests have."""
+    before = sys.get_int_max_str_digits()
+    sys.set_int_max_str_digits(0)
+    try:
+        yield
+    finally:
+        sys.set_int_max_str_digits(before)
+
+
+def kind_of(row, path):
+    """The format of a file, by its first row."""
+    kind = next((kind for kind in KINDS if kind.fields <= row.keys()), None)
+    if not kind:
+        raise UserError(f"{path} has no problems that this program knows; the first row has "
+                        f"{', '.join(row)}: give LiveCodeBench, HumanEval, MBPP, APPS, TACO or "
+                        "Codeforces rows")
+    return kind
 
 
 def checked_date(text):
@@ -208,17 +250,20 @@ class HumanEval:
     fields = {"prompt", "entry_point", "test"}
 
     def problem(row):
-        parsed(row["test"])
+        for node in ast.walk(parsed(row["test"])):
+            if isinstance(node, ast.Import) and node.names[0].name == "numpy":  # HumanEval+
+                raise Unusable("their tests need numpy, which the judge does not have")
         entry = row["entry_point"]
-        given = [node for node in parsed(row["prompt"] + "\n    pass").body  # what checks may use
-                 if getattr(node, "name", None) != entry]
+        given = [node for node in parsed(row["prompt"] + "\n    pass").body  # what checks may use,
+                 if getattr(node, "name", None) != entry]                    # and the program too
+        given = "\n".join(map(ast.unparse, given))
         return Problem(row["task_id"], row["prompt"], row["prompt"], calls=json.dumps({
-            "before": "", "setup": "\n".join(map(ast.unparse, given)), "names": [entry],
+            "before": given, "setup": given, "names": [entry],
             "tests": [{"check": row["test"], "entry": entry}]}))
 
 
 class MBPP:
-    fields = {"text", "test_list"}
+    fields = {"task_id", "code", "test_list"}
 
     def problem(row):
         asserts = [*row["test_list"], *row.get("challenge_test_list", ())]
@@ -230,7 +275,8 @@ class MBPP:
         imports = [ast.unparse(node) for node in solution.body  # the tests may need them
                    if isinstance(node, ast.Import)
                    and all(alias.name in sys.stdlib_module_names for alias in node.names)]
-        statement = f"{row['text']}\nFor example:\n{row['test_list'][0]}"
+        imports += row.get("test_imports", ())
+        statement = f"{row.get('text') or row['prompt']}\nFor example:\n{row['test_list'][0]}"
         return Problem(str(row["task_id"]), statement, calls=json.dumps({
             "before": "", "setup": "\n".join([
                 *imports, row.get("test_setup_code", "").replace("\r\n", "\n")]),
@@ -242,15 +288,18 @@ class Apps:
     fields = {"question", "input_output"}
 
     def problem(row):
-        tests = as_json(row["input_output"])
-        found = Problem(str(row.get("problem_id", row.get("id", row.get("name", "")))),
-                        row["question"], row.get("starter_code") or "",
-                        difficulty=difficulty_of(row), date=published(row))
+        tests = as_json(row["input_output"] or "{}")
+        if not tests.get("inputs"):
+            raise Unusable(NO_TESTS)
+        name = next((row[key] for key in ("problem_id", "id", "name", "url")
+                     if row.get(key) not in (None, "")), "")
+        found = Problem(str(name), row["question"], row.get("starter_code") or "",
+                        difficulty=difficulty_of(row), date=published(row),
+                        seconds=number_in(row.get("time_limit")) or SECONDS,
+                        memory=int((number_in(row.get("memory_limit")) or 512) * MB))
         pairs = list(zip(tests["inputs"], tests["outputs"], strict=True))
         if tests.get("fn_name"):
             return dataclasses.replace(found, calls=calls(tests["fn_name"], pairs, listed=True))
-        if not pairs:
-            raise Unusable(NO_TESTS)
         return dataclasses.replace(found, tests=tuple(
             tuple("\n".join(map(str, part)) if isinstance(part, list) else part for part in pair)
             for pair in pairs))
@@ -263,18 +312,29 @@ class Codeforces:
         tests = row.get("official_tests") or row.get("examples")
         statement = "\n\n".join(text for text in (
             row.get("title"), row["description"], "Input\n" + (row["input_format"] or ""),
-            "Output\n" + (row.get("output_format") or "")) if text)
+            "Output\n" + (row.get("output_format") or ""),
+            *(f"Example\n{example['input']}\nAnswer\n{example['output']}"
+              for example in row.get("examples") or ()),
+            row.get("note") and f"Note\n{row['note']}") if text)
+        if row.get("input_mode") == "file":
+            raise Unusable("they read a file, not standard input")
         if row.get("generated_checker") or row.get("interaction_format"):
             raise Unusable("many answers are right, or it is interactive: the judge compares")
         if not tests:
             raise Unusable(NO_TESTS)
         return Problem(row["id"], statement, date=published(row), difficulty=difficulty_of(row),
                        tests=tuple((test["input"], test["output"]) for test in tests),
-                       seconds=float(row.get("time_limit") or SECONDS),
-                       memory=int(float(row.get("memory_limit") or 512)) * MB)
+                       seconds=number_in(row.get("time_limit")) or SECONDS,
+                       memory=int((number_in(row.get("memory_limit")) or 512) * MB))
 
 
 KINDS = LiveCodeBench, HumanEval, MBPP, Apps, Codeforces
+
+
+def number_in(text):
+    """The number with which a text begins, 0.0 without one. Example: "2.5 seconds" has 2.5."""
+    found = re.match(r"\s*(\d+(\.\d+)?)", str(text))
+    return float(found[1]) if found else 0.0
 
 
 def parsed(program):

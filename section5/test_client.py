@@ -69,6 +69,22 @@ def test_a_connection_is_kept_and_each_thread_has_its_own():
     assert len(opened) == 4 == len(set(opened)) and server.calls == 16
 
 
+@pytest.mark.parametrize("url", ["http://127.0.0.1:abc", "http://[::1", "http://h:99999",
+                                 "ftp://h", "http://"])
+def test_an_address_that_is_none_gets_one_sentence(url):
+    with pytest.raises(UserError, match="is not a server: give an address"):
+        Server(url, "tiny")
+
+
+def test_a_page_that_repeats_the_key_is_not_repeated(monkeypatch):
+    monkeypatch.setenv(KEY, "sk-SECRET")
+    monkeypatch.setattr(client, "RETRIES", 0)
+    with serving(in_turn((200, b"<html>the key sk-SECRET is denied</html>", {}))) as (url, _):
+        with pytest.raises(UserError) as error:
+            Server(url).chat(HELLO, 1)
+    assert "SECRET" not in str(error.value) and "the key ... is denied" in str(error.value)
+
+
 @pytest.mark.parametrize("bad", [
     (429, {"error": {"message": "slow down"}}, {"Retry-After": "0"}), (503, b"busy", {}),
     (500, b"", {}), "drop", "half", (200, b'{"choices": [', {}), (200, b"\xff\xfe", {})])

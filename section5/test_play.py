@@ -77,18 +77,42 @@ def test_collect_keeps_every_program_and_goes_on(problems, tmp_path):
     out = tmp_path / "programs.jsonl"
     with serving(plays) as (url, script):
         said = run("collect", "--problems", problems, "--human", url, "--out", out, "--limit", 2)
-        assert "attempts 2 problems of 2" in said and "2 programs are in" in said
+        assert "attempts 2 problems of 2" in said and "2 programs of these problems" in said
         with open(out, "a") as file:
             file.write('{"id": "p2", "stat')  # a kill in the middle of a line
         said = run("collect", "--problems", problems, "--human", url, "--out", out)
         assert "attempts 1 problems of 3" in said
+        asked, before = len(script.requests), problems.read_bytes()
+        status, _, err = in_process("collect", "--problems", problems, "--human", url, "--out",
+                                    problems)
+        assert status == 2 and "holds something else" in err and problems.read_bytes() == before
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert sorted(row["id"] for row in rows) == ["p0", "p1", "p2"]
     assert {row["code"] for row in rows} == {READS + "\n"}
-    assert len(script.requests) == 2 + 3
-    status, _, err = in_process("collect", "--problems", problems, "--human", url, "--out",
-                                problems)
-    assert status == 2 and "holds something else" in err
+    assert asked == 2 + 3
+
+
+def test_collect_keeps_to_one_model_and_its_problems(problems, tmp_path):
+    """A statement that is too long for her is done, without a program."""
+    out = tmp_path / "programs.jsonl"
+    changed = tmp_path / "changed.jsonl"
+    changed.write_text(problems.read_text().replace("Add two numbers.", "Subtract."))
+
+    def answers(path, body):
+        long = any("Subtract" in message["content"] for message in body["messages"])
+        return (400, {"error": {"message": "maximum context length"}}, {}) if long else plays(
+            path, body)
+
+    with serving(answers) as (url, _):
+        flags = ["collect", "--human", url, "--limit", 2, "--problems"]
+        run(*flags, problems, "--out", out)
+        for more, message in ((["--human-model", "other"], "holds programs of tiny"),
+                              (["--problems", changed], "holds a program of another problem p")):
+            status, _, err = in_process(*flags, problems, "--out", out, *more)
+            assert status == 2 and message in err
+        said = run(*flags, changed, "--out", tmp_path / "new.jsonl")
+        assert "2 have no program" in said and "0 programs of these problems" in said
+        assert "attempts 0 problems of 2" in run(*flags, changed, "--out", tmp_path / "new.jsonl")
 
 
 def rows_of(out):
@@ -133,8 +157,13 @@ def test_other_settings_need_another_folder(problems, tmp_path):
         flags = ["--problems", problems, "--human", url, "--out", out, "--limit", 1]
         run("play", *flags)
         run("play", *flags, "--assistant", f"New={url}")  # one more row is fine
+        with serving(plays) as (elsewhere, _):                # and the same model elsewhere
+            run("play", *flags, "--assistant", f"New={elsewhere}")
+        results = json.loads((out / "results.json").read_text())
+        assert results["assistants"] == {"New": "ServedAssistant tiny"}
         for changed, name in ((["--rounds", 3], "rounds"), (["--seed", 1], "seed"),
-                              (["--assistant", f"New=chat:{url}"], "assistant New")):
+                              (["--assistant", f"New=chat:{url}"], "assistant New"),
+                              (["--assistant", f"New={url}#other"], "assistant New")):
             status, _, err = in_process("play", *flags, *changed)
             assert status == 2 and f"begun with another {name}" in err
 
@@ -205,7 +234,8 @@ def test_her_verdict_is_asked_for_twice_and_then_a_rejection(answers, accepted, 
 
 
 @pytest.mark.parametrize("answer, typed, done", [
-    ("DONE", "", True), ("```python\n```", "", True), ("x = 1\nDONE", "x = 1\nDONE", False),
+    ("DONE", "", True), ("```python\n```", "", True), ("x\nDONE", "x\n", True),
+    ("x = 1 + 2 + 3\nDONE", "x = 1 + 2 + 3\n", False),
     ("```\nab" * 1000, None, False)])
 def test_what_she_writes_is_cut_at_her_turn(answer, typed, done):
     """An answer that adds nothing is asked for once more."""
@@ -216,6 +246,12 @@ def test_what_she_writes_is_cut_at_her_turn(answer, typed, done):
     if typed is not None:
         assert encoding.decode(new) == encoding.decode(encoding.encode_ordinary(typed)[:4])
     assert not she.server.answers  # all were asked for
+
+
+def test_a_prompt_that_is_too_long_is_no_unclear_answer():
+    she, encoding = human([TooLong("too long")]), family("qwen")
+    assert she.read([[]], [encoding.encode_ordinary("x")]) == [([], False)]
+    assert (she.asked, she.unclear, len(she.server.asked)) == (0, 0, 1)
 
 
 def test_code_that_does_not_fit_ends_the_episode_unfinished():
@@ -318,8 +354,9 @@ def test_a_base_model_continues_the_statement(problems, tmp_path):
     assert row["Human alone"]["pass@1"] == row["SFT-10"]["pass@1"] == 1
     assert row["SFT-10"]["accept_ratio"] == row["SFT-10"]["unclear"] == 0
     prompts = [body["prompt"] for _, body, _ in script.requests if body and "prompt" in body]
-    assert next(prompt for prompt in prompts if prompt.startswith("#")) == ("# Problem\n# Add two numbers.\n#\n# It reads from standard input and "
-                          "prints its answer.\n#\n# Solution in Python\n")
+    assert next(prompt for prompt in prompts if prompt.startswith("#")) == (
+        "# Problem\n# Add two numbers.\n#\n# It reads from standard input and prints its answer."
+        "\n#\n# Solution in Python\n")
 
 
 def test_ctrl_c_does_not_wait_for_calls(tmp_path):

@@ -2,6 +2,7 @@
 
 import ast
 import base64
+import builtins
 import json
 import pickle
 import zlib
@@ -100,6 +101,7 @@ def test_problems_are_chosen_by_date_difficulty_and_number(tmp_path):
     rows = livecodebench(), functional(), livecodebench(contest_date=None)
     assert len(read(tmp_path, *rows)) == 3
     assert [p.id for p in read(tmp_path, *rows, since="2025-01-01")] == ["3000"]
+    assert len(read(tmp_path, *rows, difficulty="Easy, hard")) == 3
     assert len(read(tmp_path, *rows, difficulty="easy,medium")) == 2
     assert len(read(tmp_path, *rows, limit=1)) == 1
     with pytest.raises(UserError, match="no problem of .* is left"):
@@ -112,17 +114,64 @@ def test_codeforces_rows_have_a_date_and_a_rating_and_some_cannot_be_judged(tmp_
     rows = [{**CODEFORCES, "contest_start": 1_700_000_000, "rating": 1200.0}, CODEFORCES,
             {**CODEFORCES, "id": "2/A", "generated_checker": "..."},
             {**CODEFORCES, "id": "3/A", "interaction_format": "Ask."},
-            {**CODEFORCES, "id": "4/A", "official_tests": [], "examples": None}]
+            {**CODEFORCES, "id": "4/A", "official_tests": [], "examples": None},
+            {**CODEFORCES, "id": "5/A", "input_mode": "file"}]
     first, second = read(tmp_path, *rows)
     assert (first.date, first.difficulty, second.date) == ("2023-11-14", "1200", "")
     printed = capsys.readouterr().out
     assert "2 problems of" in printed and "many answers are right" in printed
-    assert "1 problems of" in printed and "no tests" in printed
+    assert "1 problems of" in printed and "no tests" in printed and "read a file" in printed
+    [third] = read(tmp_path, {**CODEFORCES, "examples": [{"input": "4 5", "output": "9"}],
+                              "note": "So it is."})
+    assert third.statement.endswith("Example\n4 5\nAnswer\n9\n\nNote\nSo it is.")
     assert read(tmp_path, *rows, since="2023-01-01") == read(tmp_path, *rows, difficulty="1200") \
         == [first]
     [taco] = read(tmp_path, {**APPS, "date": "2019-12-31 00:00:00", "difficulty": "EASY"},
                   since="2019-12-31", difficulty="Easy")
     assert (taco.date, taco.difficulty) == ("2019-12-31", "easy")
+
+
+def test_the_files_of_taco_have_limits_in_words_and_not_always_a_name(tmp_path):
+    row = {**APPS, "time_limit": "2.5 seconds", "memory_limit": "64.0 megabytes"}
+    del row["problem_id"]
+    first, second, third = read(tmp_path, {**row, "name": None}, {**row, "name": "Sum"},
+                                {**APPS, "time_limit": None})
+    assert (first.id, second.id, third.id) == ("1", "Sum", "4")
+    assert (first.seconds, first.memory, third.seconds) == (2.5, 64 * 2**20, problems.SECONDS)
+
+
+def test_the_sanitized_mbpp_and_what_needs_numpy(tmp_path, capsys):
+    row = {"task_id": 2, "prompt": "Write a function to add.", "code": ADD,
+           "test_imports": ["import math"], "test_list": ["assert math.isclose(add(1, 2), 3)"]}
+    [problem] = read(tmp_path, row)
+    assert problem.statement.startswith("Write a function to add.\nFor example:\nassert math")
+    assert judge_programs([problem], [ADD], 1)[0].passed
+    plus = {**HUMANEVAL, "test": "import numpy as np\ndef check(candidate):\n    assert True\n"}
+    assert len(read(tmp_path, plus, HUMANEVAL)) == 1
+    assert "their tests need numpy" in capsys.readouterr().out
+
+
+def test_large_tests_have_more_time_and_room(tmp_path):
+    problem = Problem("1", "", tests=(("", "1" * 2**21),), seconds=2.0)
+    assert problem.limits == (2.0, 512 * 2**20, 2**22)
+    assert judge_programs([problem], ["print('1' * 2**21)"], 1)[0].passed
+    assert Problem("1", "", calls=" " * (25 * 2**20), seconds=2.0).limits[0] == 4.0
+
+
+def test_integers_may_have_any_number_of_digits(tmp_path):
+    long = "7" * 5000
+    row = {**APPS, "input_output": f'{{"fn_name": "f", "inputs": [[1]], "outputs": [{long}]}}'}
+    [problem] = read(tmp_path, row)
+    assert problem.task == "Write a function f."
+    right, wrong = judge_programs([problem] * 2, [
+        f"import sys\nsys.set_int_max_str_digits(0)\ndef f(x): return {part} * {part} * 0 + "
+        f"int('7' * {size})" for part, size in ((1, 5000), (2, 4999))], 1)
+    assert right.passed and wrong.outcome == "wrong answer"
+
+
+def test_a_list_of_rows_is_a_file_too(tmp_path):
+    (tmp_path / "list.json").write_text(json.dumps([MBPP, {**MBPP, "task_id": 8}]))
+    assert [problem.id for problem in read_problems(tmp_path / "list.json")] == ["7", "8"]
 
 
 class Runs:
@@ -153,7 +202,8 @@ def test_a_zip_bomb_is_refused_before_it_is_large(monkeypatch):
 
 
 @pytest.mark.parametrize("content, wrong", [
-    ("", "has no rows"), ("[1]", "has no rows"), ("{", "not JSON lines"),
+    ("", "has no rows"), ("[]", "has no rows"), ("[1]", "row 1 is no JSON object"),
+    ("{", "not JSON lines"), (json.dumps(MBPP) + "\n{", "not JSON lines .*after 1 rows"),
     ('{"a": 1}', "no problems that this program knows; the first row has a"),
     (json.dumps({**MBPP, "test_list": ["assert ("], "challenge_test_list": []}), "row 1"),
     (json.dumps({**HUMANEVAL, "test": None}), "row 1"),
@@ -226,6 +276,21 @@ def test_a_program_cannot_replace_what_the_tests_use(tmp_path):
     assert all(verdict.passed for verdict in right)
 
 
+def test_what_runs_before_a_program_hides_nothing(tmp_path):
+    space = {}
+    exec(problems.PREAMBLE, space)
+    assert all(space.get(name, value) is value for name, value in vars(builtins).items())
+    row = {**functional(), "metadata": '{"func_name": "count"}'}  # itertools has a count too
+    program = APPENDS.replace("append", "count")
+    assert judge_programs(read(tmp_path, row), [program], 1)[0].passed
+    modern = ("from __future__ import annotations\nfrom dataclasses import dataclass\n@dataclass\n"
+              "class A:\n    x: int\n") + ADD
+    unimported = "def half(x: List[int]):\n    return x / 2"  # the prompt has the import
+    typed = {**HUMANEVAL, "prompt": "from typing import List\nimport math\n\ndef half(x):\n    "}
+    assert all(verdict.passed for verdict in judge_programs(
+        read(tmp_path, APPS_CALLS) + read(tmp_path, typed), [modern, unimported], 1))
+
+
 def test_values_keep_their_types(tmp_path):
     program = "def same(x):\n    return x"
     values = ["(1, [2.5])", "{1: (2,)}", "{(1, 2)}", "frozenset({1})", "b'a'", "1j", "10 ** 5000",
@@ -260,11 +325,12 @@ def test_an_expected_list_of_one_may_be_the_list_or_its_element(tmp_path):
 
 def test_problems_without_tests_are_left_out(tmp_path, capsys):
     rows = [{**APPS, "input_output": '{"inputs": [], "outputs": []}'}, APPS,
+            {**APPS, "input_output": ""},
             {**MBPP, "test_list": [], "challenge_test_list": []}]
-    assert [problem.id for problem in read(tmp_path, rows[0], rows[1])] == ["4"]
-    assert "1 problems of" in capsys.readouterr().out
+    assert [problem.id for problem in read(tmp_path, *rows[:3])] == ["4"]
+    assert "2 problems of" in capsys.readouterr().out
     with pytest.raises(UserError, match="no problem"):
-        read(tmp_path, rows[2])
+        read(tmp_path, rows[3])
 
 
 @pytest.mark.parametrize("row, task", [
