@@ -1,9 +1,9 @@
 """A client of model servers that speak the OpenAI protocol: vLLM, llama.cpp, Ollama, and others.
 
 Only the standard library: a connection for each thread, kept alive; a deadline for the body of each
-answer, so that one that drips in slowly counts as failed too; retries with growing pauses, or as long as
-the server asks for in Retry-After. The key comes from the environment variable OPENAI_API_KEY and
-is never printed or written.
+answer, so that one that drips in slowly counts as failed too; retries with growing pauses, or as
+long as the server asks for in Retry-After. The key comes from the environment variable
+OPENAI_API_KEY and is never printed or written.
 """
 
 import contextlib
