@@ -341,7 +341,8 @@ def fine_tune(cfg, base, examples, rng, label, optimizers=adamw, **options):
 class Lab:
     """All that the rows of the table share. Each part is made once and kept in cfg.out.
 
-    contest: the problems. base: pi_hat, from which the assistants start. human: pi_H.
+    contest: the problems. base: pi_hat, from which the assistants start. human: pi_H; hers: her
+    language model.
     programs: (token ids, costs in bits, True) of each program that she wrote.
     human_cfg: settings for a model of her own; without them she is the base model.
     """

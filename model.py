@@ -418,7 +418,7 @@ def draw(logits, temperature, top_p, generator):
 
 
 @torch.no_grad()
-def sample(model, cache, texts, max_new_tokens, stop_token, temperature=1.0, top_p=1.0,
+def sample(model, cache, texts, max_new_tokens, stop_tokens, temperature=1.0, top_p=1.0,
            max_cost=math.inf, generator=None):
     """Continues the text of each row of the cache by at most `max_new_tokens` ids, in lockstep.
 
@@ -428,7 +428,7 @@ def sample(model, cache, texts, max_new_tokens, stop_token, temperature=1.0, top
     """
     logits = extend(model, cache, texts)[:, -1]                            # (B, V)
     device, B = logits.device, len(texts)
-    stop_tokens = torch.tensor(stop_token, device=device).reshape(-1)
+    stop_tokens = torch.tensor(stop_tokens, device=device).reshape(-1)
     new = torch.full((B, max_new_tokens), -1, device=device)               # -1: nothing written
     stopped = torch.zeros(B, dtype=torch.bool, device=device)
     alive = torch.ones(B, dtype=torch.bool, device=device)                 # still writing

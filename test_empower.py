@@ -290,10 +290,10 @@ def costs(model, text, more):
 
 def test_sampling_stops_before_its_text_costs_too_much():
     model, texts = tiny_gpt(), random_texts([6, 6, 6, 6])
-    new, _ = sample(model, KVCache(model, 4), texts, 20, stop_token=-1, max_cost=6.0,
+    new, _ = sample(model, KVCache(model, 4), texts, 20, stop_tokens=-1, max_cost=6.0,
                     generator=torch.Generator().manual_seed(0))
-    free, _ = sample(model, KVCache(model, 4), texts, 20, stop_token=-1, temperature=0)
-    limited, _ = sample(model, KVCache(model, 4), texts, 20, stop_token=-1,
+    free, _ = sample(model, KVCache(model, 4), texts, 20, stop_tokens=-1, temperature=0)
+    limited, _ = sample(model, KVCache(model, 4), texts, 20, stop_tokens=-1,
                         temperature=0, max_cost=6.0)
     for text, row, greedy, stopped in zip(texts, new, free, limited):
         assert costs(model, text, row).sum() <= 6.0
@@ -386,7 +386,7 @@ def test_training_teaches_where_to_stop():
     losses = train(model, [(prefix + [2, 3, 1], len(prefix)) for prefix in prefixes], 8,
                    muon_and_adamw(model, 0.02), random.Random(0), "test")
     assert len(losses) == 200 and np.mean(losses[-10:]) < 0.1 < losses[0]
-    new, stopped = sample(model, KVCache(model, 1), [[5, 7]], 9, stop_token=1, temperature=0)
+    new, stopped = sample(model, KVCache(model, 1), [[5, 7]], 9, stop_tokens=1, temperature=0)
     assert new == [[2, 3]] and stopped == [True]
 
 
