@@ -211,7 +211,8 @@ def opened(cfg, problems, server, models, encoding):
     out = Path(cfg.out)
     open_folder(out)
     (out / "transcripts").mkdir(exist_ok=True)
-    inputs = {"problems": fingerprint([dataclasses.astuple(problem) for problem in problems]),
+    inputs = {"problems": fingerprint([fingerprint(dataclasses.astuple(problem))
+                                       for problem in problems]),  # one at a time in memory
               "human": [server.model, cfg.human_kind], "prompts": all_prompts(),
               "tokens": fingerprint(sorted((token.hex(), rank) for token, rank in
                                            encoding._mergeable_ranks.items())),
