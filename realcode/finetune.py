@@ -246,8 +246,9 @@ def tune(cfg, base, examples, folder):
     losses = train(model, examples, cfg.batch, adamw(model, cfg.rate),
                    python_generator(cfg, "batches"), cfg.rule, cfg.micro_batch, cfg.clip,
                    Progress(folder / "progress.pt", 60 * cfg.save_minutes), **every)
-    print(f"  {len(losses)} updates; loss from {np.mean(losses[:10]):.3f} to "
-          f"{np.mean(losses[-10:]):.3f} nats a token (means of ten)")
+    few = min(10, -(-len(losses) // 2))
+    print(f"  {len(losses)} updates; loss from {np.mean(losses[:few]):.3f} to "
+          f"{np.mean(losses[-few:]):.3f} nats a token (means of {few})")
     model = whole_model(model, cfg.lora, dtype)
     if parallel.rank():
         return None
