@@ -167,6 +167,7 @@ class Server:
             raise UserError(f"{KEY} holds characters that no key has: set it again")
         if key:
             headers["Authorization"] = f"Bearer {key}"
+        kept = getattr(self._local, "connection", None) is not None
         try:
             connection = self.connection()
             connection.request(method, self.path + path, content, headers)
@@ -176,6 +177,8 @@ class Server:
                 self.close()
         except (OSError, http.client.HTTPException) as error:
             self.close()
+            if kept and isinstance(error, ConnectionError):  # the server ends idle connections
+                return self.attempt(method, path, body)
             raise Failed(f"{type(error).__name__}: {error}") from None
         if response.status in TO_RETRY:
             raise Failed(f"status {response.status}: {said(text)}",

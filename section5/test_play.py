@@ -393,7 +393,7 @@ def test_the_page_has_the_estimate_and_its_commands_parse():
     assert cost.text() in PAGE
     commands = re.findall(r"^python empower.py (.*?)(?: +#.*)?$", PAGE.replace("\\\n", ""),
                           re.MULTILINE)
-    assert len(commands) == 4
+    assert len(commands) == 7
     for command in commands:
         function, cfg = cli.parse(shlex.split(command), empower.Config, empower.run,
                                   empower.COMMANDS)
