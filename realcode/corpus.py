@@ -185,17 +185,15 @@ def near_duplicates(programs, share=0.5, least=5):
     Two programs are near-duplicates if they have at least `least` lines in common, and at least
     `share` of the lines of the shorter one. A program with fewer lines than that links no others:
     it joins the first that has all of its lines. Lines are compared without white space at either
-    end; each counts once, and those of fewer than 10 characters do not count. Programs whose only
-    common lines are in more than a tenth of all, such as a licence, are not compared.
+    end; each counts once, and those of fewer than 10 characters do not count. Of the programs that
+    share a line of more than a tenth of all, such as a licence's, only neighbours are compared.
     Example: the lines {a, b}, {b, c, d}, {e} (10 letters each), least = 1: [[0, 1], [2]].
     """
     lines = [{line.strip() for line in text.split("\n") if len(line.strip()) >= 10}
              for text in programs]
     holders, group = collections.defaultdict(list), list(range(len(programs)))
-    for i, some in enumerate(lines):
-        for line in some:
-            holders[line].append(i)
-    rare = {line for line, some in holders.items() if len(some) <= max(20, len(programs) / 10)}
+    frequency = collections.Counter(line for some in lines for line in some)
+    frequent = max(20, len(programs) / 10)
 
     def first(i):  # the representative of i's group
         while group[i] != i:
@@ -204,13 +202,18 @@ def near_duplicates(programs, share=0.5, least=5):
         return i
 
     for i, some in enumerate(lines):
-        for j in {j for line in some & rare for j in holders[line] if j < i}:
+        earlier = set()
+        for line in some:
+            earlier.update(holders[line][-1:] if frequency[line] > frequent else holders[line])
+            holders[line].append(i)
+        for j in earlier:
             if len(some & lines[j]) >= max(least, share * min(len(some), len(lines[j]))):
                 group[first(i)] = first(j)
+    for i, some in enumerate(lines):
         if 0 < len(some) < least:
             others = set.intersection(*(set(holders[line]) for line in some)) - {i}
-            if others:
-                group[first(i)] = first(min(others))
+            if others:  # rather a longer one than its like
+                group[first(i)] = first(min(others, key=lambda j: (len(lines[j]) == len(some), j)))
     groups = collections.defaultdict(list)
     for i in range(len(programs)):
         groups[first(i)].append(i)

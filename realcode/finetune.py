@@ -158,7 +158,7 @@ def state_of(out, partial, inputs):
 def longest_completion(cfg):
     """About the most tokens that a completion has: in training, each needs its logits."""
     kind, _, n = cfg.rule.partition("-")
-    # As far as the suggestions of `empower` go, which has a bit for each of the tokens beyond.
+    # `empower`: a run of tokens that cost nearly nothing, and another token for each bit of eta.
     longest = {"sft": int(n) if n.isdigit() else 30, "empower": LABELS + int(cfg.eta)}[kind]
     return cfg.context if cfg.all_states else min(cfg.context, longest)
 
@@ -248,7 +248,7 @@ def tune(cfg, base, examples, folder):
                    Progress(folder / "progress.pt", 60 * cfg.save_minutes), **every)
     few = min(10, -(-len(losses) // 2))
     print(f"  {len(losses)} updates; loss from {np.mean(losses[:few]):.3f} to "
-          f"{np.mean(losses[-few:]):.3f} nats a token (means of {few})")
+          f"{np.mean(losses[-few:]):.3f} nats a token (first and last {few})")
     model = whole_model(model, cfg.lora, dtype)
     if parallel.rank():
         return None
@@ -291,7 +291,7 @@ def whole_model(model, lora, dtype):
 def show_stopping(cfg, model, encoding, held_out):
     """Prints the lengths that the rule asks for on held-out completions, and those written.
 
-    Sampled, as in training, and by the likeliest token, as `suggest` writes: it stops more often.
+    Sampled, as it was trained, and greedy, as `suggest` writes: greedy text stops more often.
     """
     if held_out:
         rows = [check_stopping(f"{cfg.rule}, {way}", Assistant(

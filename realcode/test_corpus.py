@@ -113,13 +113,21 @@ def test_near_duplicates_by_hand():
     assert near_duplicates([a + b + c, a + b + d]) == [[0], [1]]  # two of three are too few
 
 
-def test_a_tiny_program_or_a_licence_links_no_others():
+def test_a_tiny_program_links_no_others():
     programs = ["".join(f"{k} is the number of line {i}\n" for i in range(7)) for k in range(200)]
-    tiny, licence = line("a"), "".join(map(line, "bcdefghij"))
+    tiny = line("a")
     groups = near_duplicates([tiny + program for program in programs] + [tiny])
     assert groups == [[0, 200], *([k] for k in range(1, 200))]
-    assert near_duplicates([licence + program for program in programs]) == [
-        [k] for k in range(200)]
+    assert near_duplicates([tiny, tiny + "x\n", tiny + programs[0]]) == [[0, 1, 2]]
+
+
+def test_variants_of_one_program_are_one_group_however_many_they_are():
+    whole = "".join(f"this is line number {i}\n" for i in range(40))
+    variants = [whole.replace("number 7\n", f"of {k}, another\n") for k in range(30)]
+    others = ["".join(f"{k} is the number of line {i}\n" for i in range(7)) for k in range(70)]
+    mixed = [text for pair in zip(others, variants) for text in pair] + others[30:]
+    groups = near_duplicates(mixed)
+    assert [len(group) for group in groups if len(group) > 1] == [30] and len(groups) == 71
 
 
 def test_near_duplicates_are_on_one_side_of_the_split():

@@ -94,19 +94,13 @@ class Server:
         """[(text of a token, its cost in bits)]; a UserError if the server gives no logprobs."""
         answer = self._complete(prompt, max_tokens, temperature, seed, stop, logprobs=1)
         try:
-            choice, length = answer["choices"][0], 0
+            choice = answer["choices"][0]
             found = choice["logprobs"]
             if "content" in found:  # as llama.cpp gives them; others have a list of each
                 tokens = [(token["token"], token["logprob"]) for token in found["content"]]
             else:
                 tokens = zip(found["tokens"], found["token_logprobs"], strict=True)
-            costs = []
-            for token, log_p in tokens:
-                if not choice["text"].startswith(token, length):
-                    break  # an end of text, which some servers list too
-                costs.append((token, -float(log_p) / math.log(2)))
-                length += len(token)
-            return costs
+            return costs_of(choice["text"], tokens)
         except (KeyError, IndexError, TypeError, ValueError):
             raise UserError(f"{self.url} gives no logprobs, which a threshold needs: use a server "
                             "that does, such as vLLM or llama.cpp, or a local checkpoint") from None
@@ -228,6 +222,25 @@ class Server:
             with self._lock:
                 self._open.discard(self._local.connection)
             self._local.connection = None
+
+
+def costs_of(text, tokens):
+    """[(text of a token, its cost in bits)]; tokens: [(its text, its log p)].
+
+    An end of the text, which some servers list too, is left out. From a character on that has
+    several tokens, the rest of the text is one of them, with all the cost that is left.
+    """
+    found, length = [], 0
+    tokens = [(token, -float(log_p) / math.log(2)) for token, log_p in tokens]
+    for k, (token, cost) in enumerate(tokens):
+        if length == len(text):
+            break
+        if not text.startswith(token, length):
+            found.append((text[length:], sum(cost for _, cost in tokens[k:])))
+            break
+        found.append((token, cost))
+        length += len(token)
+    return found
 
 
 def given(**options):

@@ -12,6 +12,7 @@ try a program on: stdin tests directly, tests that call the program through harn
 
 import ast
 import base64
+import codecs
 import collections
 import contextlib
 import dataclasses
@@ -150,7 +151,7 @@ def read_rows(path):
     """Yields the JSON objects in a file of JSON lines, one at a time, or of one JSON list."""
     def rows():
         with open(path, "rb") as file:
-            listed = file.read(1) == b"["
+            listed = file.read(4096).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")
             file.seek(0)
             yield from json.load(file) if listed else map(json.loads, filter(bytes.strip, file))
 
@@ -159,7 +160,8 @@ def read_rows(path):
         try:
             for number, row in enumerate(rows(), 1):
                 if not isinstance(row, dict):
-                    raise ValueError(f"row {number} is no JSON object")
+                    raise UserError(f"row {number} of {path} is not a JSON object: give a file of "
+                                    "problems, one object a line")
                 yield row
         except OSError as error:
             raise UserError(f"cannot read {path} ({error.strerror}): give a file of problems") \

@@ -10,7 +10,7 @@ import pytest
 
 from empower import score
 from section5 import client
-from section5.client import KEY, Server, TooLong
+from section5.client import KEY, Server, TooLong, costs_of
 from section5.scripted import chat, completion, serving
 from support.cache import load_checkpoint
 from support.cli import UserError
@@ -202,6 +202,15 @@ def test_costs_come_from_logprobs(logprobs):
     assert script.requests[1][1]["logprobs"] == 1
 
 
+@pytest.mark.parametrize("text, tokens, found", [
+    ("ab", [("a", 1), ("b", 2), ("", 1), ("</s>", 9)], [("a", 1), ("b", 2)]),
+    ("é b", [("\ufffd", 1), ("\ufffd", 2), (" b", 4)], [("é b", 7)]),  # bytes of a character
+    ("a\u20ac", [("a", 1), ("\ufffd", 2), ("\ufffd", 4)], [("a", 1), ("\u20ac", 6)]),
+    (" b", [(" b\n", 3)], [(" b", 3)]), ("", [("</s>", 3)], [])])  # cut at a stop
+def test_costs_belong_to_the_text(text, tokens, found):
+    assert costs_of(text, [(token, bits * BIT) for token, bits in tokens]) == found
+
+
 # ------------------------------------------------------------------- a real server
 
 
@@ -221,12 +230,13 @@ def test_a_real_server_has_the_costs_that_we_compute(llama_cpp):
     url, path = llama_cpp
     server, base = Server(url), load_checkpoint(path, "cpu")
     program = "def add(a, b):\n    return"
-    found = server.complete_with_costs(program, 8, temperature=0)
+    found = server.complete_with_costs(program, 8, temperature=1, seed=1)
     tokens = [base.encoding.encode_ordinary(text)[0] for text, _ in found]
     start, *prefix = base.encoding.encode_ordinary(program)  # the server puts no start before it
     [nll] = score(base.model, [prefix + tokens], start)
     assert len(found) == 8 and server.model == path.stem
-    assert nll[len(prefix):] == pytest.approx([cost for _, cost in found], abs=0.5)
+    costs = [cost for _, cost in found]
+    assert max(costs) > 1 and nll[len(prefix):] == pytest.approx(costs, abs=0.3)
 
 
 def test_a_real_server_answers_and_says_what_is_too_long(llama_cpp):

@@ -170,7 +170,8 @@ def test_integers_may_have_any_number_of_digits(tmp_path):
 
 
 def test_a_list_of_rows_is_a_file_too(tmp_path):
-    (tmp_path / "list.json").write_text(json.dumps([MBPP, {**MBPP, "task_id": 8}]))
+    (tmp_path / "list.json").write_text("\ufeff\n" + json.dumps([MBPP, {**MBPP, "task_id": 8}],
+                                                                indent=1))
     assert [problem.id for problem in read_problems(tmp_path / "list.json")] == ["7", "8"]
 
 
@@ -202,7 +203,7 @@ def test_a_zip_bomb_is_refused_before_it_is_large(monkeypatch):
 
 
 @pytest.mark.parametrize("content, wrong", [
-    ("", "has no rows"), ("[]", "has no rows"), ("[1]", "row 1 is no JSON object"),
+    ("", "has no rows"), ("[]", "has no rows"), ("[1]", "row 1 of .* is not a JSON object"),
     ("{", "not JSON lines"), (json.dumps(MBPP) + "\n{", "not JSON lines .*after 1 rows"),
     ('{"a": 1}', "no problems that this program knows; the first row has a"),
     (json.dumps({**MBPP, "test_list": ["assert ("], "challenge_test_list": []}), "row 1"),

@@ -8,7 +8,10 @@ from section5.text import continuation, fences, program, verdict
 @pytest.mark.parametrize("answer, found", [
     ("ACCEPT", "accept"), ("It is wrong.\nREJECT", "reject"), ("**Finish**.", "finish"),
     ("I could accept it, but no.\n\nreject!", "reject"), ("ACCEPT, not REJECT or FINISH", "finish"),
-    ("REJECT\n\nIt does not finish the code.", "reject"), ("", None), ("yes", None),
+    ("REJECT\n\nIt does not finish the code.", "reject"),
+    ("**Verdict:** ACCEPT\n\nIt would finish the loop.", "accept"),
+    ("<think>\nREJECT\n</think>\nI think ACCEPT is right.", "accept"), ("<think>I might REJECT", None),
+    ("Maybe REJECT.</think>accept", "accept"), ("", None), ("yes", None),
     ("acceptable", None), ("unfinished", None), ("Accept" * 2, None),
     ("x" * 10**6 + " accept", "accept")])
 def test_the_last_verdict_counts(answer, found):
@@ -50,6 +53,11 @@ LOOP = "n = 1\nfor i in x:\n    y = 'a'\n    print(y)\n"
     ("if ", "next_pos in seen:\n    continue", "next_pos in seen:\n    continue"),
     ("while ", "ok:\n    f()", "ok:\n    f()"),
     ("a = 1\nb = 2\nc = 3\n", "a = 1\nb = 2\nc", ""),        # cut off in what is repeated
+    ("n = 1\n", "    letters = sorted(x)  # in order.\n    return letters",
+     "    letters = sorted(x)  # in order.\n    return letters"),
+    ("n = 1\n", "next_n = n + 1  # the next one.\nm", "next_n = n + 1  # the next one.\nm"),
+    ("a = 1\nt = 'x'\ns = 'big ", 'a = 1\nt = "x"\ns = \'big dog\'', "dog'"),
+    (LOOP, LOOP.replace("'", '"') + LOOP + "z", LOOP + "z"),
     (LOOP, LOOP.replace("'", '"') + "z", "z"), (LOOP, LOOP.replace("1\n", "1 \n\n") + "z", "z"),
     (LOOP + "    z =", LOOP.replace("'", '"') + "    z = 1\nw", " 1\nw")])
 def test_a_continuation_begins_at_the_cursor(code, answer, adds):
@@ -76,7 +84,10 @@ def test_every_way_to_answer_gives_the_same_continuation():
     ("```python\nDONE\n```", "", True), ("print(x)\n# DONE", "print(x)\n", True),
     ("```python\nprint(x)\nDONE\n```", "print(x)\n", True),
     ("The program is complete.\n\nDONE", "", True), ("DONE\n\nThe code reads n.", "", True),
-    ("```\nx = 1\n```\nDONE", "", True), ("y = done", "y = done", False), ("", "", False),
+    ("```\nx = 1\n```\nDONE", "", True), ("```\nx = 1\ny = 2\n```\n\nDONE", "y = 2", True),
+    ("```python\n    # DONE\n    return x\n```", "    # DONE\n    return x", False),
+    ("y = [\n    TODO,\n    DONE\n]", "y = [\n    TODO,\n    DONE\n]", False),
+    ("# DONE\ny = x", "# DONE\ny = x", False), ("y = done", "y = done", False), ("", "", False),
     ("undone", "undone", False),
     ("ABANDONED", "ABANDONED", False), ("DONE = 1", "DONE = 1", False)])
 def test_done_completes_the_program(answer, adds, done):

@@ -6,14 +6,16 @@ what they cannot read is an unclear answer, and is counted.
 
 import ast
 import re
+import warnings
 
 _VERDICT = r"\b(accept|reject|finish)\b"
-_THOUGHT = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL | re.IGNORECASE)
+_THOUGHT = re.compile(r"\A(?:(?!<think>).)*?</think>|<think>.*?(?:</think>|\Z)",
+                      re.DOTALL | re.IGNORECASE)  # its beginning may be in the model's prompt
 _FENCE = re.compile(r"(`{3,}|~{3,})[^\n`]*\n(.*?)(?:^[ \t]*\1[ \t]*$|\Z)", re.DOTALL | re.MULTILINE)
 _INLINE = re.compile(r"\s*(`+)(?:(?:python|py)\b)?[ \t]*([^\n`]+)\1\s*")
-_DONE = re.compile(r"^[ \t#*`]*DONE[ \t.!*`]*$", re.MULTILINE)
-_CHATTER = re.compile(r"\s*(sure|certainly|of course|okay|ok|here|the next|next|continu|i'll|i will"
-                      r"|let)[^\n]*[:!.][ \t]*\n", re.IGNORECASE)
+_DONE = re.compile(r"^[ \t#*`]*DONE[ \t.!*`]*\s*\Z", re.MULTILINE)  # the last line
+_CHATTER = re.compile(r"\s*(sure|certainly|of course|okay|ok|here|the next|next|continu\w*|i'll|"
+                      r"i will|let's|let me)\b[^\n]*[:!.][ \t]*\n", re.IGNORECASE)
 
 
 def verdict(answer):
@@ -22,8 +24,9 @@ def verdict(answer):
     The last of these words that stands on a line of its own counts, or else the last one anywhere.
     Example: "I would ACCEPT it, but no: **Reject**." is "reject".
     """
-    found = re.findall(rf"^\W*{_VERDICT}\W*$", answer, re.IGNORECASE | re.MULTILINE) or \
-        re.findall(_VERDICT, answer, re.IGNORECASE)
+    answer = _THOUGHT.sub("", answer)
+    found = re.findall(rf"^\W*(?:(?:my|final|verdict|decision|answer)\W+)*{_VERDICT}\W*$", answer,
+                       re.IGNORECASE | re.MULTILINE) or re.findall(_VERDICT, answer, re.IGNORECASE)
     return found[-1].lower() if found else None
 
 
@@ -49,25 +52,28 @@ def continuation(code, answer):
 
     The first fence that adds something counts, or else the answer without a line of chatter before
     the code. If it repeats the code, or its end from the beginning of a line, only what follows
-    counts. A line break before the closing fence is the fence's. A line DONE completes the code.
+    counts. A line break before the closing fence is the fence's. A last line DONE completes the code.
     Example: code "a = 1\\nb =", answer "```\\nb = a + 1\\n```" adds " a + 1".
     """
     answer = _THOUGHT.sub("", answer).replace("\r\n", "\n")
     parts = fences(answer)
+    after = bool(parts and _DONE.search(_FENCE.sub("", answer)))
     for part in parts:
         part, done = without_done(part.removesuffix("\n"))
         new = added(code, part)
         if new or done:
-            return new, done
+            return new, done or after
     if parts:
-        return "", bool(_DONE.search(_FENCE.sub("", answer)))
+        return "", after
     part, done = without_done(without_chatter(code, answer))
     new = added(code, part)
-    return ("" if done and not parses(code + new) else new), done  # not code, but a sentence
+    if done or re.match(r"\s*DONE\b", part):  # what is not code is a sentence about it
+        return (new, done) if parses(code + new) else ("", True)
+    return new, False
 
 
 def without_done(text):
-    """(the text before a line DONE, whether there is one). A text that is only "done." is one."""
+    """(the text before a last line DONE, whether there is one); "done." alone is one too."""
     found = _DONE.search(text) or re.fullmatch(r"\W*done\W*", text, re.IGNORECASE)
     return (text[:found.start()], True) if found else (text, False)
 
@@ -80,17 +86,21 @@ def without_chatter(code, text):
     inline, chatter = _INLINE.fullmatch(text), _CHATTER.match(text)
     if inline:
         return inline[2]
-    line = code[code.rfind("\n") + 1:].strip() + " " + chatter[0].strip() if chatter else ""
-    return text[chatter.end():] if chatter and not (
-        parses(line) or parses(f"{line} pass")) else text
+    if not chatter:
+        return text
+    begun = code[code.rfind("\n") + 1:]
+    line = f"{begun} {chatter[0].strip()}".strip()
+    return text if parses(line) or parses(f"{line} pass") else text[chatter.end():]
 
 
 def parses(code):
     """Whether this is Python."""
-    try:
-        return bool(ast.parse(code))
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return False
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about escapes such as "\\d"
+        try:
+            return bool(ast.parse(code))
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            return False
 
 
 def added(code, text):
@@ -115,21 +125,28 @@ def added(code, text):
 def after_last_lines(code, text):
     """What a text that retypes the code with small differences adds to it.
 
-    It begins as the code does, and holds the last two lines of it, but for white space and quotes.
+    It begins as the code does, and has the last two lines of it as often as the code itself, but
+    for white space and quotes.
     """
     def alike(line):
         return line.strip().replace('"', "'")
 
     known = [alike(line) for line in code.split("\n") if line.strip()]
-    lines = text.strip("\n").split("\n")
-    if len(known) < 2 or alike(lines[0]) != known[0]:
-        return text
+    lines = [(k, alike(line)) for k, line in enumerate(text.split("\n")) if line.strip()]
     open_line = code[code.rfind("\n") + 1:]  # the cursor is in it
-    for k in range(len(lines) - 1, 0, -1):
-        before = next((alike(line) for line in reversed(lines[:k]) if line.strip()), "")
-        line, rest = alike(lines[k]), "\n".join(lines[k + 1:])
-        if before == known[-2] and not open_line.strip() and line == known[-1]:
-            return rest.removeprefix(open_line)
-        if before == known[-2] and open_line.strip() and line.startswith(known[-1]):
-            return lines[k].strip()[len(known[-1]):] + ("\n" + rest if rest else "")
-    return text
+    if len(known) < 2 or not lines or lines[0][1] != known[0]:
+        return text
+
+    def is_last(before, line):
+        same = line.startswith(known[-1]) if open_line.strip() else line == known[-1]
+        return before == known[-2] and same
+
+    times = sum(map(is_last, known, known[1:]))
+    found = [k for (_, before), (k, line) in zip(lines, lines[1:]) if is_last(before, line)]
+    if len(found) < times:
+        return text
+    line, *rest = text.split("\n")[found[times - 1]:]
+    if not open_line.strip():
+        return "\n".join(rest).removeprefix(open_line)
+    new = line.strip()[len(known[-1]):].removeprefix(open_line[len(open_line.rstrip()):])
+    return "\n".join([new, *rest])

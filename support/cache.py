@@ -12,7 +12,7 @@ After `kill -9` a stage is either complete or missing.
 
 import contextlib
 import dataclasses
-import inspect
+import functools
 import json
 import os
 import pickle
@@ -30,7 +30,7 @@ from support.checkpoint import tokenizer_files
 from support.cli import UserError
 from support.files import remove_leftovers, temporary_name, write_text
 from support.gguf_file import is_gguf, load_gguf, write_folder_files
-from support.source import FUNCTIONS, code_of, fingerprint, held
+from support.source import FUNCTIONS, code_of, fingerprint, held, is_object, unwrapped
 
 VERSION = 3  # of the layout of --out; a folder written by another version is refused
 
@@ -144,22 +144,27 @@ def plain_fields(player):
                       for field in dataclasses.fields(player)})
 
 
-def as_inputs(value):
-    """A value as plain data: models and functions by name, with what the functions take along."""
-    value = inspect.unwrap(value)  # a function in an lru_cache, for instance
+def as_inputs(value, around=()):
+    """A value as plain data: models and functions by name, with what the functions take along.
+
+    around: the identities of what it is a part of; one that holds itself is not followed again.
+    """
+    value = unwrapped(value)
+    if value is None or isinstance(value, (bool, int, float, str)) or id(value) in around:
+        return value if id(value) not in around else "itself"
+    inner = functools.partial(as_inputs, around=(*around, id(value)))
     if isinstance(value, dict):
-        return {str(key): as_inputs(some) for key, some in value.items()}
+        return {str(key): inner(some) for key, some in value.items()}
     if isinstance(value, (list, tuple)):
-        return list(map(as_inputs, value))
-    if isinstance(value, FUNCTIONS):
-        name, *rest = getattr(value, "__qualname__", "partial"), *map(as_inputs, held(value))
-        return [name, *rest] if rest else name
+        return list(map(inner, value))
     if hasattr(value, "tolist"):  # of numpy and torch
         return value.tolist()
-    name = getattr(value, "name", None) or getattr(value, "__qualname__", None)
-    if name or not hasattr(value, "__dict__"):
-        return name or value
-    return [type(value).__qualname__, as_inputs(vars(value))]
+    name = getattr(value, "name", None) if hasattr(value, "parameters") else None  # of a model
+    name = name or getattr(value, "__qualname__", None)
+    rest = held(value)
+    if isinstance(value, FUNCTIONS) or is_object(value):
+        return [name or type(value).__qualname__, *map(inner, rest)] if rest else name
+    return name or repr(value)
 
 
 def slug(name):

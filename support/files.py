@@ -130,5 +130,5 @@ def read_safetensors(path):
 def count(value):
     """A size in the header of a file as it is; ValueError if it cannot be one."""
     if type(value) is not int or not 0 <= value < 2**40:
-        raise ValueError(f"{value!r} is no size")
+        raise ValueError(f"{value!r} is not a size")
     return value

@@ -38,30 +38,43 @@ def code_of(*parts):
     return fingerprint(sorted(filter(None, found.values())))  # without paths: code may move
 
 
-def held(function):
-    """The values that a function takes along: arguments of a partial, closure, defaults, self.
+def held(value):
+    """What a function takes along: the arguments of a partial, its closure, defaults and `self`.
 
-    For example the limit in a rule of acceptance that was made for it.
+    For example the limit in a rule of acceptance that was made for it. Of an object: its fields.
     """
-    if isinstance(function, functools.partial):
-        return [function.func, *function.args, *function.keywords.items()]
-    if isinstance(function, types.MethodType):
-        return [function.__self__, function.__func__]
-    found = [*(cell.cell_contents for cell in function.__closure__ or ()),
-             *(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).items()]
-    return [value for value in found if value is not function]  # it may call itself
+    if isinstance(value, functools.partial):
+        return [value.func, *value.args, *value.keywords.items()]
+    if isinstance(value, types.MethodType):
+        return [value.__self__, value.__func__]
+    if isinstance(value, types.FunctionType):
+        cells = [cell for cell in value.__closure__ or () if cell != types.CellType()]  # not empty
+        return [*(cell.cell_contents for cell in cells), *(value.__defaults__ or ()),
+                *(value.__kwdefaults__ or {}).items()]
+    return list(vars(value).items()) if is_object(value) else []
+
+
+def is_object(value):
+    """Whether a value has fields of its own that count: no class or module, array or model."""
+    return hasattr(value, "__dict__") and not isinstance(value, (type, types.ModuleType)) \
+        and not any(hasattr(value, name) for name in ("tolist", "parameters"))
+
+
+def unwrapped(value):
+    """The function in an lru_cache, for instance; anything else as it is."""
+    return value if isinstance(value, FUNCTIONS) else inspect.unwrap(value)
 
 
 def with_held(part):
-    """A function and all functions that it takes along, directly or through others."""
+    """A function and all functions and objects that it takes along, directly or through others."""
     found, pending = [], [part]
     while pending:
-        part = inspect.unwrap(pending.pop())
-        if isinstance(part, (list, tuple, dict)):
+        part = unwrapped(pending.pop())
+        if isinstance(part, (list, tuple, set, frozenset, dict)):
             pending += part.values() if isinstance(part, dict) else part
-        elif callable(part) and not any(part is other for other in found):
+        elif (callable(part) or is_object(part)) and not any(part is other for other in found):
             found.append(part)
-            pending += held(part) if isinstance(part, FUNCTIONS) else []
+            pending += held(part)
     return found
 
 
@@ -76,12 +89,13 @@ def place_of(part):
         part = getattr(part, "func", None) or part.__func__
     if inspect.ismodule(part):
         return Path(part.__file__).resolve(), None
-    part = inspect.unwrap(part) if hasattr(part, "__qualname__") else type(part)
+    part = unwrapped(part) if hasattr(part, "__qualname__") else type(part)
+    code = getattr(part, "__code__", part)  # functools.wraps gives a wrapper another name
     try:
-        path = Path(inspect.getsourcefile(part)).resolve()
+        path = Path(inspect.getsourcefile(code)).resolve()
     except TypeError:
         return None, None
-    name = part.__qualname__.split(".")[0]
+    name = getattr(code, "co_qualname", part.__qualname__).split(".")[0]
     SOURCES.setdefault(path, path.read_text(encoding="utf-8"))  # for a script outside the project
     return path, name if name in names_in(path) else None
 

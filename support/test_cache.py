@@ -171,12 +171,32 @@ def with_default(n):
     return accepts
 
 
+def first_tokens(rule, n):
+    @functools.wraps(rule)
+    def accepts(nll):
+        return rule(nll[:n])
+
+    return accepts
+
+
+def in_turns(n):
+    def one(nll):
+        return other(nll) or n
+
+    def other(nll):
+        return one(nll[1:])
+
+    return one
+
+
 LIMITED = {"partial": lambda n: functools.partial(by_default, limit=n),
            "positional": lambda n: functools.partial(typical, [n]),
            "closure": lambda n: varied(by_default, n), "default": with_default,
            "method": lambda n: Accepting(n).accepts, "array": lambda n: varied(all, np.full(2, n)),
            "nested": lambda n: varied(varied(by_default, n), 1),
            "cached": lambda n: functools.lru_cache(varied(by_default, n)),
+           "wraps": lambda n: first_tokens(by_default, n), "recursive": in_turns,
+           "path": lambda n: varied(all, Path(f"/{n}/x")),
            "in a list": lambda n: varied(all, [functools.partial(by_default, limit=n)])}
 
 
@@ -190,9 +210,12 @@ def test_a_function_is_followed_into_what_it_takes_along():
     """As in a rule of acceptance that varies another one."""
     rules = functools.partial(typical, limits=[1]), functools.partial(empower_length, eta=1)
     for wrapped in (lambda rule: varied(rule, 1), lambda rule: functools.partial(varied, rule),
-                    lambda rule: varied(varied([rule], 1), 1)):
+                    lambda rule: varied(varied([rule], 1), 1), lambda rule: first_tokens(rule, 1),
+                    lambda rule: Accepting(rule).accepts):
         assert code_of(wrapped(rules[0])) != code_of(wrapped(rules[1]))
         assert as_inputs(wrapped(rules[0])) != as_inputs(wrapped(rules[1]))
+    assert code_of(first_tokens(rules[0], 1)) != code_of(rules[0])
+    assert code_of(varied(Accepting(1), 1)) != code_of(varied(1, 1))
     assert code_of(varied(abs, 1)) == code_of(varied(np.add, 1))  # no source in Python
 
 
