@@ -52,7 +52,8 @@ def continuation(code, answer):
 
     The first fence that adds something counts, or else the answer without a line of chatter before
     the code. If it repeats the code, or its end from the beginning of a line, only what follows
-    counts. A line break before the closing fence is the fence's. A last line DONE completes the code.
+    counts. A line break before the closing fence is the fence's. A last line DONE completes the
+    code.
     Example: code "a = 1\\nb =", answer "```\\nb = a + 1\\n```" adds " a + 1".
     """
     answer = _THOUGHT.sub("", answer).replace("\r\n", "\n")
