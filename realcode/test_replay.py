@@ -146,7 +146,7 @@ def test_what_is_beyond_the_end_of_a_piece_is_not_counted():
 def test_an_interrupted_replay_goes_on_to_the_same_results(replayed, corpus, tmp_path, monkeypatch):
     out = tmp_path / "again"
     command = "replay", "--corpus", corpus, "--out", out, *REPLAY
-    interrupt(monkeypatch, empower, "fine_tune", 3)
+    interrupt(monkeypatch, empower, "train", 4)  # of the base model and of three assistants
     status, _, stderr = in_process(*command)
     assert status == 130 and "run again to go on" in stderr and not list(out.rglob("*.tmp"))
     monkeypatch.undo()
