@@ -30,7 +30,7 @@ from support.testing import in_process, random_texts, tiny_gpt
 from test_empower import random_goals
 
 HERE = Path(__file__).resolve().parent
-TINY = {"pretrain_steps": 8, "train_problems": 30, "held_out_problems": 4, "dev_problems": 3,
+TINY = {"pretrain_steps": 8, "train_problems": 20, "held_out_problems": 3, "dev_problems": 2,
         "layers": 1, "width": 32, "max_suggestion": 6, "rounds": 3, "device": "cpu"}
 SMALL = Plan(seeds=2, cares=(0.5, 0.05), etas=(0.32, 60), ns=(4, 9), rounds=(1, 3),
              own_lengths=(1, 4), horizons=(1, 2), futures=2, second_humans=2, her_width=64,
