@@ -25,7 +25,8 @@ import empower
 from data import collate, make_batches
 from empower import (Config, empower_length, empower_lengths, left_to_human, score, sft_example,
                      train)
-from model import GPT, GPTConfig, KVCache, draw, extend, sample, token_entropy, token_nll
+from model import (GPT, GPTConfig, KVCache, Linear, attend_last, draw, extend, sample,
+                   token_entropy, token_nll)
 from simhuman import (Assistant, Episode, Human, Turn, accept_ratio, discounted,
                       discounted_pass_rate, paired_difference, pass_at_1, play, share_saved,
                       typical, typical_limits)
@@ -239,6 +240,27 @@ def test_cached_logits_equal_uncached_on_ragged_batches_and_after_rollbacks():
             rows = rng.sample(range(len(texts)), len(texts) - 1)
             cache.select(rows)
             texts = [texts[row] for row in rows]
+
+
+@pytest.mark.parametrize("shape", [(0, 8), (1, 8), (2, 8), (2, 3, 8), (64, 8), (65, 8), (1, 66, 8)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_linear_layer_is_the_same_for_few_rows_and_many(shape, dtype, bias):
+    generator = torch.Generator().manual_seed(0)
+    layer = Linear(8, 5, bias=bias, dtype=dtype)
+    x = torch.randn(shape, generator=generator).to(dtype).requires_grad_()
+    y, plain = layer(x), torch.nn.functional.linear(x, layer.weight, layer.bias)
+    assert y.shape == plain.shape and y.dtype == dtype and torch.allclose(y, plain, atol=1e-5)
+    grads = [torch.autograd.grad(out.square().sum(), (x, layer.weight)) for out in (y, plain)]
+    assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(*grads))
+
+
+def test_attention_of_the_last_position_is_that_of_the_fused_kernel():
+    q, k, v = (torch.randn(3, 2, n, 8, generator=torch.Generator().manual_seed(n)) for n in (4, 9, 9))
+    mask = torch.arange(9) <= torch.tensor([8, 0, 5])[:, None, None, None]  # (B, 1, 1, S)
+    fused = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    assert torch.allclose(attend_last(q, k, v, mask), fused, atol=1e-6)
+    assert torch.equal(attend_last(q, k, v, mask)[1], v[1, :, :1].expand(2, 4, 8))  # sees only one
 
 
 def test_long_texts_enter_an_empty_cache_without_a_mask_and_are_the_same():
