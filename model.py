@@ -352,6 +352,14 @@ class KVCache:
         self.keys, self.values = self.keys[:, rows], self.values[:, rows]
         self.lengths = self.lengths[rows]
 
+    def split(self, rows):
+        """Views with so many rows each, without room to grow."""
+        for k in range(0, len(self.lengths), rows):
+            part = copy.copy(self)
+            part.lengths = self.lengths[k:k + rows]
+            part.keys, part.values = self.keys[:, k:k + rows], self.values[:, k:k + rows]
+            yield part
+
     def copy(self, rows):
         """A separate cache of these rows (a tensor of indices, or a mask)."""
         part = copy.copy(self)
@@ -361,7 +369,7 @@ class KVCache:
     def put_back(self, rows, part):
         """Writes back `part`, a `copy` of these rows that has grown since."""
         S = int(part.lengths.max())
-        self._reserve(S)
+        self.reserve(S)
         self.keys[:, rows, :, :S] = part.keys[..., :S, :]
         self.values[:, rows, :, :S] = part.values[..., :S, :]
         self.lengths[rows] = part.lengths
@@ -371,7 +379,7 @@ class KVCache:
         rows = torch.arange(len(self.lengths), device=ids.device)[:, None]  # (B, 1)
         positions = self.lengths[:, None] + torch.arange(ids.shape[1], device=ids.device)
         S = int(positions.max()) + 1
-        self._reserve(S)
+        self.reserve(S)
         # A position sees itself and those before it, all of them real or written in this call. For
         # a long text in an empty cache this is just causal: a mask would cost B * T * T, and time.
         mask = (None if S == ids.shape[1] > 512 else
@@ -387,7 +395,7 @@ class KVCache:
                   for keys, values in zip(self.keys, self.values)]
         return positions, mask, stores
 
-    def _reserve(self, size):
+    def reserve(self, size):
         """Makes room for `size` positions, plus 64 when it has to grow.
 
         Copying the cache every 64 positions is cheap: attention reads all of it for each of them.
@@ -406,8 +414,8 @@ def extend(model, cache, texts, more=None):
 
     texts, more: a list of ids for each row of the cache (more: None for none; M is the length of
     its longest). Before the call, row b may hold any prefix of texts[b]; afterwards it holds
-    texts[b] + more[b]. What the rows lack is fed in one call. ValueError if a row plus the longest
-    of these chunks does not fit into the model's context.
+    texts[b] + more[b]. Each row is fed what it lacks, padded to the longest of these chunks;
+    ValueError if a row does not fit into the model's context then.
     """
     device = cache.lengths.device
     more = more or [[] for _ in texts]
@@ -417,7 +425,10 @@ def extend(model, cache, texts, more=None):
     chunks = [torch.tensor((text + tail)[begin:])
               for text, tail, begin in zip(texts, more, start.tolist())]
     ids = nn.utils.rnn.pad_sequence(chunks, batch_first=True).to(device)   # (B, T)
-    hidden = model.hidden(ids, cache)                                      # (B, T, C)
+    cache.reserve(int(start.max()) + ids.shape[1])
+    rows = max(1, 4096 // ids.shape[1])  # in batches of 4096 tokens: larger tensors are slower
+    hidden = torch.cat([model.hidden(some, part)                           # (B, T, C)
+                        for some, part in zip(ids.split(rows), cache.split(rows))])
     tails = torch.tensor([len(tail) for tail in more], device=device)
     cache.lengths = sizes + tails
     at = (sizes - 1 - start)[:, None] + torch.arange(int(tails.max()) + 1, device=device)

@@ -267,10 +267,11 @@ def test_long_texts_enter_an_empty_cache_without_a_mask_and_are_the_same():
     model = GPT(GPTConfig(23, 32, 64, 2, 2, 1, 16, 1024), torch.Generator().manual_seed(0))
     for weight in model.parameters():
         weight.data.mul_(8 if weight.dim() == 2 else 1)
-    texts, cache = random_texts([700, 640, 3]), KVCache(model, 3)
+    sizes = [700, 640, 3, 1, 2, 650]  # more than are read at a time
+    texts, cache = random_texts(sizes), KVCache(model, 6)
     with torch.no_grad():
-        assert cache.place(torch.zeros(3, 600, dtype=torch.long))[1] is None
-        for more in ([[], [], []], [[4, 5], [6], [7, 8, 9]]):  # empty, then filled
+        assert cache.place(torch.zeros(6, 600, dtype=torch.long))[1] is None
+        for more in ([[]] * 6, [[4, 5], [6], [7, 8, 9], [], [3] * 200, [2]]):  # empty, then filled
             logits = extend(model, cache, texts, more)
             for text, tail, row in zip(texts, more, logits):
                 whole = model(torch.tensor([text + tail]))[0, len(text) - 1:]

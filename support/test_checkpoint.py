@@ -89,7 +89,7 @@ def test_logits_are_those_of_transformers_with_and_without_a_cache(name):
 
 def interleaved(model, monkeypatch):
     def rotate(x, cos, sin):
-        a, b, cos, sin = x[..., ::2], x[..., 1::2], cos[..., None, :], sin[..., None, :]
+        a, b, (_, cos), (_, sin) = x[..., ::2], x[..., 1::2], cos.chunk(2, -1), sin.chunk(2, -1)
         return torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-1).flatten(-2)
 
     monkeypatch.setattr("model.rotate", rotate)
