@@ -79,18 +79,6 @@ class RMSNorm(nn.Module):
         return normed * self.weight.to(x.dtype)
 
 
-class Linear(nn.Linear):
-    """As nn.Linear, but on a CPU up to three times as fast for a few rows, as in generation."""
-
-    def forward(self, x):
-        rows = x.shape[:-1].numel()
-        if not (x.is_cpu and x.dtype == torch.float32 and 1 < rows <= 64):
-            return super().forward(x)
-        # The library shares the first factor of a product among the cores: let it be the weight.
-        y = (self.weight @ x.reshape(rows, -1).T).T.view(*x.shape[:-1], self.out_features)
-        return y if self.bias is None else y + self.bias
-
-
 def rotary_frequencies(cfg):
     """How far each pair of features turns per position, in radians: (D / 2,)."""
     # On the CPU even if the model is built without memory; in float32 and with the operations in
@@ -109,20 +97,20 @@ def rotary_frequencies(cfg):
 def rotate(x, cos, sin):
     """RoPE on x (B, T, heads, D): feature i pairs with i + D/2 (half-split, not interleaved).
 
-    cos, sin: (B or 1, T, 1, D); the first half of `sin` is negative.
+    cos, sin: (B or 1, T, 1, D); the first half of `sin` is negated.
     """
     return x * cos.to(x.dtype) + x.roll(x.shape[-1] // 2, dims=-1) * sin.to(x.dtype)
 
 
 def attend_last(q, k, v, mask):
-    """Attention of one position of each row: q (B, Hkv, H / Hkv, D) -> the same shape.
+    """Attention for one position of each row: q (B, Hkv, H / Hkv, D) -> (B, Hkv, H / Hkv, D).
 
-    A group's queries take the place of positions, so that its keys are read only once. In float32
-    two plain products are up to three times as fast as the fused kernel with many rows.
+    The queries of a group take the place of positions, so that its keys are read only once. In
+    float32, with many rows and several cores, two plain products are faster than the fused kernel.
     """
-    if q.dtype != torch.float32:
+    if len(q) == 1 or q.dtype != torch.float32:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    scores = q * q.shape[-1] ** -0.5 @ k.transpose(2, 3)                   # (B, Hkv, H / Hkv, S)
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(2, 3)                 # (B, Hkv, H / Hkv, S)
     return scores.where(mask, -math.inf).softmax(-1) @ v
 
 
@@ -131,10 +119,10 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = (cfg.num_attention_heads, cfg.num_key_value_heads, cfg.head_dim)
         H, Hkv, D = self.heads
-        self.q_proj = Linear(cfg.hidden_size, H * D, bias=cfg.qkv_bias)
-        self.k_proj = Linear(cfg.hidden_size, Hkv * D, bias=cfg.qkv_bias)
-        self.v_proj = Linear(cfg.hidden_size, Hkv * D, bias=cfg.qkv_bias)
-        self.o_proj = Linear(H * D, cfg.hidden_size, bias=cfg.attention_bias)
+        self.q_proj = nn.Linear(cfg.hidden_size, H * D, bias=cfg.qkv_bias)
+        self.k_proj = nn.Linear(cfg.hidden_size, Hkv * D, bias=cfg.qkv_bias)
+        self.v_proj = nn.Linear(cfg.hidden_size, Hkv * D, bias=cfg.qkv_bias)
+        self.o_proj = nn.Linear(H * D, cfg.hidden_size, bias=cfg.attention_bias)
         self.q_norm = RMSNorm(D, cfg.rms_norm_eps) if cfg.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(D, cfg.rms_norm_eps) if cfg.qk_norm else nn.Identity()
 
@@ -159,9 +147,9 @@ class MLP(nn.Module):
     def __init__(self, cfg):
         super().__init__()
         C, inner = cfg.hidden_size, cfg.intermediate_size
-        self.gate_proj = Linear(C, inner, bias=cfg.mlp_bias)
-        self.up_proj = Linear(C, inner, bias=cfg.mlp_bias)
-        self.down_proj = Linear(inner, C, bias=cfg.mlp_bias)
+        self.gate_proj = nn.Linear(C, inner, bias=cfg.mlp_bias)
+        self.up_proj = nn.Linear(C, inner, bias=cfg.mlp_bias)
+        self.down_proj = nn.Linear(inner, C, bias=cfg.mlp_bias)
 
     def forward(self, x):
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
@@ -197,7 +185,7 @@ class GPT(nn.Module):
         self.embed_tokens = nn.Embedding(cfg.vocab_size, cfg.hidden_size)
         self.layers = nn.ModuleList(Layer(cfg) for _ in range(cfg.num_hidden_layers))
         self.norm = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
-        self.lm_head = Linear(cfg.hidden_size, cfg.vocab_size, bias=False)
+        self.lm_head = nn.Linear(cfg.hidden_size, cfg.vocab_size, bias=False)
         if cfg.tie_word_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
         for name, weight in self.named_parameters():
@@ -348,16 +336,17 @@ class KVCache:
         self.lengths[row] = self.lengths[row].clamp(max=length)
 
     def select(self, rows):
-        """Keeps only these rows, in this order; a row may be repeated."""
-        self.keys, self.values = self.keys[:, rows], self.values[:, rows]
+        """Keeps only these rows, in this order, with room for 64 positions; a row may repeat."""
         self.lengths = self.lengths[rows]
+        room = int(self.lengths.max()) + 64
+        self.keys, self.values = self.keys[:, rows, :, :room], self.values[:, rows, :, :room]
 
-    def split(self, rows):
-        """Views with so many rows each, without room to grow."""
-        for k in range(0, len(self.lengths), rows):
+    def split(self, n):
+        """Views of n rows each. Call `reserve` first: a view that grows is a view no longer."""
+        for k in range(0, len(self.lengths), n):
             part = copy.copy(self)
-            part.lengths = self.lengths[k:k + rows]
-            part.keys, part.values = self.keys[:, k:k + rows], self.values[:, k:k + rows]
+            part.lengths = self.lengths[k:k + n]
+            part.keys, part.values = self.keys[:, k:k + n], self.values[:, k:k + n]
             yield part
 
     def copy(self, rows):
@@ -367,7 +356,7 @@ class KVCache:
         return part
 
     def put_back(self, rows, part):
-        """Writes back `part`, a `copy` of these rows that has grown since."""
+        """Writes back `part`, which began as a `copy` of these rows and may have grown."""
         S = int(part.lengths.max())
         self.reserve(S)
         self.keys[:, rows, :, :S] = part.keys[..., :S, :]
@@ -415,7 +404,7 @@ def extend(model, cache, texts, more=None):
     texts, more: a list of ids for each row of the cache (more: None for none; M is the length of
     its longest). Before the call, row b may hold any prefix of texts[b]; afterwards it holds
     texts[b] + more[b]. Each row is fed what it lacks, padded to the longest of these chunks;
-    ValueError if a row does not fit into the model's context then.
+    ValueError if a row with this padding does not fit into the model's context.
     """
     device = cache.lengths.device
     more = more or [[] for _ in texts]
@@ -426,9 +415,10 @@ def extend(model, cache, texts, more=None):
               for text, tail, begin in zip(texts, more, start.tolist())]
     ids = nn.utils.rnn.pad_sequence(chunks, batch_first=True).to(device)   # (B, T)
     cache.reserve(int(start.max()) + ids.shape[1])
-    rows = max(1, 4096 // ids.shape[1])  # in batches of 4096 tokens: larger tensors are slower
+    # About 4096 tokens at a time: this bounds the memory, and larger tensors are slow on a CPU.
+    n = max(1, 4096 // ids.shape[1])
     hidden = torch.cat([model.hidden(some, part)                           # (B, T, C)
-                        for some, part in zip(ids.split(rows), cache.split(rows))])
+                        for some, part in zip(ids.split(n), cache.split(n))])
     tails = torch.tensor([len(tail) for tail in more], device=device)
     cache.lengths = sizes + tails
     at = (sizes - 1 - start)[:, None] + torch.arange(int(tails.max()) + 1, device=device)
