@@ -283,6 +283,18 @@ def test_greedy_sampling_equals_the_argmax_of_full_passes():
         assert stop or len(row) == 12
 
 
+@torch.no_grad()
+def test_after_sampling_the_cache_holds_what_was_written():
+    model, texts = tiny_gpt(), random_texts([3, 8, 1, 5, 9, 2, 4, 7])
+    cache = KVCache(model, len(texts))
+    new, _ = sample(model, cache, texts, 30, [0, 1, 2], generator=torch.Generator().manual_seed(0))
+    assert len(set(map(len, new))) > 3  # rows ended, and left the batch, at different steps
+    longer = [text + tail for text, tail in zip(texts, new)]
+    assert (cache.lengths >= torch.tensor(list(map(len, longer))) - 1).all()  # nothing is fed again
+    for text, logits in zip(longer, extend(model, cache, longer)):
+        assert torch.allclose(logits[0], model(torch.tensor([text]))[0, -1], atol=1e-4)
+
+
 def test_sampling_follows_the_distribution():
     logits = torch.tensor([[0.0, 1.0, 2.0, -1.0]]).expand(20_000, 4)
     generator = torch.Generator().manual_seed(0)
