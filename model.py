@@ -336,7 +336,7 @@ class KVCache:
         self.lengths[row] = self.lengths[row].clamp(max=length)
 
     def select(self, rows):
-        """Keeps only these rows, in this order, and room for 64 more positions; a row may repeat."""
+        """Keeps only these rows, in this order, and room for 64 positions; a row may repeat."""
         self.lengths = self.lengths[rows]
         room = int(self.lengths.max()) + 64
         self.keys, self.values = self.keys[:, rows, :, :room], self.values[:, rows, :, :room]
