@@ -463,7 +463,8 @@ def sample(model, cache, texts, max_new_tokens, stop_tokens, temperature=1.0, to
     cost = torch.zeros(B, device=device)
     for step in range(max_new_tokens):
         token = draw(logits[:, :model.writable], temperature, top_p, generator)    # (rows,)
-        cost += token_nll(logits, token)
+        if max_cost < math.inf:
+            cost += token_nll(logits, token)
         stop = (token[:, None] == stop_tokens).any(-1)
         stopped[rows] |= alive & stop
         alive &= ~stop & (cost <= max_cost)
