@@ -33,11 +33,12 @@ from page.trial import Trial
 from realcode.given import DTYPE
 from support.cli import UserError, check_ranges, flag
 from support.files import read_text
+from support.packed import packed
 
 BODY = 2**20         # bytes of a request at most
 THREADS = 128        # requests at a time at most
 SECONDS = 20         # for a request to arrive whole
-SMALL = 10_000_000   # weights; models below are faster with one thread
+SMALL = 10_000_000   # weights; smaller models are faster with one thread, and not packed
 HTML = Path(__file__).with_name("page.html")
 
 
@@ -67,8 +68,10 @@ def page(cfg):
     """In your browser: Figure 1 alive, an editor with suggestions, episodes, the user study."""
     trial = Trial.open(cfg.study) if cfg.study else None
     offer = find_offer(cfg)
-    models = [choice.checkpoint.model for choice in offer.models.choices.values()]
-    if max(sum(weight.numel() for weight in model.parameters()) for model in models) < SMALL:
+    models = {choice.checkpoint.model for choice in offer.models.choices.values()}
+    large = [model for model in models
+             if sum(weight.numel() for weight in model.parameters()) >= SMALL]
+    if not large:
         torch.set_num_threads(1)  # a suggestion then takes two thirds of the time (page/load.py)
     routes = trial.routes(offer.models) if trial else {
         **Api(offer).routes(), **Completions(offer.models).routes()}
@@ -86,7 +89,8 @@ def page(cfg):
     if not cfg.no_browser:
         threading.Thread(target=webbrowser.open, args=(server.address,), daemon=True).start()
     try:
-        server.serve_forever()
+        with packed(*large):
+            server.serve_forever()
     except KeyboardInterrupt:
         print("\nThe page has ended.")
     finally:

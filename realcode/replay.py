@@ -21,6 +21,7 @@ from simhuman import Assistant, Episode, play
 from support import cli, report
 from support.cache import Cache, plain_fields
 from support.cli import UserError, flag, numpy_generator, python_generator, values
+from support.packed import packed
 from support.source import code_of, fingerprint
 
 
@@ -163,9 +164,10 @@ class ReplayLab(empower.Lab):
 
 def replayed_game(cfg, encoding, goals, ends, assistant, name, device):
     """Section 3 with the replayed author: the episodes, one for each goal, as plain data."""
-    episodes = play(goals, ReplayedAuthor(cfg.turn_tokens, ends), assistant, cfg.context,
-                    encoding.start, encoding.stops,
-                    cli.torch_generator(cfg, f"game of {name}", device), name)
+    with packed(*[assistant.model] if assistant else []):
+        episodes = play(goals, ReplayedAuthor(cfg.turn_tokens, ends), assistant, cfg.context,
+                        encoding.start, encoding.stops,
+                        cli.torch_generator(cfg, f"game of {name}", device), name)
     return list(map(dataclasses.asdict, map(cut_at_end, episodes, ends)))
 
 
