@@ -67,6 +67,8 @@ class GPTConfig:
 
 
 class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) * weight: (..., size) -> (..., size)."""
+
     def __init__(self, size, eps):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(size))
@@ -115,6 +117,8 @@ def attend_last(q, k, v, mask):
 
 
 class Attention(nn.Module):
+    """Causal attention with grouped queries: (B, T, C) -> (B, T, C)."""
+
     def __init__(self, cfg):
         super().__init__()
         self.heads = (cfg.num_attention_heads, cfg.num_key_value_heads, cfg.head_dim)
@@ -144,6 +148,8 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
+    """SwiGLU, for each position: (B, T, C) -> (B, T, C)."""
+
     def __init__(self, cfg):
         super().__init__()
         C, inner = cfg.hidden_size, cfg.intermediate_size
@@ -156,6 +162,8 @@ class MLP(nn.Module):
 
 
 class Layer(nn.Module):
+    """What a position adds from others and from itself: (B, T, C) -> (B, T, C)."""
+
     def __init__(self, cfg):
         super().__init__()
         self.input_layernorm = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)

@@ -162,6 +162,7 @@ class RealLab(ReplayLab):
         return model
 
     def loss_of(self, *tensors):
+        """`all_states_loss` with the stop token of this model."""
         return all_states_loss(*tensors, stop=self.base.encoding.stop)
 
     @torch.no_grad()
@@ -294,15 +295,18 @@ def check_packages(plan):
 
 
 def choose_rate(plan, out, corpus, kind, way):
+    """Makes the stages of one rule in which its rate is chosen."""
     laboratory(plan, out, corpus).rates(kind, way)
 
 
 def play_row(plan, out, corpus, name):
+    """Plays a row without training."""
     lab = laboratory(plan, out, corpus)
     lab.play(name, lab.untrained()[name])
 
 
 def play_trained(plan, out, corpus, k):
+    """Trains assistant k of `trainings`, and plays its rows."""
     laboratory(plan, out, corpus).learned(*trainings(plan)[k])
 
 

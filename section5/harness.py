@@ -189,6 +189,8 @@ def try_test(ask, test, setup, names):
 
 
 def main():
+    """Reads a job from standard input and prints the verdict (see the top of this file)."""
+    """Tests the program in the job on standard input; see the docstring of this file."""
     sys.set_int_max_str_digits(0)
     ask = start()
     job = json.load(sys.stdin)

@@ -127,6 +127,7 @@ class PromptedHuman:
             return ""
 
     def answer(self, messages, max_tokens, seed):
+        """The server's answer to a chat; raises TooLong."""
         return self.server.chat(messages, max_tokens, self.temperature, seed)
 
 
@@ -140,6 +141,7 @@ class BaseHuman(PromptedHuman):
     END = "\n# Problem"
 
     def write(self, statement, code):
+        """(the next tokens, whether the program is complete)."""
         comment = "".join(f"# {line}".rstrip() + "\n" for line in
                           f"Problem\n{statement}\n\nSolution in Python".splitlines())
         try:

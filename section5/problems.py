@@ -233,6 +233,8 @@ NO_TESTS = "no tests, which every program would pass"
 
 
 class LiveCodeBench:
+    """Tests in JSON, some of them compressed: of standard input and output, or of a method."""
+
     fields = {"question_content", "public_test_cases"}
 
     def problem(row):
@@ -249,6 +251,8 @@ class LiveCodeBench:
 
 
 class HumanEval:
+    """The beginning of a function to complete, and a `check` that takes the function."""
+
     fields = {"prompt", "entry_point", "test"}
 
     def problem(row):
@@ -265,6 +269,8 @@ class HumanEval:
 
 
 class MBPP:
+    """A task in a sentence, and asserts about the functions of its solution."""
+
     fields = {"task_id", "code", "test_list"}
 
     def problem(row):
@@ -287,6 +293,8 @@ class MBPP:
 
 
 class Apps:
+    """APPS and TACO: lists of inputs and outputs, of standard input or of a function."""
+
     fields = {"question", "input_output"}
 
     def problem(row):
@@ -308,6 +316,8 @@ class Apps:
 
 
 class Codeforces:
+    """A statement in parts, its tests and its limits on time and memory."""
+
     fields = {"description", "input_format"}
 
     def problem(row):
