@@ -369,7 +369,7 @@ class Lab:
         inputs = {"base": self.base.name, "human": self.hers.name, "statements": fingerprint(
             [problem.statement for problem in problems]), **values(self.cfg, *SAMPLING)}
         return self.cache.data(name, inputs, lambda: write_programs(
-            self.cfg, self.base, self.hers.model, problems), code=(write_programs, GPT))
+            self.cfg, self.base, self.hers.model, problems), code=(GPT,))
 
     def human_with(self, care):
         """A simhuman.Human who would reject this share of what she wrote for the same problems."""
@@ -377,8 +377,7 @@ class Lab:
         limits = self.cache.data(
             f"limits of care {care:g}", {"costs": fingerprint(costs), "care": care,
                                          **values(cfg, "max_suggestion")},
-            lambda: simhuman.typical_limits(costs, care, cfg.max_suggestion),
-            code=(simhuman.typical_limits,))
+            lambda: simhuman.typical_limits(costs, care, cfg.max_suggestion))
         return Human(self.hers.model, functools.partial(simhuman.typical, limits=limits),
                      cfg.turn_tokens, cfg.temperature, cfg.top_p)
 
@@ -393,8 +392,7 @@ class Lab:
 
         inputs = {"texts": fingerprint(texts), "other": other and other.name,
                   **values(cfg, "pretrain_steps", *PRETRAINING)}
-        return self.cache.model(name, inputs, make, code=(
-            contest_tokenizer, contest_documents, pretrain, GPT))
+        return self.cache.model(name, inputs, make, code=(GPT,))
 
     def completions(self, rule, programs=None):
         """The completions to learn from, and the fifth of all that is held out (Section 4.1)."""
@@ -418,7 +416,7 @@ class Lab:
                    **values(cfg, "seed", "sft_batch", "sft_lr")},
             lambda: (fine_tune(cfg, self.base, examples, python_generator(cfg, name), name,
                                **self.fine_tuning), self.base),
-            code=(fine_tune, GPT, *filter(callable, self.fine_tuning.values())))
+            code=(GPT, *filter(callable, self.fine_tuning.values())))
         longest = max(len(completion) for _, completion, _ in learned)
         return new_assistant(cfg, checkpoint, max_tokens=longest)
 
@@ -432,7 +430,7 @@ class Lab:
             f"stopping of {name}", inputs, lambda: report.check_stopping(
                 name, uncapped, self.base.encoding, held_out,
                 torch_generator(cfg, f"stopping of {name}", self.device)),
-            code=(report.check_stopping, type(assistant), GPT))
+            code=(type(assistant), GPT))
 
     def play(self, name, assistant, human=None, problems=None, rounds=None):
         """Section 3: the judged episodes of a row, one for each problem (default: held out).
@@ -444,7 +442,7 @@ class Lab:
         inputs = {"problems": fingerprint(list(map(dataclasses.astuple, problems))),
                   "human": plain_fields(human), "assistant": assistant and plain_fields(assistant),
                   "rounds": rounds, "name": name, "seed": cfg.seed}
-        code = [contest_game, type(human), GPT, judge.HELPER]
+        code = [type(human), GPT, judge.HELPER]
         if assistant:
             code += [human.accepts, type(assistant)]
         else:

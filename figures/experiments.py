@@ -119,7 +119,7 @@ def by_exact_entropy(lab):
         "entropies", {"base": lab.base.name, "programs": fingerprint(texts)},
         lambda: [row.tolist() for row in bound.entropies(lab.base.model, texts,
                                                          lab.base.encoding.start)],
-        code=(bound.entropies, GPT))
+        code=(GPT,))
     programs = [(ids, np.array(entropy), True) for ids, entropy in zip(texts, entropies)]
     name, rule = f"Empower ({lab.cfg.eta:g}), entropy", empower.empower(lab.cfg.eta)
     row = lab.train(name, rule, programs)
@@ -168,8 +168,7 @@ def within(lab, episodes, limits):
 
     inputs = {"episodes": fingerprint([dataclasses.asdict(e) for e in episodes]), "rounds": limits,
               "problems": fingerprint(list(map(dataclasses.astuple, problems)))}
-    return lab.cache.data("budget", inputs, make, code=(
-        cut_off, judge.judge_episodes, judge.HELPER, simhuman.pass_at_1))
+    return lab.cache.data("budget", inputs, make, code=(judge.HELPER,))
 
 
 def cut_off(episode, rounds):
@@ -225,7 +224,7 @@ def obvious(lab, trained):
     inputs = {"models": [model.name for model in models.values()], "seed": lab.cfg.seed}
     return lab.cache.data("obvious tokens", inputs, lambda: [
         {"name": name, "bits": cost_of_obvious(model, programs, lab.base.encoding)}
-        for name, model in models.items()], code=(cost_of_obvious, GPT))
+        for name, model in models.items()], code=(GPT,))
 
 
 def cost_of_obvious(model, programs, encoding):
@@ -304,4 +303,4 @@ def tightness(plan, lab):
     inputs = {"base": base.name, "programs": fingerprint(programs), "horizons": plan.horizons,
               "futures": plan.futures, "seed": lab.cfg.seed}
     return lab.cache.data("bound", inputs, lambda: bound.measured(
-        lab.cfg, base, programs, plan.horizons, plan.futures), code=(bound.measured, GPT))
+        lab.cfg, base, programs, plan.horizons, plan.futures), code=(GPT,))

@@ -230,7 +230,7 @@ class RealLab(ReplayLab):
         inputs = {**self.inputs, "goals": fingerprint(self.goals), "ends": self.ends, "name": name,
                   "n": n, "way": way, "rate": rate}
         return self.cache.data(f"{name} {n} {way}", inputs, make, code=(
-            RealLab, empower, sft, replayed_game, GPT))
+            RealLab, empower, sft, GPT))
 
     def results(self, name, rule, assistant):
         """Its episodes, and how its lengths compare with those asked for on held-out pieces."""

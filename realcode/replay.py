@@ -132,8 +132,7 @@ class ReplayLab(empower.Lab):
 
         inputs = {"texts": fingerprint(texts), **values(
             cfg, "context", "pretrain_tokens", *PRETRAINING)}
-        return self.cache.model("base", inputs, make, code=(
-            data.train_tokenizer, documents, empower.pretrain, GPT))
+        return self.cache.model("base", inputs, make, code=(GPT,))
 
     def scored_pieces(self, texts):
         """(token ids, costs, whether its program ends there) of each piece to learn from (4.1)."""
@@ -158,8 +157,8 @@ class ReplayLab(empower.Lab):
         inputs = {"goals": fingerprint(self.goals), "ends": self.ends, "name": name,
                   "assistant": assistant and plain_fields(assistant),
                   **values(cfg, "context", "turn_tokens", "seed")}
-        return list(map(Episode.from_dict, self.cache.data(f"row {name}", inputs, make, code=(
-            replayed_game, Assistant, GPT))))
+        return list(map(Episode.from_dict, self.cache.data(f"row {name}", inputs, make,
+                                                           code=(Assistant, GPT))))
 
 
 def replayed_game(cfg, encoding, goals, ends, assistant, name, device):

@@ -1,9 +1,9 @@
 """Keeps finished work in a folder: made once, and again when its inputs or its code change.
 
 Each stage is a folder OUT/stages/NAME-KEY. The key is a digest of the inputs and of the code that
-makes the stage: the syntax trees, without comments and docstrings, of the functions and files named
-by the caller and of all project code that they refer to. So editing the GPT, the game or the
-trainer changes the next run, and editing a comment does not.
+makes the stage: the syntax trees, without comments and docstrings, of the function `make`, of what
+else the caller names, and of all project code that they refer to. So editing the GPT, the game or
+the trainer changes the next run, and editing a comment does not.
 
 A stage is written under a temporary name, unique to its process, and then moved into place. If two
 runs make the same stage at the same time, the first to finish wins and the other uses its result.
@@ -50,9 +50,9 @@ class Cache:
         """The plain data that make() returns, kept as JSON, or what an earlier run kept.
 
         inputs: plain data that identifies this stage. code: the functions, classes and modules
-        that make() uses.
+        that make() uses without naming them.
         """
-        folder = self._folder(name, inputs, code)
+        folder = self._folder(name, inputs, make, code)
         if not folder.exists():
             begin, value = time.time(), make()
             self._keep(folder, name, inputs, begin, lambda new: write_text(
@@ -65,7 +65,7 @@ class Cache:
 
         The source is a data.Tokenizer, or a Checkpoint whose tokenizer files are copied.
         """
-        folder = self._folder(name, inputs, code)
+        folder = self._folder(name, inputs, make, code)
         if not folder.exists():
             begin, (model, tokenizer) = time.time(), make()
             self._keep(folder, name, inputs, begin, lambda new: save_checkpoint(
@@ -73,9 +73,9 @@ class Cache:
         with reading(folder):
             return load_checkpoint(folder, self.device, name=folder.name)
 
-    def _folder(self, name, inputs, code):
+    def _folder(self, name, inputs, make, code):
         """The folder of a stage, whether it exists or not."""
-        folder = self.stages / f"{slug(name)}-{fingerprint([inputs, code_of(*code)])}"
+        folder = self.stages / f"{slug(name)}-{fingerprint([inputs, code_of(*code, make=make)])}"
         if folder.exists():
             print(f"  {name}: reused from {folder}")
         return folder
@@ -191,7 +191,8 @@ class Checkpoint(NamedTuple):
 def load_checkpoint(folder, device, dtype=None, name=None):
     """The Checkpoint in a folder, ours or of a published family, or in a GGUF file.
 
-    dtype: None for the file's own. name: None for one derived from folder, dtype and files.
+    dtype: None for the file's own. name: None for one derived from folder, dtype and files, and
+    from the code that reads them.
     FileNotFoundError or ValueError says in one sentence what cannot be used.
     """
     folder = Path(folder)
@@ -202,7 +203,8 @@ def load_checkpoint(folder, device, dtype=None, name=None):
         paths = [*folder.glob("*.safetensors"), folder / "config.json", *tokenizer_files(folder)]
     model.eval().writable = encoding.size  # a published model's head has more rows than tokens
     files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(paths)]
-    model.name = name or fingerprint([str(folder.resolve()), str(model.dtype), files])
+    model.name = name or fingerprint([str(folder.resolve()), str(model.dtype), files,
+                                      code_of(load_checkpoint)])
     return Checkpoint(model, encoding, folder)
 
 

@@ -21,13 +21,18 @@ def fingerprint(plain):
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:10]
 
 
-def code_of(*parts):
+def code_of(*parts, make=None):
     """A digest of some functions, classes and modules and of all project code they refer to.
 
     It is computed only from the text of the files: a name in a function is looked up among the
     definitions and imports of its file, and so on. Methods are found through their class.
+    make: a function inside another one, or a lambda; of what surrounds it, nothing counts.
     """
     found, pending = {}, [place_of(part) for some in parts for part in with_held(some) or [some]]
+    if make:
+        path = Path(make.__code__.co_filename).resolve()
+        SOURCES.setdefault(path, path.read_text(encoding="utf-8"))
+        pending.append((path, make.__code__.co_firstlineno))
     while pending:
         path, name = pending.pop()
         if (path, name) in found or path not in SOURCES:
@@ -102,9 +107,16 @@ def place_of(part):
 
 @functools.lru_cache(maxsize=None)
 def definition(path, name):
-    """(the dumped syntax tree of `name` in a file, the places that it refers to)."""
-    names = names_in(path)
-    node = without_docstrings(ast.parse(SOURCES[path])) if name is None else names.get(name)
+    """(the dumped syntax tree of `name` in a file, the places that it refers to).
+
+    name: of a definition at the top level, None for the whole file, or the number of a line, for
+    the functions that begin there.
+    """
+    names, tree = names_in(path), without_docstrings(ast.parse(SOURCES[path]))
+    node = tree if name is None else names.get(name)
+    if isinstance(name, int):
+        node = ast.Module([part for part in ast.walk(tree) if part.__class__ in (
+            ast.FunctionDef, ast.Lambda) and part.lineno == name], [])
     if not isinstance(node, ast.AST):  # an import: look there; None: not a name in this file
         return "", [node] if node else []
     refers_to = []

@@ -17,7 +17,8 @@ import pytest
 
 from empower import Config, Lab, empower_length, sft
 from simhuman import typical
-from support.cache import Cache, as_inputs
+from support import cache
+from support.cache import Cache, as_inputs, load_checkpoint
 from support.cli import UserError
 from support.files import temporary_name
 from support.optim import adamw
@@ -125,10 +126,13 @@ def project(pristine, tmp_path):
      ["SFT-4", "SFT-8", "stopping of SFT-4", "stopping of SFT-8", "row SFT-4", "row SFT-8"]),
     ("empower.py", "losses[-1] += loss.item()", "losses[-1] += 2 * loss.item()",
      ["base", "programs", *RULES, *STOPPING, *GAMES]),
+    ("empower.py", "self.base, examples, python", "self.base, examples[1:], python",
+     [*RULES, *STOPPING, *GAMES[6:11]]),
+    ("empower.py", "human, assistant, rounds,\n", "human, assistant, rounds - 1,\n", GAMES),
     ("model.py", "F.silu(", "F.gelu(", ["base", "programs", LIMITS, *RULES, *STOPPING, *GAMES]),
     ("support/contest.py", "Read one line of", "Read a line of",
      ["base", "programs", LIMITS, *RULES, *STOPPING, *GAMES]),
-], ids=["typical", "limits", "play", "sft", "train", "gpt", "contest"])
+], ids=["typical", "limits", "play", "sft", "train", "Lab.train", "Lab.play", "gpt", "contest"])
 def test_an_edit_in_place_changes_the_next_run(forks, project, file, old, new, remade):
     before = stable(project / "out")
     edit(project, file, old, new)
@@ -238,13 +242,42 @@ def test_options_of_fine_tuning_and_the_problems_are_inputs(tmp_path, monkeypatc
     assert len(set(keys)) == 3
 
 
+def definitions(text, folder):
+    """{name: what it is} in a new file with this text."""
+    path, names = folder / f"{len(list(folder.iterdir()))}.py", {}
+    path.write_text(text, encoding="utf-8")
+    exec(compile(text, path, "exec"), names)
+    return names
+
+
+def test_of_a_function_inside_another_only_its_own_code_counts(tmp_path):
+    def digest(text):
+        return code_of(make=definitions(text, tmp_path)["outer"]())
+
+    text = ("def other():\n    return 3\n"
+            "def outer():\n    start = 1\n    return lambda: (start,\n        other())\n")
+    first = digest(text)
+    assert digest("# moved\n\n" + text) == digest(text.replace("start = 1", "start = 2")) == first
+    assert digest(text.replace("other())", "-other())")) != first
+    assert digest(text.replace("return 3", "return 4")) != first
+    text = text.replace("return lambda:", "def make():\n        return").replace(
+        "other())", "other())\n    return make")
+    first = digest(text)
+    assert digest(text.replace("start = 1", "start = 2")) == first
+    assert digest(text.replace("other())", "-other())")) != first
+
+
+def test_a_given_checkpoint_is_another_one_once_the_code_that_reads_it_changes(
+        tmp_path, monkeypatch):
+    first = tiny_base(tmp_path / "base").folder
+    names = [load_checkpoint(first, "cpu").name for _ in range(2)]
+    monkeypatch.setattr(cache, "code_of", lambda *parts: "edited")
+    assert names[0] == names[1] != load_checkpoint(first, "cpu").name
+
+
 def test_code_is_followed_through_names_modules_classes_and_constants(tmp_path):
     def digest(text):
-        path = tmp_path / f"{len(list(tmp_path.iterdir()))}.py"
-        path.write_text(text, encoding="utf-8")
-        names = {}
-        exec(compile(text, path, "exec"), names)
-        return code_of(names["work"])
+        return code_of(definitions(text, tmp_path)["work"])
 
     text = ("class A:\n    def f(self):\n        return LIMIT + len(TABLE)\n"
             "LIMIT = 1\nTABLE = {}\nTABLE['a'] = 1\nTABLE['b'] = 2\n"
