@@ -33,12 +33,11 @@ from page.trial import Trial
 from realcode.given import DTYPE
 from support.cli import UserError, check_ranges, flag
 from support.files import read_text
-from support.packed import packed
+from support.packed import SMALL, packed
 
 BODY = 2**20         # bytes of a request at most
 THREADS = 128        # requests at a time at most
 SECONDS = 20         # for a request to arrive whole
-SMALL = 10_000_000   # weights; smaller models are faster with one thread, and not packed
 HTML = Path(__file__).with_name("page.html")
 
 
@@ -68,10 +67,8 @@ def page(cfg):
     """In your browser: Figure 1 alive, an editor with suggestions, episodes, the user study."""
     trial = Trial.open(cfg.study) if cfg.study else None
     offer = find_offer(cfg)
-    models = {choice.checkpoint.model for choice in offer.models.choices.values()}
-    large = [model for model in models
-             if sum(weight.numel() for weight in model.parameters()) >= SMALL]
-    if not large:
+    models = [choice.checkpoint.model for choice in offer.models.choices.values()]
+    if max(sum(weight.numel() for weight in model.parameters()) for model in models) < SMALL:
         torch.set_num_threads(1)  # a suggestion then takes two thirds of the time (page/load.py)
     routes = trial.routes(offer.models) if trial else {
         **Api(offer).routes(), **Completions(offer.models).routes()}
@@ -80,21 +77,26 @@ def page(cfg):
     except (OSError, OverflowError) as error:
         raise UserError(f"cannot listen on {cfg.host}, port {cfg.port} ({error}): choose another "
                         "--port, or --port 0 for any that is free") from None
-    print(server.address)
+    try:
+        with packed(*models):
+            announce(cfg, server.address, trial)
+            server.serve_forever()
+    except KeyboardInterrupt:
+        print("\nThe page has ended.")
+    finally:
+        server.server_close()
+
+
+def announce(cfg, address, trial):
+    """Prints what a page serves at which address, and opens a browser."""
+    print(address)
     print(trial.announcement() if trial else "Reading, writing and watching; /v1/completions for "
           "editors (page/README.md). Ctrl-C ends it.")
     if not is_loopback(cfg.host):
         print(f"empower.py: --host {cfg.host}: every machine that reaches this one can use the "
               "page, unencrypted; use it in a network that you trust", file=sys.stderr)
     if not cfg.no_browser:
-        threading.Thread(target=webbrowser.open, args=(server.address,), daemon=True).start()
-    try:
-        with packed(*large):
-            server.serve_forever()
-    except KeyboardInterrupt:
-        print("\nThe page has ended.")
-    finally:
-        server.server_close()
+        threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
 
 
 def is_loopback(host):

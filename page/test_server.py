@@ -449,3 +449,18 @@ def test_long_programs_keep_most_of_their_window(offer, monkeypatch):
         moved += before is not None and ids[0] != before
         before = ids[0]
     assert 5 <= moved <= 8  # not at every token
+
+
+@pytest.mark.parametrize("small, threads", [(page.server.SMALL, [1]), (0, [])])
+def test_small_models_get_one_thread_and_all_are_packed(monkeypatch, capsys, small, threads):
+    def ended(*models):
+        packed.append(len(set(models)))
+        raise KeyboardInterrupt
+
+    packed, found = [], []
+    monkeypatch.setattr(page.server, "SMALL", small)
+    monkeypatch.setattr(page.server, "packed", ended)
+    monkeypatch.setattr(page.server.torch, "set_num_threads", found.append)
+    page.server.page(Config(device="cpu", port=0, no_browser=True))
+    assert found == threads and packed == [2]
+    assert capsys.readouterr().out == "\nThe page has ended.\n"

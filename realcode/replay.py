@@ -163,7 +163,8 @@ class ReplayLab(empower.Lab):
 
 def replayed_game(cfg, encoding, goals, ends, assistant, name, device):
     """Section 3 with the replayed author: the episodes, one for each goal, as plain data."""
-    with packed(*[assistant.model] if assistant else []):
+    models = [assistant.model] if assistant else []
+    with packed(*models):
         episodes = play(goals, ReplayedAuthor(cfg.turn_tokens, ends), assistant, cfg.context,
                         encoding.start, encoding.stops,
                         cli.torch_generator(cfg, f"game of {name}", device), name)

@@ -1,8 +1,10 @@
 """Tests of the replayed author and of `replay`."""
 
+import contextlib
 import json
 import re
 import shlex
+import types
 
 import numpy as np
 import pytest
@@ -67,6 +69,25 @@ def test_an_author_of_a_piece_compares_with_what_follows_it_and_stops_at_its_end
 
 
 # ------------------------------------------------------------------- the command
+
+
+def test_the_weights_of_an_assistant_are_packed_while_it_plays(monkeypatch):
+    used, game = [], replay.play
+
+    @contextlib.contextmanager
+    def recorded(*models):
+        used.append(models)
+        yield
+        used.append("end")
+
+    monkeypatch.setattr(replay, "packed", recorded)
+    monkeypatch.setattr(replay, "play", lambda *arguments: (
+        used.append("game"), game(*arguments))[1])
+    encoding, model = types.SimpleNamespace(start=0, stops=[0]), tiny_gpt()
+    for assistant, models in ((None, ()), (Assistant(model, 3), (model,))):
+        used.clear()
+        replay.replayed_game(Config(), encoding, [[1, 2, 3]], [3], assistant, "a row", "cpu")
+        assert used == [models, "game", "end"]
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,8 @@
 """Weights laid out for the processor before a text is written, not again for every token.
 
-A matrix product first copies its weights into the order in which its inner loop reads them. With a
-thousand rows that goes unnoticed; with two to sixty, as when texts are written side by side, it is
-much of the work. oneDNN, which is part of PyTorch, can keep the copy.
+A matrix product of a few rows, as when texts are written side by side, spends much of its time on
+copying the weights into the order in which its inner loop reads them. oneDNN, which is part of
+PyTorch, can keep the copy.
 """
 
 import contextlib
@@ -12,41 +12,48 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from support.memory import available_bytes
+SMALL, LARGE = 10_000_000, 1_000_000_000  # weights of a model: fewer gain nothing, more take 4 GB
+FEWEST, MOST = 2, 64                      # rows for which the copy is faster
 
 
 @contextlib.contextmanager
 def packed(*models):
-    """Inside, the linear layers of these models multiply by a packed copy of their weights.
+    """Inside, the linear layers of these models use a packed copy of their weights for a few rows.
 
-    It takes as much memory as the weights, and half a second for 135 million of them. They must not
-    change inside. The copy is exact, but sums are taken in another order. A model stays as it is
-    on a GPU, with weights narrower than float32, or if its copy would take more than half of the
-    free memory.
+    The copy takes as much memory as the weights, and half a second for 135 million of them; oneDNN
+    keeps another half megabyte for each shape of a product. Sums are taken in another order, so the
+    last bits differ. Inside, a model cannot be copied or pickled. A model stays as it is on a GPU,
+    with weights narrower than float32, or if it is smaller than SMALL or larger than LARGE.
     """
     changed = []
     try:
-        for layer in (layer for model in models for layer in layers_to_pack(model)):
+        for layer in layers_to_pack(models):
             weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach())
-            layer.forward = functools.partial(product, layer, weight)
             changed.append(layer)
+            layer.forward = functools.partial(product, layer, weight, layer.weight._version)
         yield
     finally:
         for layer in changed:
             vars(layer).pop("forward", None)  # again the method of its class
 
 
-def layers_to_pack(model):
-    """The linear layers of a model, or [] if packing is not possible or takes too much memory."""
-    layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
-    size = sum(layer.weight.nbytes for layer in layers)
-    fits = (torch.backends.mkldnn.is_available() and model.device.type == "cpu"
-            and model.dtype == torch.float32 and size <= (available_bytes("cpu") or 0) / 2)
-    return layers if fits else []
+def layers_to_pack(models):
+    """The linear layers, not packed yet, of the models for which it helps."""
+    for model in dict.fromkeys(models):
+        size = sum(weight.numel() for weight in model.parameters())
+        if (torch.backends.mkldnn.is_available() and model.device.type == "cpu"
+                and model.dtype == torch.float32 and SMALL <= size <= LARGE):
+            yield from (layer for layer in model.modules()
+                        if isinstance(layer, nn.Linear) and "forward" not in vars(layer))
 
 
-def product(layer, weight, x):
-    """The output of a linear layer whose packed weight is given: x (..., in) -> (..., out)."""
-    if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):  # it does not support these
-        return F.linear(x, layer.weight, layer.bias)
-    return torch.ops.mkldnn._linear_pointwise(x, weight, layer.bias, "none", [], "")
+def product(layer, weight, version, x):
+    """The output of a linear layer: x (..., in) -> (..., out).
+
+    weight: its packed weights, made when layer.weight had this version.
+    """
+    few = FEWEST <= x.numel() // x.shape[-1] <= MOST
+    plain = not (torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"))  # not supported
+    if few and plain and layer.weight._version == version:
+        return torch.ops.mkldnn._linear_pointwise(x, weight, layer.bias, "none", [], "")
+    return F.linear(x, layer.weight, layer.bias)

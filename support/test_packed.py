@@ -1,7 +1,5 @@
 """Tests of packed weights."""
 
-import copy
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,6 +11,12 @@ from support.packed import packed
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(),
                                 reason="this PyTorch has no oneDNN")
+LAYERS = 2 * 7 + 1  # all projections, and the head
+
+
+@pytest.fixture(autouse=True)
+def no_model_is_small(monkeypatch):
+    monkeypatch.setattr(packing, "SMALL", 0)
 
 
 def random_gpt(**fields):
@@ -27,29 +31,30 @@ def random_gpt(**fields):
 
 
 @pytest.fixture
-def products(monkeypatch):
-    """The number of rows of each product with packed weights."""
-    rows, product = [], packing.product
-    monkeypatch.setattr(packing, "product", lambda layer, weight, x: (
-        rows.append(x.flatten(0, -2).shape[0]), product(layer, weight, x))[1])
-    return rows
+def plain(monkeypatch):
+    """The layers that have multiplied by their own weights."""
+    found, linear = [], F.linear
+    monkeypatch.setattr(packing.F, "linear", lambda x, weight, bias: (
+        found.append(weight), linear(x, weight, bias))[1])
+    return found
 
 
 @pytest.mark.parametrize("tied", [True, False])
 @torch.no_grad()
-def test_packed_weights_give_the_same_logits(tied, products):
+def test_packed_weights_give_the_same_logits(tied, plain):
     model = random_gpt(tie_word_embeddings=tied)
-    for rows, length in ((1, 1), (1, 5), (3, 1), (15, 1), (16, 7), (70, 9)):
+    for rows, length, used in ((1, 1, False), (1, 2, True), (3, 1, True), (15, 1, True),
+                               (8, 8, True), (13, 5, False), (70, 9, False)):
         ids = torch.randint(70, (rows, length))
         before = model(ids)
+        plain.clear()
         with packed(model):
             torch.testing.assert_close(model(ids), before, atol=1e-4, rtol=1e-4)
-        assert products == [rows * length] * (2 * 7 + 1)  # all projections, and the head
-        products.clear()
-        assert torch.equal(model(ids), before) and not products  # as if nothing had happened
+        assert len(plain) == (0 if used else LAYERS)
+        assert torch.equal(model(ids), before)  # as if nothing had happened
 
 
-def test_packed_weights_write_the_same_text(products):
+def test_packed_weights_write_the_same_text():
     model = random_gpt()
     texts = [[1, 2, 3], [4], list(range(40))]
 
@@ -59,22 +64,37 @@ def test_packed_weights_write_the_same_text(products):
     before = written()
     with packed(model):
         assert written() == before
-    assert products
 
 
-def test_a_model_given_twice_or_packed_inside_is_the_same_afterwards():
-    model = random_gpt()
-    with packed(model, model):
-        with packed(model):
-            pass
-    assert all("forward" not in vars(module) for module in model.modules())
+def changed(*models):
+    """The number of layers that do not use the method of their class."""
+    return sum("forward" in vars(module) for model in models for module in model.modules())
+
+
+def test_a_model_given_twice_or_packed_inside_is_packed_once():
+    first, second = random_gpt(), random_gpt()
+    with packed(first, first, second):
+        with packed(first):
+            assert changed(first, second) == 2 * LAYERS
+        assert changed(first, second) == 2 * LAYERS
+    assert changed(first, second) == 0
+
+
+@torch.no_grad()
+def test_a_weight_that_changes_inside_is_used():
+    model, ids = random_gpt(), torch.randint(70, (2, 6))
+    with packed(model):
+        for weight in model.parameters():
+            weight.mul_(1.5)
+        inside = model(ids)
+    assert torch.equal(inside, model(ids))
 
 
 def test_it_is_unpacked_after_an_error():
     model = random_gpt()
     with pytest.raises(KeyboardInterrupt), packed(model):
         raise KeyboardInterrupt
-    assert all("forward" not in vars(module) for module in model.modules())
+    assert changed(model) == 0
 
 
 def test_gradients_inside_are_those_of_the_weights():
@@ -101,25 +121,24 @@ def test_autocast_inside_is_as_outside():
 
 
 @torch.no_grad()
-def test_the_frozen_weights_under_lora_are_packed(products):
+def test_the_frozen_weights_under_lora_are_packed():
     model, ids = random_gpt(), torch.randint(70, (2, 6))
     add_lora(model, 4, None)
     before = model(ids)
     with packed(model):
+        assert changed(model) == LAYERS
         torch.testing.assert_close(model(ids), before, atol=1e-4, rtol=1e-4)
-    assert len(products) == 2 * 7 + 1
 
 
-@torch.no_grad()
-def test_narrow_weights_and_short_memory_leave_a_model_as_it_is(monkeypatch, products):
-    model, ids = random_gpt(), torch.randint(70, (2, 6))
-    narrow = copy.deepcopy(model).bfloat16()
-    with packed(narrow):
-        narrow(ids)
-    size = sum(layer.weight.nbytes for layer in model.modules()
-               if isinstance(layer, torch.nn.Linear))
-    for free, count in ((None, 0), (2 * size - 1, 0), (2 * size, 2 * 7 + 1)):
-        monkeypatch.setattr(packing, "available_bytes", lambda device: free)
+def test_a_model_for_which_it_does_not_help_stays_as_it_is(monkeypatch):
+    model = random_gpt()
+    size = sum(weight.numel() for weight in model.parameters())
+    others = random_gpt().bfloat16(), random_gpt().to("meta")
+    with packed(*others):
+        assert changed(*others) == 0
+    for smallest, largest, count in ((size, size, LAYERS), (size + 1, 2 * size, 0),
+                                     (0, size - 1, 0)):
+        monkeypatch.setattr(packing, "SMALL", smallest)
+        monkeypatch.setattr(packing, "LARGE", largest)
         with packed(model):
-            model(ids)
-        assert len(products) == count
+            assert changed(model) == count
