@@ -33,6 +33,10 @@ from support.report import STOPPING, check_stopping, table, with_learned
 from support.source import code_of, fingerprint
 
 
+SAVERS = {"--lora 16": {"lora": 16}, "--recompute": {"recompute": True},  # of memory
+          "--micro-batch 1": {"micro_batch": 1}, "--context 256": {"context": 256}}
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
     """Every setting for fine-tuning a checkpoint on your own code."""
@@ -53,8 +57,8 @@ class Config:
     held_out: int = flag(20, "programs on which its stopping is checked, at most a fifth of all; "
                              "with fewer than 5 programs, a fifth of the pieces", 1)
     context: int = flag(1024, "tokens of a piece; longer programs are cut into pieces", 16)
-    lora: int = flag(0, "rank of low-rank updates (LoRA), which take much less memory, e.g. 16; "
-                        "0 trains all weights", 0)
+    lora: int = flag(0, "rank of low-rank updates (LoRA), which take much less memory, e.g. 16, "
+                        "with alpha twice the rank; 0 trains all weights: the paper names no LoRA", 0)
     adapter: bool = flag(False, "with --lora, save only the updates, in PEFT's format")
     lr: float = flag(None, "AdamW's learning rate (default: 1e-5, or 1e-4 with --lora)", 0)
     batch: int = flag(16, "examples per update", 1)
@@ -165,12 +169,16 @@ def longest_completion(cfg):
 
 def check_memory(cfg, model, device, texts):
     """Says how much memory the training takes; a UserError if the machine does not have it."""
-    pieces = len(texts) + sum(map(len, texts)) // cfg.context  # at most
-    needed, free = training_bytes(
-        model.config, cfg.lora, model.dtype.itemsize,
-        min(cfg.micro_batch, parallel.share(min(cfg.batch, pieces))), cfg.context, cfg.recompute,
-        width=2 if "cuda" in device else 4, processes=parallel.size(),
-        labels=longest_completion(cfg)), available_bytes(device)
+    def bytes_with(**changes):
+        some = dataclasses.replace(cfg, **changes)
+        pieces = len(texts) + sum(map(len, texts)) // some.context  # at most
+        return training_bytes(
+            model.config, some.lora, model.dtype.itemsize,
+            min(some.micro_batch, parallel.share(min(some.batch, pieces))), some.context,
+            some.recompute, width=2 if "cuda" in device else 4, processes=parallel.size(),
+            labels=longest_completion(some))
+
+    needed, free = bytes_with(), available_bytes(device)
     if free and device == "cpu":
         free //= int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # its processes share it
     if free and (device != "cpu" or is_gguf(cfg.model)):  # else the weights are mapped
@@ -179,11 +187,25 @@ def check_memory(cfg, model, device, texts):
           + " in each process" * (parallel.size() > 1)
           + (f"; {free / 1e9:.1f} GB are free." if free else "."))
     if free and needed > free:
-        remedies = [text for text, used in (
-            ("--lora 16", cfg.lora), ("--recompute", cfg.recompute),
-            ("--micro-batch 1", cfg.micro_batch == 1), ("a smaller --context", False)) if not used]
         raise UserError(f"training takes about {needed / 1e9:.1f} GB of memory, but only "
-                        f"{free / 1e9:.1f} GB are free: give {', or '.join(remedies)}")
+                        f"{free / 1e9:.1f} GB are free: {remedy(bytes_with, free)}")
+
+
+def remedy(bytes_with, free):
+    """What to do about too little memory: each flag that is enough, or else all that help.
+
+    bytes_with(**changes): what the training takes with other settings.
+    """
+    helpful = {name: change for name, change in SAVERS.items()
+               if bytes_with(**change) < bytes_with()}
+    enough = [name for name in helpful if bytes_with(**helpful[name]) <= free]
+    if enough:
+        return f"give {', or '.join(enough)}"
+    least = bytes_with(**functools.reduce(dict.__or__, helpful.values(), {}))
+    if least <= free:
+        return f"give {' '.join(helpful)}"
+    return (f"choose a smaller model, since it takes {least / 1e9:.1f} GB "
+            + (f"even with {' '.join(helpful)}" if helpful else "at least"))
 
 
 def examples_and_held_out(cfg, base, texts, rule, folder):

@@ -38,6 +38,9 @@ NAMES = {"token_embd": "embed_tokens", "output": "lm_head", "output_norm": "norm
          "ffn_norm": "post_attention_layernorm", "ffn_gate": "mlp.gate_proj",
          "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj"}
 LARGEST_HEADER = 100_000_000  # bytes; Llama 3's, with its 128,256 tokens, takes 8 million
+# At most, so that a hostile file takes neither time nor memory. The 14B models have some 600
+# tensors; the largest vocabularies have 300,000 tokens and merges.
+TENSORS, VALUES, STRINGS = 20_000, 10_000, 2_000_000
 
 
 class Gguf(NamedTuple):
@@ -136,6 +139,8 @@ def read_gguf(path):
         with open(path, "rb") as file:
             header = Header(file, min(size, LARGEST_HEADER))
             metadata, entries, begin = header.read()
+        if begin > size:
+            raise ValueError("it ends where its tensors should begin")
         mapped = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
         tensors = {name: tensor_in(mapped, begin + offset, shape, kind, package)
                    for name, shape, kind, offset in entries}
@@ -178,6 +183,8 @@ class Header:
         if kind != LIST:
             raise ValueError(f"a value of the unknown type {kind}")
         inner, count = self.number("I"), self.number("Q")
+        if inner == STRING and count > STRINGS:
+            raise ValueError(f"a list of {count} strings")
         if inner == STRING:
             return [self.string() for _ in range(count)]
         if inner not in SCALARS:
@@ -194,7 +201,7 @@ class Header:
             raise NotImplementedError(f"unsupported version {version} of GGUF; supported: 2 and 3, "
                                       "little-endian")
         n_tensors, n_values, metadata, entries = self.number("Q"), self.number("Q"), {}, []
-        if 24 * n_tensors + 13 * n_values > self.left:  # that much each of them takes at least
+        if n_tensors > TENSORS or n_values > VALUES:
             raise ValueError(f"{n_tensors} tensors and {n_values} values")
         for _ in range(n_values):
             key = self.string()

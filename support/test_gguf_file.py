@@ -223,6 +223,13 @@ HOSTILE = {
     "big-endian": header(version=3 << 24), "cut": header()[:20],
     "a long key": header(struct.pack("<Q", 2 ** 62) + b"x" * 50),
     "many values": header(values=2 ** 62), "many tensors": header(tensors=2 ** 62, values=0),
+    "too many values": header(*[text(f"{i}") + struct.pack("<IB", 7, 0) for i in range(10_001)],
+                              values=10_001),
+    "too many tensors": header(*[tensor(f"{i}", 8) for i in range(20_001)], bytes(999),
+                               tensors=20_001, values=0),
+    "too many strings": header(text("a") + LIST + struct.pack("<IQ", 8, 2_000_001)
+                               + bytes(8 * 2_000_001)),
+    "only a header": header(tensors=0, values=0),
     # gguf.GGUFReader does not notice that this list is longer than the file, and takes 19 GB.
     "a long list": header(text("a") + LIST + struct.pack("<IQ", 0, 30_000_000)),
     "a long list of strings": header(text("a") + LIST + struct.pack("<IQ", 8, 2 ** 61)),
@@ -253,6 +260,15 @@ def test_a_damaged_file_is_one_sentence(tmp_path, name):
     path.write_bytes(HOSTILE[name])
     with pytest.raises(ValueError, match=f"x.gguf{NOT_DAMAGED.get(name, otherwise)}"):
         read_gguf(path)
+
+
+@pytest.mark.parametrize("name, sentence", [
+    ("too many values", "0 tensors and 10001 values"), ("too many tensors", "20001 tensors and 0"),
+    ("too many strings", "a list of 2000001 strings"), ("only a header", "where its tensors should")])
+def test_what_no_model_has_is_refused_before_it_is_read(tmp_path, name, sentence):
+    (tmp_path / "x.gguf").write_bytes(HOSTILE[name])
+    with pytest.raises(ValueError, match=sentence):
+        read_gguf(tmp_path / "x.gguf")
 
 
 def test_a_file_that_lacks_its_end_is_refused(tmp_path, file):
