@@ -3,9 +3,11 @@
 import json
 import os
 import random
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -122,8 +124,10 @@ def dies(folder):
 
     class Killed(Progress):
         def save(self, losses, *parts):
-            if parallel.rank() == rank and len(losses) == 2:
-                os._exit(9)
+            if len(losses) == 2 and parallel.rank() == rank:
+                os.kill(os.getpid(), signal.SIGKILL)
+            if len(losses) == 2 and rank == 1:  # rank 0 is at work, and waits for nobody
+                time.sleep(60)
 
     with plain_errors("test"), parallel.processes("cpu"):
         trained("all, tied", Killed(folder / "killed.pt", 1e9))
@@ -224,12 +228,20 @@ def test_each_process_holds_its_part(two):
     assert many[0] - many[1] == pytest.approx(two[0]["bytes"] / 2, rel=0.05)
 
 
-def test_a_process_that_dies_ends_all_with_one_sentence(tmp_path):
-    (tmp_path / "0").mkdir()  # rank 0, which is the one that speaks otherwise
-    done = torchrun(__file__, "dies", tmp_path / "0")
-    assert done.returncode and "not reached" not in done.stdout
-    said = [line for line in done.stderr.splitlines() if line.startswith("test: ")]
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_dies_ends_all_with_one_sentence(tmp_path, rank):
+    """With torchrun, which then ends the others, and without."""
+    (tmp_path / f"{rank}").mkdir()
+    if rank:
+        done = torchrun(__file__, "dies", tmp_path / "1")
+        assert done.returncode
+        stdout, stderr = done.stdout, done.stderr
+    else:  # rank 0 is the one that speaks otherwise
+        statuses, stdout, stderr = in_two(tmp_path, dies, tmp_path / "0")
+        assert statuses[0] != 0 and statuses[1] == 2
+    said = [line for line in stderr.splitlines() if line.startswith("test: ")]
     assert len(said) == 1 and "another process has ended" in said[0]
+    assert "not reached" not in stdout and "Error" not in stderr.split(said[0])[0]
 
 
 def test_finetune_makes_the_same_files_with_two_processes(tmp_path):

@@ -12,6 +12,7 @@ import contextlib
 import datetime
 import math
 import os
+import signal
 import sys
 
 import torch
@@ -56,6 +57,7 @@ def processes(device):
     dist.init_process_group(
         "gloo" if device == "cpu" else "nccl", timeout=datetime.timedelta(30),
         device_id=None if device == "cpu" else torch.device(device))
+    before = signal.signal(signal.SIGTERM, lambda *_: lost("and so has torchrun ended this one"))
     try:
         with contextlib.ExitStack() as silence:
             if rank():
@@ -64,14 +66,13 @@ def processes(device):
                 silence.enter_context(contextlib.redirect_stderr(NoTerminal(sys.stderr)))
             yield device
         wait()
-    except RuntimeError as error:
-        if not any(word in str(error) for word in ("gloo", "NCCL", "Socket")):
-            raise
-        if rank() > 1:
-            sys.exit(2)  # enough processes say it
-        raise Lost("another process has ended, or cannot be reached; if it printed nothing, "
-                   f"torchrun says which ({str(error).splitlines()[0][:150]}). The same command "
-                   "goes on from the last saved state") from None
+    except BaseException as error:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it ends by itself, with a sentence
+        if isinstance(error, RuntimeError) and any(
+                word in str(error) for word in ("gloo", "NCCL", "Socket")):
+            lost(str(error).splitlines()[0][:150])
+        raise
+    signal.signal(signal.SIGTERM, before)
     dist.destroy_process_group()
 
 
@@ -79,6 +80,14 @@ class Lost(UserError):
     """Another process is gone."""
 
     at_once = True  # to be said before torchrun ends this process too
+
+
+def lost(why):
+    """Ends this process because another one is gone."""
+    if rank() > 1:
+        sys.exit(2)  # enough processes say it
+    raise Lost(f"another process has ended, or cannot be reached ({why}); if it printed nothing, "
+               "torchrun says which. The same command goes on from the last saved state") from None
 
 
 class NoTerminal:
