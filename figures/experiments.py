@@ -188,7 +188,7 @@ def own_text(plan, lab):
     """Does she reject her own text as often as her care says, on problems held out?
 
     {care: [{"length", "rejected": the share of all runs of so many tokens, "programs": on how many
-    programs her limit rests, those with a run above it}]}. What is rejected she wrote alone for the
+    programs her limit rests, those with a run above it}]}. The text is what she wrote alone for the
     held-out problems; her limits come from what she wrote for the problems to learn from.
     """
     encoding, hers = lab.base.encoding, [np.array(row["her_nll"]) for row in lab.written]

@@ -68,7 +68,7 @@ def in_parallel(tasks, label, log, workers):
 def begin(threads, log):
     """The first thing that a process does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # after Ctrl-C the parent ends it
-    parent = multiprocessing.parent_process()  # if that is killed, nobody else would
+    parent = multiprocessing.parent_process()  # if that is killed, nobody ends this one
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
     torch.set_num_threads(threads)
     sys.stdout = open(log, "a", buffering=1, encoding="utf-8")

@@ -154,7 +154,7 @@ class Person:
             raise Refused(503, f"the server cannot write ({error.strerror})") from None
 
     def write_logs(self, logs):
-        """Adds lines to the logs, {part: lines}. If that fails, all are written anew next time."""
+        """Adds lines to the logs, {part: lines}. If that fails, all are written again next time."""
         try:
             if self.stale:
                 return self.restore()

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from realcode.finetune import try_to_rename
-from realcode.given import DTYPE, given_model
+from realcode.given import DTYPE, loaded
 from support.cache import save_checkpoint
 from support.cli import UserError, flag
 from support.files import temporary_name
@@ -34,7 +34,7 @@ def convert(cfg):
     if problem:
         raise UserError(f"{folder} cannot be replaced by a finished folder "
                         f"({problem}): name a new folder, not a link or a mount point")
-    checkpoint, new = given_model(cfg, "cpu"), temporary_name(folder)
+    checkpoint, new = loaded(cfg, "cpu"), temporary_name(folder)
     try:
         save_checkpoint(checkpoint.model, checkpoint, new)
         os.replace(new, folder)

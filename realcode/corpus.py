@@ -223,7 +223,7 @@ def near_duplicates(programs, share=0.5, least=5):
 def split_corpus(programs, held_out, rng):
     """(programs to learn from, at most `held_out` others drawn by rng, a random.Random).
 
-    Near-duplicates stay on one side, so no held-out program is nearly one to learn from.
+    Near-duplicates stay on one side, so few held-out programs are nearly one to learn from.
     ValueError if nothing is left to learn from.
     """
     if len(programs) <= held_out:

@@ -57,8 +57,8 @@ class Config:
     held_out: int = flag(20, "programs on which its stopping is checked, at most a fifth of all; "
                              "with fewer than 5 programs, a fifth of the pieces", 1)
     context: int = flag(1024, "tokens of a piece; longer programs are cut into pieces", 16)
-    lora: int = flag(0, "rank of low-rank updates (LoRA), which take much less memory, e.g. 16, "
-                        "with alpha twice the rank; 0 trains all weights: the paper names no LoRA", 0)
+    lora: int = flag(0, "rank of low-rank updates (LoRA) with alpha twice the rank, for much less "
+                        "memory, e.g. 16; 0 trains all weights: the paper names no LoRA", 0)
     adapter: bool = flag(False, "with --lora, save only the updates, in PEFT's format")
     lr: float = flag(None, "AdamW's learning rate (default: 1e-5, or 1e-4 with --lora)", 0)
     batch: int = flag(16, "examples per update", 1)

@@ -18,11 +18,23 @@ from support.cli import UserError, checked, pick_device
 from support.files import read_text
 
 DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
-DTYPE = "type of the checkpoint's weights: auto (the file's), float32 or bfloat16"
+DTYPE = ("type of the checkpoint's weights: float32, bfloat16, or auto (the file's, but float32 if "
+         "it is quantized)")
 ETA = "threshold of Empower, bits (Section 5.1)"
 
 
 def given_model(cfg, device):
+    """The Checkpoint given by --model; a warning if its weights are slow on this device."""
+    found = loaded(cfg, device)
+    if str(device) == "cpu" and cfg.dtype == "auto" and found.model.dtype != torch.float32:
+        size = 4 * sum(weight.numel() for weight in found.model.parameters())
+        kind = str(found.model.dtype).removeprefix("torch.")
+        print(f"empower.py: {cfg.model} has weights of type {kind}, which most processors multiply "
+              f"many times slower: --dtype float32 takes {size / 1e9:.1f} GB", file=sys.stderr)
+    return found
+
+
+def loaded(cfg, device):
     """The Checkpoint given by --model."""
     if cfg.dtype not in DTYPES:
         raise UserError(f"--dtype is {cfg.dtype!r}: choose {', '.join(DTYPES)}")

@@ -10,6 +10,7 @@ import math
 import re
 import shlex
 import shutil
+import types
 from xml.etree import ElementTree
 
 import numpy as np
@@ -390,3 +391,12 @@ def test_help_of_a_command_explains_every_setting(name):
         positional = field.metadata["positional"]
         flag = field.name.upper() if positional else f"--{field.name.replace('_', '-')}"
         assert status == 0 and flag in text and "".join(field.metadata["help"].split()) in text
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_slow_weights_are_said(tmp_path, capsys, dtype):
+    folder = published(tmp_path, dtype=dtype)
+    for chosen in "auto", "float32":
+        given.given_model(types.SimpleNamespace(model=folder, dtype=chosen), "cpu")
+        said = "has weights of type bfloat16" in capsys.readouterr().err
+        assert said == (dtype == torch.bfloat16 and chosen == "auto")
