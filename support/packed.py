@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 SMALL, LARGE = 10_000_000, 1_000_000_000  # weights of a model: fewer gain nothing, more take 4 GB
-FEWEST, MOST = 2, 64                      # rows for which the copy is faster
+MOST = 64                                 # rows for which the copy is used
 
 
 @contextlib.contextmanager
@@ -52,7 +52,7 @@ def product(layer, weight, version, x):
 
     weight: its packed weights, made when layer.weight had this version.
     """
-    few = FEWEST <= x.numel() // x.shape[-1] <= MOST
+    few = x.numel() // x.shape[-1] <= MOST
     plain = not (torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"))  # not supported
     if few and plain and layer.weight._version == version:
         return torch.ops.mkldnn._linear_pointwise(x, weight, layer.bias, "none", [], "")
