@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from realcode.corpus import LONGEST
+from support import parallel
 from support.cache import load_checkpoint, reading
 from support.cli import UserError, checked, pick_device
 from support.files import read_text
@@ -26,7 +27,8 @@ ETA = "threshold of Empower, bits (Section 5.1)"
 def given_model(cfg, device):
     """The Checkpoint given by --model; a warning if its weights are slow on this device."""
     found = loaded(cfg, device)
-    if str(device) == "cpu" and cfg.dtype == "auto" and found.model.dtype != torch.float32:
+    slow = str(device) == "cpu" and found.model.dtype != torch.float32
+    if slow and cfg.dtype == "auto" and parallel.rank() == 0:
         size = 4 * sum(weight.numel() for weight in found.model.parameters())
         kind = str(found.model.dtype).removeprefix("torch.")
         print(f"empower.py: {cfg.model} has weights of type {kind}, which most processors multiply "

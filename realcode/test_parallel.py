@@ -260,7 +260,8 @@ def test_finetune_makes_the_same_files_with_two_processes(tmp_path):
     one, two = contents(tmp_path / "one"), contents(tmp_path / "two")
     assert one.keys() == two.keys()
     assert [name for name in one if one[name] != two[name]] in ([], ["model.safetensors"])
-    assert (weights(tmp_path / "one") - weights(tmp_path / "two")).abs().max() < 1e-3
+    # AdamW can make a whole step of the last bit of a gradient near 0.
+    assert (weights(tmp_path / "one") - weights(tmp_path / "two")).abs().max() < 3e-3
     status, again, _ = in_process(*flags, tmp_path / "two")  # the inputs are the same too
     assert status == 0 and "is finished" in again
 

@@ -67,9 +67,12 @@ def processes(device):
             yield device
         wait()
     except BaseException as error:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it ends by itself, with a sentence
-        if isinstance(error, RuntimeError) and any(
-                word in str(error) for word in ("gloo", "NCCL", "Socket")):
+        broken = isinstance(error, RuntimeError) and any(
+            word in str(error) for word in ("gloo", "NCCL", "Socket"))
+        # After this it ends by itself, with a sentence; otherwise torchrun may end it.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN if broken or isinstance(error, Lost)
+                      else before)
+        if broken:
             lost(str(error).splitlines()[0][:150])
         raise
     signal.signal(signal.SIGTERM, before)
