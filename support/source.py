@@ -112,11 +112,14 @@ def definition(path, name):
     name: of a definition at the top level, None for the whole file, or the number of a line, for
     the functions that begin there.
     """
-    names, tree = names_in(path), without_docstrings(ast.parse(SOURCES[path]))
-    node = tree if name is None else names.get(name)
-    if isinstance(name, int):
-        node = ast.Module([part for part in ast.walk(tree) if part.__class__ in (
-            ast.FunctionDef, ast.Lambda) and part.lineno == name], [])
+    names = names_in(path)
+    if name is None or isinstance(name, int):
+        node = without_docstrings(ast.parse(SOURCES[path]))
+        if name:
+            node = ast.Module([part for part in ast.walk(node) if isinstance(
+                part, (ast.FunctionDef, ast.Lambda)) and part.lineno == name], [])
+    else:
+        node = names.get(name)
     if not isinstance(node, ast.AST):  # an import: look there; None: not a name in this file
         return "", [node] if node else []
     refers_to = []
