@@ -26,13 +26,13 @@ STYLE = {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False,
 PAPER_ERRORS = (0.0115, 0.0115, 0.0087)
 
 
-def all_figures(results, published, further, folder):
+def all_figures(results, published, folder):
     """Draws every picture into the folder; yields the paths.
 
-    published, further: what `make.py real` and `make.py real --further` found, or {}.
+    published: what was found on real code, as for `real.blocks`, or {}.
     """
     found = [(draw, [results]) for draw in (care, rows_as_bars, lengths, budget, bound)]
-    for draw, some in found + [(real_code, [published, further])] * bool(published):
+    for draw, some in found + [(real_code, [published])] * ("real" in published):
         with plt.rc_context(STYLE):
             figure = draw(*some)
             for kind in ("png", "svg"):
@@ -215,10 +215,10 @@ def bound(results):
     return figure
 
 
-def real_code(results, further=None):
+def real_code(published):
     """Real code: the share saved against tokens read, and against pieces learned from."""
-    more = further["corpora"] if further else {}
-    corpora = results["corpora"]
+    corpora, more = (published.get(which, {"seeds": {"0": {}}})["seeds"]["0"]
+                     for which in ("real", "real --further"))
     figure, axes = plt.subplots(len(corpora), 2, figsize=(10.5, 3.1 * len(corpora)),
                                 layout="constrained", squeeze=False)
     for (left, right), (corpus, some) in zip(axes, corpora.items()):

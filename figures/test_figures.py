@@ -486,10 +486,11 @@ def test_without_matplotlib_one_sentence_names_it(swept, monkeypatch, capsys):
 def committed():
     """(the committed results, their tables)."""
     results = report.read(HERE / "results.json")
-    losses, *published = (json.loads((HERE / name).read_text()) for name in (
-        "tune.json", "real.json", "further.json") if (HERE / name).exists())
+    losses = json.loads((HERE / "tune.json").read_text())
+    published = {which: json.loads((HERE / name).read_text())
+                 for which, (_, name) in make.REAL.items() if (HERE / name).exists()}
     return results, {**report.tables(results), "tuning": report.tuning(losses),
-                     **real.blocks(*published)}
+                     **real.blocks(published)}
 
 
 @pytest.mark.parametrize("name", PAGES)

@@ -33,11 +33,11 @@ def at_hand(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def found(at_hand):
-    return make.on_real_code(PLAN, str(at_hand / "out"), at_hand / "real.json", 1)
+    return make.on_real_code(PLAN, str(at_hand / "out"), at_hand / "real.json", 1, 1)
 
 
 def test_every_row_has_its_numbers(found, at_hand, capsys, monkeypatch):
-    some = found["corpora"]["small"]
+    some = found["seeds"]["0"]["small"]
     names = [row["name"] for row in some["rows"]]
     assert names[:5] == ["Human alone", "Base-2", "Base-5", "Base stopped at 1 bits",
                          "Base stopped at 20 bits"]
@@ -46,15 +46,15 @@ def test_every_row_has_its_numbers(found, at_hand, capsys, monkeypatch):
         (10, "all states"), (10, "one state"), (4, "all states")}
     assert all(row["tokens_written"] > 0 for row in some["rows"])
     monkeypatch.setattr(real, "train", None)  # everything is kept
-    again = make.on_real_code(PLAN, str(at_hand / "out"), at_hand / "real.json", 1)
-    assert again["corpora"] == found["corpora"] == json.loads(
-        (at_hand / "real.json").read_text())["corpora"]
+    again = make.on_real_code(PLAN, str(at_hand / "out"), at_hand / "real.json", 1, 1)
+    assert again["seeds"] == found["seeds"] == json.loads(
+        (at_hand / "real.json").read_text())["seeds"]
     printed = capsys.readouterr().out
-    assert all(block in printed for block in real.blocks(found).values())
+    assert all(block in printed for block in real.blocks({"real": found}).values())
 
 
 def test_the_rate_is_that_with_the_smallest_loss(found, at_hand):
-    lab = real.laboratory(PLAN, str(at_hand / "out"), "small")
+    lab = real.laboratory(PLAN, str(at_hand / "out"), "small", 0)
     for kind, name, way in (("Empower", "Empower (4)", "one state"),
                             ("SFT", "SFT-3", "all states")):
         rates = lab.rates(kind, way)
@@ -62,7 +62,7 @@ def test_the_rate_is_that_with_the_smallest_loss(found, at_hand):
 
 
 def test_the_offset_makes_it_silent_as_often_as_asked(found, at_hand):
-    lab = real.laboratory(PLAN, str(at_hand / "out"), "small")
+    lab = real.laboratory(PLAN, str(at_hand / "out"), "small", 0)
     model, rule, stop = lab.base.model, empower(30), lab.base.encoding.stop
     asked = np.mean([length == 0 for _, nll, _ in lab.measured
                      for length in lengths_in_every_state(rule, nll)])
@@ -76,7 +76,7 @@ def test_the_offset_makes_it_silent_as_often_as_asked(found, at_hand):
 
 
 def test_states_held_out_are_not_learned(found, at_hand):
-    lab = real.laboratory(PLAN, str(at_hand / "out"), "small")
+    lab = real.laboratory(PLAN, str(at_hand / "out"), "small", 0)
     texts = [lab.base.encoding.decode(ids) for some in (lab.programs, lab.measured, lab.unseen)
              for ids, *_ in some]
     programs = [path.read_text() for path in sorted((at_hand / "corpus").glob("*.py"))]
@@ -89,7 +89,7 @@ def test_states_held_out_are_not_learned(found, at_hand):
 
 def test_the_picture_has_a_row_for_each_corpus(found):
     draw = pytest.importorskip("draw", reason="needs matplotlib")
-    figure = draw.real_code(json.loads(json.dumps(found)))
+    figure = draw.real_code({"real": json.loads(json.dumps(found))})
     left, right = figure.axes
     assert len(left.get_legend_handles_labels()[1]) == 5
     assert "Base stopped at 1 bits" in right.get_legend_handles_labels()[1]
