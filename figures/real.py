@@ -38,7 +38,7 @@ from realcode.all_states import (all_states_example, all_states_loss,
 from realcode.corpus import kept_costs
 from realcode.given import given_model
 from realcode.replay import Config, ReplayLab, replayed_game
-from report import seeds_interval
+from report import averaged, pm, seeds_interval
 from simhuman import Episode
 from support.cli import (UserError, numpy_generator, python_generator, torch_generator, values)
 from support.lora import add_lora, merge_lora
@@ -400,21 +400,19 @@ CURVE = {"assistant": "{name}", "pieces": "{pieces}", "states": "{way}", "stops"
          "loss": "{loss:.3f}", "accept ratio": "{accept_ratio:.3f}",
          "share saved": "{share_saved:.3f}", "DPR": "{dpr:.3f}", "read": "{tokens_read:.0f}",
          "written empty": "{written_empty:.2f}", "asked empty": "{asked_empty:.2f}"}
-SPREAD = {"assistant": "{name}", "accept ratio": "{accept_ratio}", "share saved": "{share_saved}",
-          "DPR": "{dpr}", "read": "{tokens_read}", "length": "{suggestion_length}",
-          "silent": "{silent_share}"}
-SILENT = {"assistant": "{name}", "asked empty": "{asked_empty}", "written empty": "{written_empty}",
-          "loss": "{loss}"}
+SPREADS = {**ROWS, "accept ratio": pm("accept_ratio"), "share saved": pm("share_saved"),
+           "DPR": pm("dpr"), "read": pm("tokens_read", 0)}
+SILENT = {"assistant": "{name}", "asked empty": pm("asked_empty", 2),
+          "written empty": pm("written_empty", 2), "loss": pm("loss")}
 
 
 def blocks(published):
     """{heading: table} of {"real", "real --further" or "real --repeat": what it found}."""
     found = {}
     for which, results in published.items():
-        begin = which.replace("real", "").replace(" --", "")
-        for heading, block in (seeds_as_tables if len(results["seeds"]) > 1 else
-                               seed_as_tables)(results["seeds"]).items():
-            found[f"{begin}, {heading}" if begin else heading] = block
+        as_tables = seeds_as_tables if len(results["seeds"]) > 1 else seed_as_tables
+        found |= {f"{which}, {heading}": block
+                  for heading, block in as_tables(results["seeds"]).items()}
     return found
 
 
@@ -442,41 +440,27 @@ def seed_as_tables(seeds):
 
 def seeds_as_tables(seeds):
     """{heading: table} of several seeds: means ± standard deviations, and intervals over seeds."""
-    found, corpora = {}, next(iter(seeds.values()))
-    for corpus in corpora:
-        some = [by_corpus[corpus] for by_corpus in seeds.values()]
-        stopping = [[row for row in one["curve"] if row["way"] == "all states"] for one in some]
+    found = {}
+    for corpus in next(iter(seeds.values())):
+        some = [corpora[corpus] for corpora in seeds.values()]
+        stopping = [[{**row, "name": f"{row['name']}, {row['stops']}"} for row in one["curve"]
+                     if row["way"] == "all states"] for one in some]
         found |= {
-            f"{corpus}: the game": table(
-                [over_seeds(rows) for rows in zip(*(one["rows"] for one in some))], SPREAD),
-            f"{corpus}: how often it is silent": table(
-                [over_seeds([{**row, "name": f"{row['name']}, {row['stops']}"} for row in rows])
-                 for rows in zip(*stopping)], SILENT),
+            f"{corpus}: the game": table(averaged(
+                [one["rows"] for one in some], ("accept_ratio", "share_saved", "dpr", "tokens_read",
+                                                "suggestion_length", "silent_share")), SPREADS),
+            f"{corpus}: how often they are silent": table(averaged(
+                stopping, ("asked_empty", "written_empty", "loss")), SILENT),
             f"{corpus}: differences": against([
-                interval(rows) for rows in zip(*(one["differences"] for one in some))])}
+                over_seeds(rows) for rows in zip(*(one["differences"] for one in some))])}
     return found
 
 
 def over_seeds(rows):
-    """The row of an assistant: strings with the mean and standard deviation of each number."""
-    found = {"name": rows[0]["name"]}
-    for key, value in rows[0].items():
-        numbers = [row[key] for row in rows]
-        if isinstance(value, (int, float)):
-            digits = 0 if value > 5 else 1 if key == "suggestion_length" else 3
-            found[key] = f"{np.mean(numbers):.{digits}f} ± {np.std(numbers, ddof=1):.{digits}f}"
-        elif value is None:
-            found[key] = "-"
-    return found
-
-
-def interval(rows):
-    """One difference over all seeds, with its Student's interval; low is None if there is none."""
-    differences = [row["difference"] for row in rows]
-    found = dict.fromkeys(("difference", "low", "high"))
-    if None not in [row["low"] for row in rows]:
-        found = dict(zip(found, seeds_interval(differences)))
-    return {**rows[0], **found}
+    """A difference on each seed: its mean and interval; low is None if a seed has no difference."""
+    none = any(row["low"] is None for row in rows)
+    mean, low, high = (None,) * 3 if none else seeds_interval([row["difference"] for row in rows])
+    return {**rows[0], "difference": mean, "low": low, "high": high}
 
 
 def against(differences):

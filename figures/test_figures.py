@@ -311,7 +311,7 @@ def test_every_picture_is_drawn_and_the_same_results_draw_the_same(swept, tmp_pa
     assert make.main(["plot", "--results", str(swept[0])]) in (None, 0)
     drawn = sorted(path for path in swept[0].parent.iterdir() if path.suffix in (".svg", ".png"))
     assert len(drawn) == 10
-    for path in itertools.islice(draw.all_figures(swept[-1], {}, {}, tmp_path), 2):
+    for path in itertools.islice(draw.all_figures(swept[-1], {}, tmp_path), 2):
         assert path.read_bytes() == (swept[0].parent / path.name).read_bytes()
 
 

@@ -1,5 +1,6 @@
 """Tests of the study of real code, with a tiny model and a small corpus."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -51,6 +52,31 @@ def test_every_row_has_its_numbers(found, at_hand, capsys, monkeypatch):
         (at_hand / "real.json").read_text())["seeds"]
     printed = capsys.readouterr().out
     assert all(block in printed for block in real.blocks({"real": found}).values())
+
+
+def test_other_seeds_have_other_programs_and_the_rate_is_given(at_hand):
+    plan = dataclasses.replace(PLAN, etas=(20,), ns=(2,), rates=(1e-3,), ways=("all states",),
+                               fewer=(), seeds=(1, 2))
+    found = make.on_real_code(plan, str(at_hand / "out"), at_hand / "repeat.json", 1, 1)
+    labs = [real.laboratory(plan, str(at_hand / "out"), "small", seed) for seed in (0, 1, 2)]
+    assert len({str(lab.goals) for lab in labs}) == 3
+    assert list(found["seeds"]) == ["1", "2"] and labs[1].rate("SFT-2", "all states") == 1e-3
+    assert all(corpora["small"]["rates"] == {} for corpora in found["seeds"].values())
+    first, second = ([row["tokens_read"] for row in corpora["small"]["rows"]]
+                     for corpora in found["seeds"].values())
+    cells = [f"{(a + b) / 2:.0f} ± {abs(a - b) / 2 ** 0.5:.0f}" for a, b in zip(first, second)]
+    game = real.blocks({"real --repeat": found})["real --repeat, small: the game"]
+    assert first != second and [line.split(" | ")[4].strip()
+                                for line in game.splitlines()[2:]] == cells
+
+
+def test_the_interval_of_a_difference_over_seeds_by_hand():
+    row = {"ours": "a", "other": "b", "metric": "dpr", "low": 0.0, "high": 0.0}
+    some = real.over_seeds([{**row, "difference": value} for value in (0.1, 0.2, 0.3)])
+    assert [some["difference"], some["low"], some["high"]] == pytest.approx(
+        [0.2, 0.2 - 0.248, 0.2 + 0.248], abs=1e-3)
+    none = {**row, "difference": 0.1, "low": None}
+    assert real.over_seeds([{**row, "difference": 0.1}, none])["low"] is None
 
 
 def test_the_rate_is_that_with_the_smallest_loss(found, at_hand):

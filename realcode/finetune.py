@@ -152,11 +152,7 @@ def is_finished(out, partial, inputs):
 
 def state_of(out, partial, inputs):
     """(whether another run has finished in the meantime, whether this work was begun before)."""
-    begun, finished = begun_before(partial, inputs), begun_before(out, inputs)
-    if finished:
-        with contextlib.suppress(OSError):
-            partial.rmdir()  # made by this run, if the other one had already finished
-    return finished, begun
+    return begun_before(out, inputs), begun_before(partial, inputs)
 
 
 def longest_completion(cfg):
@@ -366,13 +362,16 @@ def try_to_rename(out):
 
 @contextlib.contextmanager
 def only_one(partial, out):
-    """Makes the folder `partial` and locks it; another run of the same command waits its turn.
+    """Makes the folder `partial`, if only for a refusal, and locks it; another run waits its turn.
 
     The lock belongs to the open folder, so it is released when the process ends, however it ends.
     """
     while True:
         partial.mkdir(parents=True, exist_ok=True)
-        lock = os.open(partial, os.O_RDONLY)
+        try:
+            lock = os.open(partial, os.O_RDONLY)
+        except FileNotFoundError:  # another run has just removed it
+            continue
         try:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -381,7 +380,11 @@ def only_one(partial, out):
                 fcntl.flock(lock, fcntl.LOCK_EX)
             moved = not partial.exists() or not os.path.samestat(os.fstat(lock), os.stat(partial))
             if not moved or out.exists() and any(out.iterdir()):
-                yield
+                try:
+                    yield
+                finally:
+                    with contextlib.suppress(OSError):  # not empty, or it is `out` by now
+                        partial.rmdir()
                 return
         finally:
             os.close(lock)

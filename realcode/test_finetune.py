@@ -316,6 +316,7 @@ def test_too_little_memory_is_said_before_any_work(merged, corpus, tmp_path, mon
     status, _, stderr = in_process("finetune", "--model", base, "--corpus", corpus, "--out",
                                    tmp_path / "out", *FINETUNE)
     assert status == 2 and stderr.count("\n") == 1 and "choose a smaller model" in stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_only_what_makes_the_memory_suffice_is_advised():
