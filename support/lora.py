@@ -33,8 +33,8 @@ class LowRank(nn.Module):
 
     def forward(self, x):
         y = self.linear(x)
-        update = F.linear(F.linear(x.to(self.A.dtype), self.A), self.B)
-        return y + (ALPHA * update).to(y.dtype)  # under autocast y is narrower than x
+        update = F.linear(F.linear(x.to(self.A.dtype), self.A), ALPHA * self.B)
+        return y + update.to(y.dtype)  # under autocast y is narrower than x
 
 
 def add_lora(model, rank, generator):
