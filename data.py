@@ -2,7 +2,7 @@
 
 A document is what the language model reads. It begins with the start token and ends with the stop
 token (both are the end of text in a tokenizer trained here). In between come the statement, which
-the human knows and an assistant never sees, and the program:
+the human knows and an assistant does not see (only the ceiling does), and the program:
 
     <|endoftext|># Read n, then ... the sum.\\nn = int(input())\\n ... print(sum(b))\\n<|endoftext|>
     <|endoftext|>n = int(input())\\na = list ... print(sum(b))\\n<|endoftext|>

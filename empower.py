@@ -44,8 +44,10 @@ from support.optim import adamw, muon_and_adamw
 
 
 def empower_length(nll, eta):
-    """i* of Algorithm 1: how many tokens can be written before they cost more than eta bits.
+    """i* of Algorithm 1 and Eq. 2: max { i : -log2 pi_hat(l_{n+1:n+i} | l_{1:n}) <= eta }.
 
+    So many tokens can be written before they cost more than eta bits. A sum equal to eta is kept,
+    as in Algorithm 1; Eq. 2 is strict.
     nll (N - n,): the cost in bits of each token that follows the prefix, under pi_hat.
     Example: costs [0.25, 0.5, 2, 0] with eta = 1 sum to [0.25, 0.75, 2.75, 2.75]: i* = 2.
     """
@@ -53,9 +55,11 @@ def empower_length(nll, eta):
 
 
 # Why cheap text leaves the human no choice (Section 4.3): her empowerment in a state is the
-# information that her next token carries about the future, and the entropy of that token bounds it.
-# The cost of the token she wrote estimates this entropy from one sample. Text that costs little
-# decides little, so the assistant may write it. figures/bound.py measures how tight the bound is.
+# information that her next token carries about the future text l+, at most the entropy of that
+# token, which the cost of the token she wrote estimates from one sample:
+#     I(l^H_{n+1}; l+ | l_{1:n})  <=  H(l^H_{n+1} | l_{1:n})  ~  -log2 pi_hat(l_{n+1} | l_{1:n})
+# Text that costs little decides little, so the assistant may write it. figures/bound.py measures
+# both steps.
 
 
 def empower_lengths(nll, eta):
@@ -63,7 +67,7 @@ def empower_lengths(nll, eta):
 
     i tokens from state n cost cum[n + i] - cum[n], and cum never falls: a binary search.
     The sums are rounded in another way than those of `empower_length`, so where one of them equals
-    eta, the lengths may differ by that token.
+    eta, the lengths may differ by that token and the free ones after it.
     Example: costs [0.25, 0.5, 2, 0] with eta = 1: [2, 1, 0, 1].
     """
     cum = np.concatenate([[0.0], np.cumsum(nll, dtype=float)])                   # (N + 1,)
@@ -88,7 +92,7 @@ def left_to_human(nll, eta):
 #
 # A rule says how many tokens an assistant learns to write: rule(costs after the prefix, rng) ->
 # length, with a numpy Generator. The length may exceed the number of costs; callers truncate.
-# The rule is the only difference between Empower and its baselines in training.
+# In training, Empower and its baselines differ only in the rule, and in how batches are shuffled.
 
 
 def empower(eta):
@@ -241,8 +245,8 @@ def train(model, examples, batch_size, optimizers, rng, label, micro_batch=None,
 # ------------------------------------------------------------------- settings
 
 MINUTES = 7  # duration of the default run on 2 CPU cores
-UNLIMITED = "Human alone, no round limit"
 UNLIMITED_TOKENS = 400  # a cap for a human without a round limit, the length of six programs
+# Settings on which the stages of pre-training, and of all that is sampled, depend.
 PRETRAINING = ("seed", "vocab_size", "width", "layers", "pretrain_batch", "pretrain_lr")
 SAMPLING = ("seed", "temperature", "top_p")
 
@@ -263,7 +267,7 @@ class Config:
     train_problems: int = flag(4138, "problems to learn from, as many as in the paper (5.1)", 10)
     dev_problems: int = flag(100, "problems on which constants are chosen", 1)
     held_out_problems: int = flag(300, "problems for the results, with meanings never seen", 2)
-    vocab_size: int = flag(640, "most tokens in the vocabulary, all 256 bytes included", 257)
+    vocab_size: int = flag(640, "maximum size of the vocabulary, including all 256 bytes", 257)
     width: int = flag(128, "hidden size of the model", 32)
     layers: int = flag(3, "layers of the model", 1)
     pretrain_steps: int = flag(1400, "updates of pre-training", 1)
@@ -272,17 +276,17 @@ class Config:
     # the human and the game (5.1)
     care: float = flag(0.05, "her care: the share of her own text that she would reject (0.05, the "
                              "customary rate of false rejections); larger is more careful", 0, 1)
-    turn_tokens: int = flag(4, "K_H, most tokens that she types in a turn (5.1: 10)", 1)
-    rounds: int = flag(19, "most rounds a problem; K_H x rounds is 1.25 programs (in 5.1 too, if "
-                           "its programs have 400 tokens, which we assume)", 1)
+    turn_tokens: int = flag(4, "K_H, most tokens that she types in a round (5.1: 10)", 1)
+    rounds: int = flag(19, "most rounds of a game; K_H x rounds is 1.25 programs (in 5.1 too, "
+                           "if its programs have 400 tokens, which we assume)", 1)
     max_suggestion: int = flag(100, "cap on a suggestion, tokens", 0, 2000)  # half the context
-    temperature: float = flag(1.0, "sampling of human and assistants (5.1: defaults)", 0)
+    temperature: float = flag(1.0, "of sampling, for human and assistants (5.1: defaults)", 0)
     top_p: float = flag(1.0, "share of the probability that sampling keeps", 0, 1)
     # the discounted pass rate (5.1)
     gamma: float = flag(0.9935, "discount: 0.999 ** (400 / tokens of a program), which discounts "
                                 "a program as in 5.1 if its programs have 400 tokens", 0, 1)
-    alpha: float = flag(0.1, "weight of a token read", 0)
-    beta: float = flag(0.5, "weight of a token written", 0)
+    alpha: float = flag(0.1, "weight of a token read in DPR (5.1)", 0)
+    beta: float = flag(0.5, "weight of a token written in DPR (5.1)", 0)
 
     def __post_init__(self):
         if self.width % 32:
@@ -372,7 +376,7 @@ class Lab:
             self.cfg, self.base, self.hers.model, problems), code=(GPT,))
 
     def human_with(self, care):
-        """A simhuman.Human who would reject this share of what she wrote for the same problems."""
+        """A simhuman.Human who would reject this share of what she wrote to be learned from."""
         cfg, costs = self.cfg, [row["her_nll"] for row in self.written]
         limits = self.cache.data(
             f"limits of care {care:g}", {"costs": fingerprint(costs), "care": care,
@@ -395,7 +399,10 @@ class Lab:
         return self.cache.model(name, inputs, make, code=(GPT,))
 
     def completions(self, rule, programs=None):
-        """The completions to learn from, and the fifth of all that is held out (Section 4.1)."""
+        """The completions to learn from, one of each program (4.1), and the test split (5.1).
+
+        The test split is the last fifth. Its problems are not those that are played.
+        """
         cfg = self.cfg  # the seeds are the same for every rule, so the states are too
         completions = choose_completions(programs or self.programs, rule,
                                          numpy_generator(cfg, "states"),
@@ -421,7 +428,7 @@ class Lab:
         return new_assistant(cfg, checkpoint, max_tokens=longest)
 
     def stopping(self, name, rule, assistant, programs=None):
-        """What `report.check_stopping` finds on the held-out completions."""
+        """What `report.check_stopping` finds on the test split."""
         cfg, (_, held_out) = self.cfg, self.completions(rule, programs)
         uncapped = dataclasses.replace(assistant, max_tokens=cfg.max_suggestion)
         inputs = {"assistant": plain_fields(uncapped), "held_out": fingerprint(held_out),
@@ -465,7 +472,7 @@ def rows_of_the_table(cfg, base, trained):
     return {"Human alone": None, "Base": row(), f"Base-{K}": row(max_tokens=K),
             f"Base-{2 * K}": row(max_tokens=2 * K),
             f"Base stopped at {cfg.eta:g} bits": row(max_cost=cfg.eta), **trained,
-            "Base, knows the goal": row(knows_goal=True)}
+            report.CEILING: row(knows_goal=True)}
 
 
 def run(cfg):
@@ -473,7 +480,8 @@ def run(cfg):
     begin, rules = time.time(), completion_rules(cfg)
     print(f"Pre-train a GPT, let the human write {cfg.train_problems} programs, fine-tune "
           f"{len(rules)} assistants\nand play {cfg.held_out_problems} unseen problems with each: "
-          f"about {MINUTES} minutes on 2 CPU cores, less if stages are reused.")
+          f"about {MINUTES} minutes on 2 CPU cores at the default "
+          "settings,\nless if stages are reused.")
     cli.describe(cfg, new_model(cfg, cfg.vocab_size), cli.pick_device(cfg.device))
 
     # Section 5.1: problems; one language model, which is pi_H, pi_hat and Base; her programs.
@@ -491,7 +499,7 @@ def run(cfg):
 
     # Section 3: the game, on problems whose meaning was never trained on.
     unlimited = UNLIMITED_TOKENS // cfg.turn_tokens + 1
-    episodes = {UNLIMITED: lab.play("Human alone", None, rounds=unlimited)}
+    episodes = {report.UNLIMITED: lab.play("Human alone", None, rounds=unlimited)}
     episodes |= {name: lab.play(name, assistant)
                  for name, assistant in rows_of_the_table(cfg, lab.base, trained).items()}
 

@@ -162,7 +162,7 @@ class MLP(nn.Module):
 
 
 class Layer(nn.Module):
-    """What a position adds from others and from itself: (B, T, C) -> (B, T, C)."""
+    """A block: attention, then the MLP, each added to its input: (B, T, C) -> (B, T, C)."""
 
     def __init__(self, cfg):
         super().__init__()
@@ -313,7 +313,7 @@ def token_nll(logits, ids):
 
 
 def token_entropy(logits):
-    """The entropy of the next token in bits, H(l_{n+1} | l_{1:n}): logits (..., V) -> (...).
+    """The entropy of the next token in bits: logits (..., V) -> (...).
 
     This is the mean of `token_nll` over the tokens that could come next (Section 4.3).
     Example: logits [0, 0, 0, 0] give 2 bits.
@@ -325,7 +325,7 @@ def token_entropy(logits):
 
 
 class KVCache:
-    """Keys and values of `rows` texts of different lengths, kept for a whole game.
+    """Keys and values of `rows` texts of different lengths, kept from call to call.
 
     lengths[r] says how many positions of row r are real; later ones are overwritten before they
     are ever attended to, so rolling a row back to an earlier length is one assignment.
@@ -344,7 +344,7 @@ class KVCache:
         self.lengths[row] = self.lengths[row].clamp(max=length)
 
     def select(self, rows):
-        """Keeps only these rows, in this order, and room for 64 positions; a row may repeat."""
+        """Keeps only these rows, in this order, with at most 64 spare positions; one may repeat."""
         self.lengths = self.lengths[rows]
         room = int(self.lengths.max()) + 64
         self.keys, self.values = self.keys[:, rows, :, :room], self.values[:, rows, :, :room]

@@ -4,9 +4,9 @@ Each round the assistant makes a suggestion, the human reads it and accepts or r
 types a few tokens of her own or ends the episode. She knows the problem; both see the code so far:
 
     the prefix     n = int(input())\\n a =
-    suggestion      list(map(int, input().split()))\\n     2.6 bits for 13 tokens: accepted
+    suggestion      list(map(int, input().split()))\\n     2.6 bits for 11 tokens: accepted
     she types      out = [                              and the next round begins
-    suggestion     v for v in a if v > 0]\\n             35 bits for 12 tokens: rejected
+    suggestion     v for v in a if v > 0]\\n             35 bits for 11 tokens: rejected
     she types      v * v for v in
 
 All problems are played in lockstep, as one batch with KV caches that live as long as the game.
@@ -28,7 +28,7 @@ from model import KVCache, extend, sample, token_nll
 #
 # The paper's human is asked whether she accepts each suggestion. Ours accepts what she might have
 # written herself: a test of whether a text is typical of her, with a known rate of false
-# rejections. Its one parameter, her care, is chosen without looking at any assistant.
+# rejections. Its one parameter, her care, is the customary 5%; it is not fitted to an assistant.
 
 
 def typical_limits(costs, care, longest):
@@ -70,7 +70,7 @@ def typical(nll, limits):
 
 @dataclasses.dataclass
 class Turn:
-    """One round: what was suggested, what it cost the human's model, and what she did."""
+    """One round of Section 3: a suggestion, its cost under the human's model, what she did."""
 
     suggestion: list          # token ids; empty if the assistant was silent
     nll: list                 # bits of each suggested token under pi_H, given problem and code
@@ -130,13 +130,13 @@ class Episode:
 class Human:
     """pi_H: a language model that reads the problem statement, and how she behaves.
 
-    The game uses `turn_tokens`, calls `begin`, then `read` and `type` in each round, `has_room` and
-    `select` at its end. Any class with these can take her place.
+    The game uses `turn_tokens` and calls `begin`; in each round `read` and `type`; after it
+    `has_room`, and `select` if episodes have ended. Any class with these can take her place.
     """
 
     model: object
     accepts: Callable              # whether she accepts, given the costs in bits
-    turn_tokens: int               # K_H, the most tokens that she types in a turn (Section 5.1)
+    turn_tokens: int               # K_H, the most tokens that she types in a round (5.1)
     temperature: float = 1.0
     top_p: float = 1.0
 
@@ -184,7 +184,7 @@ class Assistant:
     temperature: float = 1.0
     top_p: float = 1.0
 
-    def begin(self, rows):
+    def new_cache(self, rows):
         """The cache of a game with this many rows."""
         return KVCache(self.model, rows)
 
@@ -215,7 +215,7 @@ def play(goals, human, assistant, rounds, start, stop_tokens, generator, label="
     known = goals if assistant and assistant.knows_goal else [[start]] * len(goals)
     codes, episodes = [[] for _ in goals], [Episode(problem) for problem in range(len(goals))]
     human.begin(goals)
-    cache = assistant and assistant.begin(len(goals))
+    cache = assistant and assistant.new_cache(len(goals))
     live = list(range(len(goals)))  # the problem of each row
     longest_round = human.turn_tokens + (assistant.max_tokens if assistant else 0)
     with tqdm(total=len(goals), desc=label, unit="problem", leave=False,

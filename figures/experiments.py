@@ -20,7 +20,7 @@ from model import GPT, token_nll
 from support import judge
 from support.cli import derived_seed, numpy_generator
 from support.optim import adamw, muon_and_adamw
-from support.report import summarize
+from support.report import UNLIMITED, summarize
 from support.source import fingerprint
 
 
@@ -102,7 +102,7 @@ def table(plan, lab):
     """The default experiment, and what its parts are like: {part: plain data}."""
     rules, rows = completion_rules(lab.cfg), default_rows(lab)
     exact, stopping = by_exact_entropy(lab)
-    alone = summarize(empower.UNLIMITED, play_on(lab, "Human alone", None), lab.cfg)
+    alone = summarize(UNLIMITED, play_on(lab, "Human alone", None), lab.cfg)
     return {
         "rows": [alone, *play(lab, rows | exact)],
         "stopping": [lab.stopping(name, rule, rows[name]) for name, rule in rules.items()]

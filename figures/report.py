@@ -8,8 +8,8 @@ import numpy as np
 from empower import completion_rules
 from simhuman import mean_and_error
 from support.cli import UserError
-from support.report import (METRICS, PAPER, PAPER_METRICS as KEYS, STOPPING, paper_gain,
-                            paper_means, paper_name, table, with_learned)
+from support.report import (CEILING, METRICS, PAPER, PAPER_METRICS as KEYS, STOPPING, UNLIMITED,
+                            paper_gain, paper_means, paper_name, table, with_learned)
 
 SECTIONS = ("config", "plan", "environment", "seeds")
 
@@ -348,7 +348,7 @@ SEEDS = {"assistant": "{name}", **{METRICS[key]: pm(key) for key in KEYS},
 DIFFERENCES = {"Empower minus": "{name}", "difference": "{mean:+.3f}",
                "95% interval": "{low:+.3f} to {high:+.3f}", "relative": "{gain:+.0%}",
                "the paper's": "{paper}"}
-LENGTHS = {"way": "{way}", "eta or N": "{point:g}", "a turn": "{per_turn:.1f}",
+LENGTHS = {"way": "{way}", "eta or N": "{point:g}", "a round": "{per_turn:.1f}",
            "length": "{suggestion_length:.1f}", **{METRICS[key]: pm(key) for key in KEYS}}
 HUMAN = {"assistant": "{name}", **{METRICS[key]: pm(key) for key in KEYS},
          "the paper's (Llama)": "{paper[0]:.3f}, {paper[1]:.3f}, {paper[2]:.3f}"}
@@ -366,9 +366,9 @@ def differences(results, some_rows, names, key, humans=tuple(PAPER)):
 def tables(results):
     """{what it shows: an aligned table}."""
     rows, second = seeds_of(results, "table", "rows"), seeds_of(results, "second human", "rows")
-    others = ["Human alone, no round limit", "Human alone", stopped(results),
+    others = [UNLIMITED, "Human alone", stopped(results),
               f"Empower ({results['config']['eta_wide']:g})", f"{empowered(results)}, entropy",
-              "Base, knows the goal"]
+              CEILING]
     cares = [f"{care:g}" for care in by_care(results)]
     own = list(enumerate(results["plan"]["own_lengths"]))
     return {

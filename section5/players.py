@@ -202,7 +202,7 @@ class ServedAssistant:
     temperature: float = 1.0
     knows_goal: bool = False
 
-    def begin(self, rows):
+    def new_cache(self, rows):
         return NoCache()
 
     def suggest(self, cache, texts, stop_tokens, generator):

@@ -65,6 +65,9 @@ def paper_gain(name, metric, humans=tuple(PAPER)):
 
 # ------------------------------------------------------------------- rows and claims
 
+# Two rows with which Empower is not compared: with more time, and with more knowledge.
+UNLIMITED, CEILING = "Human alone, no round limit", "Base, knows the goal"
+
 
 def summarize(name, episodes, cfg):
     """One row of the table; all counts are means over problems, ratios are pooled."""
@@ -108,7 +111,7 @@ def claims(cfg, episodes, values):
     """
     rng, found, ours = numpy_generator(cfg, "bootstrap"), [], f"Empower ({cfg.eta:g})"
     for name, row in episodes.items():
-        if name in (ours, "Base, knows the goal", "Human alone, no round limit"):
+        if name in (ours, CEILING, UNLIMITED):
             continue
         for metric, value in values.items():
             a, b = ([value(episode) for episode in some] for some in (episodes[ours], row))
@@ -229,7 +232,7 @@ def as_text(results):
         f"The game on {results['problems']} held-out problems. {first};\naccept ratio: accepted "
         "over offered suggestions; DPR: discounted pass rate; ± one\nstandard error over "
         "problems. The other columns: tokens read, tokens written and\nsuggestions per problem; "
-        "tokens per suggestion; share of silent turns.",
+        "tokens per suggestion; share of silent rounds.",
         table(rows, columns),
         "Did the assistants learn to stop? Lengths that the rule asks for and lengths written "
         "without a\ncap, mean ± standard deviation in tokens, on programs held out of fine-tuning; "
