@@ -165,11 +165,12 @@ def on_real_code(plan, out, results, workers, minutes):
     Path(out).mkdir(parents=True, exist_ok=True)
     writable(results)
     real.check_packages(plan)
-    device, untrained = cli.pick_device(plan.device), len(plan.ns) + len(plan.etas)
-    print(f"{len(real.trainings(plan))} trainings and {untrained} rows without training for each "
-          f"of {len(plan.corpora)} corpora and {len(plan.seeds)} seeds; about {minutes} minutes\n"
-          f"on 2 CPU cores, less if stages are reused. Device {cli.device_name(device)}, {workers} "
-          f"processes, stages in {out}/real-*,\nlog in {log}, results in {results}")
+    device, untrained = cli.pick_device(plan.device), len(plan.ns) + len(plan.thresholds)
+    print(f"{len(real.trainings(plan)) + 1} trainings and {untrained} rows without training for "
+          f"each of {len(plan.corpora)} corpora\nand {len(plan.seeds)} seeds; about {minutes} "
+          "minutes on 2 CPU cores, less if stages are reused. Device\n"
+          f"{cli.device_name(device)}, {workers} processes, stages in {out}/real-*, log in {log},\n"
+          f"results in {results}")
     for tasks in real.tasks(plan, out):
         in_parallel(tasks, "real code", log, workers)
     with logged(log):

@@ -18,6 +18,10 @@ two ways: on one state of each piece, as in Section 4.1, or on all of its states
 the likeliest; or with an offset on that token's logit, by which it is silent in as many states as
 its rule asks for. Offset and learning rate are chosen on programs that are neither learned from nor
 held out.
+
+Two rows tell what the trained assistants are made of. "Adapted" has read the same pieces, but has
+not learned to stop: a threshold stops it, as it stops the base model. "Algorithm 1" suggests what
+the rule asks for in the author's own text, and so is always right: the ceiling of its eta.
 """
 
 import contextlib
@@ -30,7 +34,8 @@ import numpy as np
 import torch
 
 import simhuman
-from empower import choose_completions, empower, new_assistant, sft, sft_example, train
+from empower import (choose_completions, empower, empower_length, new_assistant, sft, sft_example,
+                     train)
 from model import GPT
 from realcode import all_states
 from realcode.all_states import (all_states_example, all_states_loss,
@@ -39,7 +44,7 @@ from realcode.corpus import kept_costs
 from realcode.given import given_model
 from realcode.replay import Config, ReplayLab, replayed_game
 from report import averaged, pm, seeds_interval
-from simhuman import Episode
+from simhuman import Episode, Turn
 from support.cli import (UserError, numpy_generator, python_generator, torch_generator, values)
 from support.lora import add_lora, merge_lora
 from support.optim import adamw
@@ -52,7 +57,8 @@ class RealPlan:
     """What is varied, and the budget of training, the same for every rule."""
 
     corpora: tuple = ("algorithms", "stdlib")
-    etas: tuple = (0.32, 1, 2, 4)                            # bits
+    etas: tuple = (0.32, 1, 2, 4)                            # bits, of Empower
+    thresholds: tuple = (0.32, 1, 2, 4)                      # bits at which Base is stopped
     ns: tuple = (3, 5, 10, 20)                               # tokens
     turn_tokens: int = 10                                    # K_H
     held_out: int = 30                                       # programs, one piece of each
@@ -72,12 +78,12 @@ class RealPlan:
 
 # Four times as much to learn from, for the assistants that matter most. The rate is chosen on as
 # much: one that was chosen on 64 pieces, 0.003, made Empower (0.32) diverge on 256.
-FURTHER = RealPlan(corpora=("stdlib",), etas=(0.32, 1), ns=(3, 10), pieces=256, fewer=(),
-                   rates=(3e-4, 1e-3, 3e-3), rate_pieces=256)
+FURTHER = RealPlan(corpora=("stdlib",), etas=(0.32, 1), thresholds=(0.32, 1), ns=(3, 10),
+                   pieces=256, fewer=(), rates=(3e-4, 1e-3, 3e-3), rate_pieces=256)
 # Does that hold on another corpus and on other programs, with nothing chosen on them? The rate is
 # the one that FURTHER chose.
-REPEAT = dataclasses.replace(FURTHER, corpora=("algorithms", "stdlib"), ns=(3,), rates=(1e-3,),
-                             ways=("all states",), seeds=(1, 2, 3))
+REPEAT = dataclasses.replace(FURTHER, corpora=("algorithms", "stdlib"), thresholds=(0.32, 1, 2),
+                             ns=(3,), rates=(1e-3,), ways=("all states",), seeds=(1, 2, 3))
 KINDS = {"Empower": (empower, 1), "SFT": (sft, 10)}  # rules for which the rate is chosen
 STOPS = ("greedy", "silent as asked")
 ALONE = "Human alone"
@@ -143,12 +149,14 @@ class RealLab(ReplayLab):
         cfg, plan = self.cfg, self.plan
         return {**{f"Base-{n}": new_assistant(cfg, self.base, n) for n in plan.ns},
                 **{f"Base stopped at {eta:g} bits": new_assistant(cfg, self.base, max_cost=eta)
-                   for eta in plan.etas}}
+                   for eta in plan.thresholds}}
 
     # ---- training
 
     def examples(self, rule, pieces, way):
-        """What an assistant learns from these pieces."""
+        """What an assistant learns from these pieces; from whole pieces to write on, by no rule."""
+        if way == "whole pieces":
+            return [sft_example(self.base.encoding, [], ids, ends) for ids, _, ends in pieces]
         if way == "all states":
             return [all_states_example(self.base.encoding, ids,
                                        lengths_in_every_state(rule, nll), ends)
@@ -171,6 +179,23 @@ class RealLab(ReplayLab):
     def loss_of(self, *tensors):
         """`all_states_loss` with the stop token of this model."""
         return all_states_loss(*tensors, stop=self.base.encoding.stop)
+
+    def adapted(self):
+        """{row: episodes, as plain data} of a model that has read the pieces, stopped at eta bits.
+
+        It has learned to write on, not to stop: what there is to gain from knowing the corpus.
+        """
+        cfg, plan, rate = self.cfg, self.plan, self.rate("SFT", "all states")
+
+        def make():
+            model = self.tuned(None, plan.pieces, "whole pieces", rate, "Adapted")
+            return {row: self.episodes(row, new_assistant(
+                cfg, self.base._replace(model=model), max_cost=eta))
+                for row, eta in ((f"Adapted, stopped at {eta:g} bits", eta) for eta in plan.etas)}
+
+        inputs = {**self.inputs, "goals": fingerprint(self.goals), "ends": self.ends, "rate": rate,
+                  **values(plan, "pieces", "etas")}
+        return self.cache.data("adapted", inputs, make, code=(RealLab, GPT))
 
     @torch.no_grad()
     def loss(self, model, rule):
@@ -294,7 +319,7 @@ def choices(plan):
 def tasks(plan, out):
     """Two lists of (function, arguments) that separate processes can do, one after the other."""
     names = [*(f"Base-{n}" for n in plan.ns),
-             *(f"Base stopped at {eta:g} bits" for eta in plan.etas)]
+             *(f"Base stopped at {eta:g} bits" for eta in plan.thresholds)]
     rates, others = [], []
     for corpus in plan.corpora:
         for seed in plan.seeds:
@@ -302,6 +327,7 @@ def tasks(plan, out):
             rates += [(choose_rate, (*lab, kind, way)) for kind, way in choices(plan)]
             others += [(play_row, (*lab, name)) for name in names]
             others += [(play_trained, (*lab, k)) for k in range(len(trainings(plan)))]
+            others += [(play_adapted, lab)]
     return rates, others
 
 
@@ -328,6 +354,25 @@ def play_trained(plan, out, corpus, seed, k):
     laboratory(plan, out, corpus, seed).learned(*trainings(plan)[k])
 
 
+def play_adapted(plan, out, corpus, seed):
+    """Adapts the model to the corpus, and plays its rows."""
+    laboratory(plan, out, corpus, seed).adapted()
+
+
+def always_right(lab, eta):
+    """The episodes of Algorithm 1 itself: it suggests the author's next tokens, up to eta bits."""
+    episodes = []
+    for k, (ids, nll, _) in enumerate(lab.unseen):
+        turns, n = [], 0
+        while n < len(ids):
+            new = ids[n:n + min(empower_length(nll[n:], eta), lab.cfg.max_suggestion)]
+            typed = ids[n + len(new):][:lab.cfg.turn_tokens]
+            turns.append(Turn(new, [], bool(new), typed))
+            n += len(new + typed)
+        episodes.append(Episode(k, turns, finished=True, passed=True))
+    return episodes
+
+
 def answer(plan, out, corpus, seed):
     """Everything about one corpus and one seed as plain data."""
     lab = laboratory(plan, out, corpus, seed)
@@ -335,6 +380,8 @@ def answer(plan, out, corpus, seed):
     rows = {ALONE: lab.play(ALONE, None)}
     for name, assistant in lab.untrained().items():
         rows[name] = lab.play(name, assistant)
+    rows |= {f"Algorithm 1, {eta:g} bits": always_right(lab, eta) for eta in plan.etas}
+    rows |= {name: list(map(Episode.from_dict, plain)) for name, plain in lab.adapted().items()}
     for name, rule, n, way in trainings(plan):
         found = lab.learned(name, rule, n, way)
         for stops in [stops for stops in STOPS if stops in found]:
@@ -361,7 +408,7 @@ def mean_bits(pieces):
 
 
 def differences(lab, plan, rows):
-    """Trained Empower minus other rows, with 95% intervals over programs."""
+    """The differences of rows that are `compared`, with 95% intervals over programs."""
     found = []
     for ours, other in compared(plan, rows):
         for metric, value in metrics(lab.cfg, replayed=True).items():
@@ -374,17 +421,21 @@ def differences(lab, plan, rows):
 
 
 def compared(plan, rows):
-    """[(trained Empower, another row)]: the threshold, nobody, and K_H or as few tokens as it has.
+    """[(a row, another row)] of the differences, for each eta.
 
-    The offset on the stop token is compared with the threshold alone.
+    Trained Empower and the threshold are compared with each other, with the adapted model, nobody,
+    and K_H or as few tokens as there are; the offset on the stop token with the threshold alone.
     """
     found, sizes = [], sorted({min(plan.ns), plan.turn_tokens})
+    others = ALONE, *(f"Base-{n}" for n in sizes), *(f"SFT-{n}, greedy" for n in sizes)
     for eta in plan.etas:
-        threshold = f"Base stopped at {eta:g} bits"
-        found += [(f"Empower ({eta:g}), {stops}", threshold) for stops in STOPS]
-        found += [(f"Empower ({eta:g}), greedy", other) for other in (
-            ALONE, *(f"Base-{n}" for n in sizes), *(f"SFT-{n}, greedy" for n in sizes))]
-    return [pair for pair in found if pair[1] in rows]
+        learned, threshold, adapted = (f"Empower ({eta:g})", f"Base stopped at {eta:g} bits",
+                                       f"Adapted, stopped at {eta:g} bits")
+        found += [(f"{learned}, {stops}", threshold) for stops in STOPS]
+        found += [(f"{learned}, greedy", adapted), (adapted, threshold)]
+        found += [(f"{learned}, greedy", other) for other in others]
+        found += [(threshold, other) for other in others]
+    return [pair for pair in found if pair[0] in rows and pair[1] in rows]
 
 
 # ------------------------------------------------------------------- tables
@@ -397,13 +448,14 @@ LENGTHS = {"assistant": "{name}", "asked": "{asked:.1f} ± {asked_sd:.1f}",
            "written": "{written:.1f} ± {written_sd:.1f}", "asked empty": "{asked_empty:.2f}",
            "written empty": "{written_empty:.2f}", "distance": "{distance:.2f}"}
 CURVE = {"assistant": "{name}", "pieces": "{pieces}", "states": "{way}", "stops": "{stops}",
-         "loss": "{loss:.3f}", "accept ratio": "{accept_ratio:.3f}",
+         "offset": "{offset:+.1f}", "loss": "{loss:.3f}", "accept ratio": "{accept_ratio:.3f}",
          "share saved": "{share_saved:.3f}", "DPR": "{dpr:.3f}", "read": "{tokens_read:.0f}",
          "written empty": "{written_empty:.2f}", "asked empty": "{asked_empty:.2f}"}
+INTERVAL = "{difference:+.3f} ({low:+.3f} to {high:+.3f})"
 SPREADS = {**ROWS, "accept ratio": pm("accept_ratio"), "share saved": pm("share_saved"),
            "DPR": pm("dpr"), "read": pm("tokens_read", 0)}
 SILENT = {"assistant": "{name}", "asked empty": pm("asked_empty", 2),
-          "written empty": pm("written_empty", 2), "loss": pm("loss")}
+          "written empty": pm("written_empty", 2), "offset": pm("offset", 1), "loss": pm("loss")}
 
 
 def blocks(published):
@@ -450,10 +502,23 @@ def seeds_as_tables(seeds):
                 [one["rows"] for one in some], ("accept_ratio", "share_saved", "dpr", "tokens_read",
                                                 "suggestion_length", "silent_share")), SPREADS),
             f"{corpus}: how often they are silent": table(averaged(
-                stopping, ("asked_empty", "written_empty", "loss")), SILENT),
+                stopping, ("asked_empty", "written_empty", "offset", "loss")), SILENT),
+            f"{corpus}: each seed": each_seed([one["differences"] for one in some], list(seeds)),
             f"{corpus}: differences": against([
                 over_seeds(rows) for rows in zip(*(one["differences"] for one in some))])}
     return found
+
+
+def each_seed(differences, seeds):
+    """Trained rows minus the threshold on each seed, with 95% intervals over programs."""
+    columns = {f"seed {seed}": f"{{seed {seed}}}" for seed in seeds}
+    return table([{"name": rows[0]["ours"], "other": rows[0]["other"],
+                   "metric": METRICS[rows[0]["metric"]],
+                   **{column: INTERVAL.format_map(row) if row["low"] is not None else "-"
+                      for column, row in zip(columns, rows)}}
+                  for rows in zip(*differences) if rows[0]["other"].startswith("Base stopped")
+                  and rows[0]["metric"] in ("share_saved", "accept_ratio")],
+                 {"row": "{name}", "minus": "{other}", "in": "{metric}", **columns})
 
 
 def over_seeds(rows):
@@ -464,16 +529,16 @@ def over_seeds(rows):
 
 
 def against(differences):
-    """Trained Empower minus other rows, with 95% intervals."""
+    """The table of differences, with 95% intervals."""
     rows = {}
     for found in differences:
         if found["low"] is not None:
             row = rows.setdefault((found["ours"], found["other"]), {
                 "name": found["ours"], "other": found["other"]})
-            row[found["metric"]] = "{difference:+.3f} ({low:+.3f} to {high:+.3f})".format_map(found)
+            row[found["metric"]] = INTERVAL.format_map(found)
     keys = ("share_saved", "accept_ratio", "dpr")
     return table([{**dict.fromkeys(keys, "-"), **row} for row in rows.values()], {
-        "trained": "{name}", "minus": "{other}", **{METRICS[key]: f"{{{key}}}" for key in keys}})
+        "row": "{name}", "minus": "{other}", **{METRICS[key]: f"{{{key}}}" for key in keys}})
 
 
 def text(published):

@@ -2,19 +2,20 @@
 
 import dataclasses
 import json
+import types
 
 import numpy as np
 import pytest
 
 import make  # first: it sets the path to the other files
 import real
-from empower import empower, sft
+from empower import empower, new_assistant, sft
 from model import KVCache, sample
 from realcode.all_states import lengths_in_every_state
 from support.cli import UserError
 from support.testing import published, small_corpus
 
-PLAN = real.RealPlan(corpora=("small",), etas=(1, 20), ns=(2, 5), turn_tokens=4, held_out=3,
+PLAN = real.RealPlan(corpora=("small",), etas=(1, 20), thresholds=(1, 20), ns=(2, 5), turn_tokens=4, held_out=3,
                      context=40, pieces=10, fewer=(4,), rates=(1e-3, 1e-2), rate_pieces=4,
                      unseen_pieces=4)
 
@@ -55,7 +56,7 @@ def test_every_row_has_its_numbers(found, at_hand, capsys, monkeypatch):
 
 
 def test_other_seeds_have_other_programs_and_the_rate_is_given(at_hand):
-    plan = dataclasses.replace(PLAN, etas=(20,), ns=(2,), rates=(1e-3,), ways=("all states",),
+    plan = dataclasses.replace(PLAN, etas=(20,), thresholds=(1, 20), ns=(2,), rates=(1e-3,), ways=("all states",),
                                fewer=(), seeds=(1, 2))
     found = make.on_real_code(plan, str(at_hand / "out"), at_hand / "repeat.json", 1, 1)
     labs = [real.laboratory(plan, str(at_hand / "out"), "small", seed) for seed in (0, 1, 2)]
@@ -68,6 +69,35 @@ def test_other_seeds_have_other_programs_and_the_rate_is_given(at_hand):
     game = real.blocks({"real --repeat": found})["real --repeat, small: the game"]
     assert first != second and [line.split(" | ")[4].strip()
                                 for line in game.splitlines()[2:]] == cells
+
+
+def test_what_algorithm_1_asks_for_is_always_right(found, at_hand):
+    """The ceiling, from the costs of each goal alone; K_H is 4."""
+    lab = real.laboratory(PLAN, str(at_hand / "out"), "small", 0)
+    stub = types.SimpleNamespace(cfg=lab.cfg, unseen=[(list(range(8)), np.array(
+        [1, 9, 9, 9, 9, 0.5, 0.25, 0]), True)])
+    [episode] = real.always_right(stub, 1)
+    assert [(turn.suggestion, turn.typed) for turn in episode.turns] == [
+        ([0], [1, 2, 3, 4]), ([5, 6, 7], [])]
+    rows = {row["name"]: row for row in found["seeds"]["0"]["small"]["rows"]}
+    for eta in PLAN.etas:
+        row = rows[f"Algorithm 1, {eta} bits"]
+        assert row["accept_ratio"] in (1, None)
+        assert row["share_saved"] >= rows[f"Base stopped at {eta} bits"]["share_saved"]
+
+
+def test_the_adapted_model_has_read_whole_pieces_and_is_stopped_by_a_threshold(found, at_hand):
+    lab = real.laboratory(PLAN, str(at_hand / "out"), "small", 0)
+    start, stop = lab.base.encoding.start, lab.base.encoding.stop
+    assert lab.examples(None, lab.programs[:2], "whole pieces") == [
+        ([start, *ids, *[stop] * ends], 1) for ids, _, ends in lab.programs[:2]]
+    model = lab.tuned(None, 10, "whole pieces", lab.rate("SFT", "all states"), "Adapted")
+    assistant = new_assistant(lab.cfg, lab.base._replace(model=model), max_cost=20)
+    name = "Adapted, stopped at 20 bits"
+    assert lab.episodes(name, assistant) == lab.adapted()[name]
+    assert {(some["ours"], some["other"]) for some in found["seeds"]["0"]["small"]["differences"]} \
+        >= {("Empower (20), greedy", name), (name, "Base stopped at 20 bits"),
+            ("Base stopped at 20 bits", "Human alone"), ("Base stopped at 20 bits", "Base-2")}
 
 
 def test_the_interval_of_a_difference_over_seeds_by_hand():
