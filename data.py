@@ -156,7 +156,7 @@ def load_tokenizer(directory):
     parts = read_tokenizer(directory)
     try:
         return Tokenizer(*parts)
-    except ValueError as error:  # a bad pattern; only this file can have its own
+    except (ValueError, TypeError, OverflowError) as error:  # a bad pattern, or a bad id
         raise ValueError(f"{directory}/tokenizer.json is damaged ({error}): copy it again") \
             from None
 

@@ -228,6 +228,9 @@ def train(model, examples, batch_size, optimizers, rng, label, micro_batch=None,
                 (loss * parallel.size()).backward()  # gradients are averaged over processes
                 losses[-1] += loss.item()
             losses[-1] = parallel.total(losses[-1])
+            if not math.isfinite(losses[-1]):
+                raise UserError(f"{label}: after {len(losses)} updates the loss is not a number "
+                                "any more: give a smaller learning rate")
             if clip:
                 torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
             for part in parts[1:]:
@@ -276,7 +279,7 @@ class Config:
     # the human and the game (5.1)
     care: float = flag(0.05, "her care: the share of her own text that she would reject (0.05, the "
                              "customary rate of false rejections); larger is more careful", 0, 1)
-    turn_tokens: int = flag(4, "K_H, most tokens that she types in a round (5.1: 10)", 1)
+    turn_tokens: int = flag(4, "K_H, most tokens that she types in a round (5.1: 10)", 1, 1000)
     rounds: int = flag(19, "most rounds of a game; K_H x rounds is 1.25 programs (in 5.1 too, "
                            "if its programs have 400 tokens, which we assume)", 1)
     max_suggestion: int = flag(100, "cap on a suggestion, tokens", 0, 2000)  # half the context
@@ -413,7 +416,8 @@ class Lab:
     def train(self, name, rule, programs=None):
         """Section 4.2: the simhuman.Assistant that has learned the completions of a rule.
 
-        It never writes more than the longest of them, since a small model cannot count to N.
+        It never writes more than the longest of them: a text does not show where a suggestion
+        began, so a model cannot count to N.
         """
         cfg, (learned, _) = self.cfg, self.completions(rule, programs)
         examples = [sft_example(self.base.encoding, *completion) for completion in learned]

@@ -96,7 +96,7 @@ def of_a_run(out, device):
         stages = {name: out / "stages" / stage for name, stage in results["models"].items()}
         config = results["config"]
         rows = newest_rows(out, [row["name"] for row in results["rows"]], config.get("rounds"))
-        models = {name: load_checkpoint(folder, device) for name, folder in stages.items()}
+        models = {name: kept_model(folder, device) for name, folder in stages.items()}
         games = games_of(config, rows, models["base"].encoding)
         caps = {name: (inputs["assistant"] or {}).get("max_tokens")
                 for name, (inputs, _) in rows.items()}
@@ -105,12 +105,18 @@ def of_a_run(out, device):
                  for name, model in models.items() if name != "base"})
 
 
+def kept_model(folder, device):
+    """The Checkpoint of a stage."""
+    with reading(folder):
+        return load_checkpoint(folder, device)
+
+
 def newest_rows(out, names, rounds):
     """{name: (inputs, episodes as plain data)} of the newest rows of a run's table."""
     rows = {}
     for folder in sorted((out / "stages").glob("row-*"), key=lambda path: path.stat().st_mtime):
         inputs = json.loads(read_text(folder / "inputs.json"))
-        if inputs["name"] in names and inputs["rounds"] == rounds:
+        if inputs["name"] in names and inputs.get("rounds") == rounds:  # a replay has none
             rows[inputs["name"]] = inputs, json.loads(read_text(folder / "value.json"))
     return rows
 

@@ -68,7 +68,10 @@ class Trial:
         """The study in a folder; a UserError if its plan cannot be used or was written just now."""
         try:
             return cls(folder, open_plan(Path(folder)))
-        except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+        except OSError as error:
+            raise UserError(f"the folder {folder} of the study cannot be used ({error.strerror}): "
+                            "name another one") from None
+        except (ValueError, KeyError, IndexError, TypeError) as error:
             if isinstance(error, UserError):
                 raise
             raise UserError(f"the study in {folder} cannot be read ({error!r}): once people "

@@ -32,8 +32,8 @@ def convert(cfg):
         raise UserError(f"{folder} is not empty: name a new folder")
     problem = try_to_rename(folder)
     if problem:
-        raise UserError(f"{folder} cannot be replaced by a finished folder "
-                        f"({problem}): name a new folder, not a link or a mount point")
+        raise UserError(f"{folder} cannot be replaced by a finished folder ({problem}): name a "
+                        "new folder where you may write, not a link or a mount point")
     checkpoint, new = loaded(cfg, "cpu"), temporary_name(folder)
     try:
         save_checkpoint(checkpoint.model, checkpoint, new)

@@ -7,6 +7,7 @@ of the Python that runs this.
 import ast
 import codecs
 import collections
+import functools
 import json
 import os
 import platform
@@ -164,7 +165,8 @@ def _tidy(text):
 
 # ------------------------------------------------------------------- tables and near-duplicates
 
-_LITERALS = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|#.*""")
+# A comment, or a string; one that does not end in its line goes to the end, and is no literal.
+_LITERALS = re.compile(r"""('(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*")|#.*|['"].*""")
 
 
 def is_table(text):
@@ -172,8 +174,10 @@ def is_table(text):
 
     Example of such a line: "    0x0041: 'A',  # LATIN CAPITAL LETTER A".
     """
-    lines = [_LITERALS.sub(lambda found: "" if found[0][0] == "#" else "''", line)
-             for line in text.split("\n") if line.strip()]
+    def bare_of(found):
+        return "''" if found[1] else "" if found[0][0] == "#" else found[0]
+
+    lines = [_LITERALS.sub(bare_of, line) for line in text.split("\n") if line.strip()]
     bare = sum(bool(re.search(r"['\d]", line)) and not re.search(
         r"[^\W\d]", re.sub(r"\b0[xX][\da-fA-F]+", "0", line)) for line in lines)
     return bare >= 100 and 2 * bare >= len(lines)
@@ -186,14 +190,15 @@ def near_duplicates(programs, share=0.5, least=5):
     `share` of the lines of the shorter one. A program with fewer lines than that links no others:
     it joins the first that has all of its lines. Lines are compared without white space at either
     end; each counts once, and those of fewer than 10 characters do not count. Of the programs that
-    share a line of more than a tenth of all, such as a licence's, only neighbours are compared.
+    share a line of more than a tenth of all, or of more than 200, such as a licence's, only
+    neighbours are compared.
     Example: the lines {a, b}, {b, c, d}, {e} (10 letters each), least = 1: [[0, 1], [2]].
     """
     lines = [{line.strip() for line in text.split("\n") if len(line.strip()) >= 10}
              for text in programs]
     holders, group = collections.defaultdict(list), list(range(len(programs)))
     frequency = collections.Counter(line for some in lines for line in some)
-    frequent = max(20, len(programs) / 10)
+    frequent = min(max(20, len(programs) / 10), 200)
 
     def first(i):  # the representative of i's group
         while group[i] != i:
@@ -209,11 +214,14 @@ def near_duplicates(programs, share=0.5, least=5):
         for j in earlier:
             if len(some & lines[j]) >= max(least, share * min(len(some), len(lines[j]))):
                 group[first(i)] = first(j)
+    holder_set, like = functools.cache(lambda line: set(holders[line])), {}
     for i, some in enumerate(lines):
         if 0 < len(some) < least:
-            others = set.intersection(*(set(holders[line]) for line in some)) - {i}
-            if others:  # rather a longer one than its like
-                group[first(i)] = first(min(others, key=lambda j: (len(lines[j]) == len(some), j)))
+            same = like.setdefault(frozenset(some), i)
+            # Rather a longer one than its like; the rarest line first, to keep the sets small.
+            longer = [] if same != i else [j for j in set.intersection(*sorted(
+                map(holder_set, some), key=len)) if len(lines[j]) > len(some)]
+            group[first(i)] = first(min(longer, default=same))
     groups = collections.defaultdict(list)
     for i in range(len(programs)):
         groups[first(i)].append(i)

@@ -24,7 +24,7 @@ from support import parallel
 from support.cache import Progress, save_checkpoint
 from support.cli import (UserError, check_ranges, describe, flag, numpy_generator,
                          python_generator, torch_generator, values)
-from support.files import temporary_name, write_text
+from support.files import remove_leftovers, temporary_name, write_text
 from support.gguf_file import is_gguf
 from support.lora import add_lora, merge_lora, save_adapter
 from support.memory import LABELS, available_bytes, training_bytes
@@ -129,9 +129,9 @@ def finetune(cfg):
             examples, held_out = examples_and_held_out(cfg, base, texts, rule, partial)
             tuned = tune(cfg, base, examples, partial)
             if parallel.rank() == 0:
-                show_stopping(cfg, tuned, base.encoding, held_out)
                 os.replace(partial, out)
                 tidy(out)
+                show_stopping(cfg, tuned, base.encoding, held_out)
         print(f"The adapter is in {out}, for PEFT and for servers that load it over {cfg.model}"
               if cfg.adapter else f"The checkpoint is in {out}. Try: python empower.py suggest "
               f"--model {out} FILE:LINE:COL")
@@ -146,7 +146,7 @@ def is_finished(out, partial, inputs):
     begun_before(partial, inputs)  # refuses a folder that holds something else
     if problem:
         raise UserError(f"--out {out} cannot be replaced by a finished folder ({problem}): name a "
-                        "new folder, not a link or a mount point")
+                        "new folder where you may write, not a link or a mount point")
     return False
 
 
@@ -380,6 +380,7 @@ def only_one(partial, out):
                 fcntl.flock(lock, fcntl.LOCK_EX)
             moved = not partial.exists() or not os.path.samestat(os.fstat(lock), os.stat(partial))
             if not moved or out.exists() and any(out.iterdir()):
+                remove_leftovers(partial)
                 try:
                     yield
                 finally:

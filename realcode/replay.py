@@ -38,7 +38,7 @@ class Config:
     statements: bool = flag(False, STATEMENTS_FLAG)
     model: str = flag("", "a checkpoint folder or GGUF file (default: a small GPT is pre-trained)")
     dtype: str = flag("auto", DTYPE)
-    held_out: int = flag(100, "programs to replay, at most a fifth of the corpus", 1)
+    held_out: int = flag(100, "programs to replay, at most a fifth of the corpus", 2)
     context: int = flag(None, "tokens of a piece; longer programs are cut into pieces (default: "
                               "256 for the small GPT, 1024 for --model)", 16)
     train_programs: int = flag(1600, "pieces to learn from at most, one state of each", 10)
@@ -102,8 +102,9 @@ class ReplayLab(empower.Lab):
         self.cfg, self.device = cfg, cli.pick_device(cfg.device)
         texts, held_out = read_programs(cfg)
         if len(held_out) < 2:
-            raise UserError(f"{cfg.corpus} has {len(texts) + len(held_out)} programs: a replay "
-                            "needs at least 10, a fifth of which are held out")
+            raise UserError(f"{cfg.corpus} has {len(texts) + len(held_out)} programs, of which "
+                            f"{len(held_out)} can be held out: a replay needs 2, and so at least "
+                            "10 programs that do not resemble each other")
         base = given_model(cfg, self.device) if cfg.model else None
         model = base.model if base else empower.new_model(cfg, cfg.vocab_size)
         longest = max(cfg.max_suggestion, 2 * cfg.turn_tokens)  # that of Base-N

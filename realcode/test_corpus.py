@@ -145,10 +145,12 @@ def test_a_table_is_left_out(tmp_path):
     code = "".join(f"def f{k}(x):\n    return x + {k}\n\n" for k in range(120))
     write_files(tmp_path, {"table.py": table, "code.py": code, "both.py": table + 2 * code,
                            "short.py": "A = [\n    1,\n    2,\n]\n",
-                           "hex.py": "A = {\n" + "    0x1F: 0xAB,\n" * 120 + "}\n"})
+                           "hex.py": "A = {\n" + "    0x1F: 0xAB,\n" * 120 + "}\n",
+                           "text.py": 'A = \'\'\'\n' + "".join(
+                               f"    \'word{k}, \"{k}\" # 1\n" for k in range(120)) + "\'\'\'\n"})
     programs, report = read_corpus(tmp_path)
-    assert len(programs) == 3 and report.endswith(": 2 tables")
-    assert all("return" in text or "1,\n    2" in text for text in programs)
+    assert len(programs) == 4 and report.endswith(": 2 tables")
+    assert all("return" in text or "1,\n    2" in text or "word" in text for text in programs)
 
 
 @pytest.mark.parametrize("name, field, n, left_out", [

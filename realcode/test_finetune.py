@@ -156,6 +156,17 @@ def test_an_interrupted_fine_tuning_goes_on_to_the_same_weights(
     assert updates(stdout) == updates(printed)
 
 
+def test_what_is_trained_is_kept_when_the_check_of_stopping_is_interrupted(
+        tuned, corpus, tmp_path, monkeypatch):
+    base, whole, _ = tuned
+    out = tmp_path / "tuned"
+    command = "finetune", "--model", base, "--corpus", corpus, "--out", out, *FINETUNE
+    interrupt(monkeypatch, finetune, "check_stopping", 0)
+    status, _, _ = in_process(*command)
+    assert status == 130 and contents(out) == contents(whole)
+    assert not (tmp_path / "tuned.partial").exists()
+
+
 def test_a_finished_checkpoint_is_left_alone(tuned, corpus):
     base, out, _ = tuned
     before = contents(out.parent)

@@ -19,7 +19,8 @@ from realcode.replay import Config, ReplayedAuthor, cut_at_end
 from simhuman import Assistant, Episode, Turn, play
 from support.cache import load_checkpoint, slug
 from support.testing import (contents, family, in_process, interrupt, published, random_texts,
-                             small_corpus, stable, tiny_gpt, tiny_run)
+                             small_corpus, stable, tiny_gpt, tiny_run,
+                             write_files)
 from test_empower import moves, play_slowly
 
 REPLAY = shlex.split("--width 32 --layers 1 --vocab-size 300 --pretrain-tokens 15000 --context 64 "
@@ -182,6 +183,25 @@ def test_a_finished_replay_is_reused(replayed, corpus):
     status, stdout, _ = in_process("replay", "--corpus", corpus, "--out", out, *REPLAY)
     assert status == 0 and stable(out) == before
     assert "kept in" not in stdout and stdout.count(": reused from") == 1 + 5 + 5 + 10
+
+
+def test_a_replay_is_shown_on_the_page(replayed):
+    """Its assistants can be tried; the page has no statements to go with its episodes."""
+    from page.offered import find_offer
+    from page.server import Config as Page
+    offer = find_offer(Page(out=str(replayed[0]), device="cpu"))
+    assert {"SFT-4", "Empower (1)"} <= offer.models.choices.keys()
+    assert offer.games["problems"] == []
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["--held-out", "1"], "--held-out is 1"), ([], "that do not resemble each other")])
+def test_too_few_programs_to_hold_out_is_one_sentence(tmp_path, arguments, message):
+    program = "".join(f"line number {k}\n" for k in range(30))
+    write_files(tmp_path, {f"{k}.py": program + f"the last is {k}\n" for k in range(12)})
+    status, _, stderr = in_process("replay", "--corpus", tmp_path, "--out", tmp_path / "out",
+                                   *REPLAY, *arguments)
+    assert status == 2 and message in stderr and stderr.count("\n") == 1
 
 
 def test_a_corpus_is_split_by_program_and_by_seed(tmp_path):

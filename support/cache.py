@@ -126,7 +126,8 @@ def reading(path):
     """Turns an error in reading a finished stage into one sentence that says how to fix it."""
     try:
         yield
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError,
+            EOFError) as error:
         raise UserError(f"{path} cannot be read ({error}): remove it and run again; only this "
                         "stage is remade") from None
 
@@ -241,7 +242,7 @@ class Progress:
             for part, values in zip(parts, state["parts"], strict=True):
                 restore(part, values)
             return state["losses"]
-        except (OSError, RuntimeError, ValueError, KeyError, EOFError,
+        except (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, EOFError,
                 pickle.UnpicklingError) as error:
             raise UserError(f"{self.path} cannot be read ({error}): remove it to start training "
                             "from the beginning") from None
@@ -253,8 +254,11 @@ class Progress:
         state = {"losses": losses, "parts": [gathered(trained_state(part)) for part in parts]}
         if parallel.rank() == 0:
             temporary = temporary_name(self.path)
-            torch.save(state, temporary)
-            os.replace(temporary, self.path)
+            try:
+                torch.save(state, temporary)
+                os.replace(temporary, self.path)
+            finally:
+                temporary.unlink(missing_ok=True)
         self.saved = time.time()
 
 

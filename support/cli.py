@@ -100,12 +100,12 @@ def pick_device(name):
     if name == "auto":
         return next(device for device, is_there in present.items() if is_there)
     try:
-        torch.empty(1, device=name)
+        if torch.empty(1, device=name).device.type in present:  # "meta" is not
+            return name
     except (RuntimeError, AssertionError):  # AssertionError: torch was built without CUDA
-        raise UserError(f"--device {name} is not available on this machine: choose from "
-                        + ", ".join(device for device, is_there in present.items() if is_there)) \
-            from None
-    return name
+        pass
+    raise UserError(f"--device {name} is not available on this machine: choose from "
+                    + ", ".join(device for device, is_there in present.items() if is_there))
 
 
 def device_name(device):
@@ -175,6 +175,12 @@ def add_flag(parser, field):
         parser.add_argument(spelled(field), dest=field.name, **options)
 
 
+def is_out_of_memory(error):
+    """Whether this is what Python, CUDA, MPS or the CPU say when there is too little memory."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(
+        words in str(error) for words in ("out of memory", "allocate memory", "buffer size"))
+
+
 @contextlib.contextmanager
 def plain_errors(program):
     """Ends the process without a traceback: status 2 after a user error, 130 after Ctrl-C."""
@@ -192,9 +198,11 @@ def plain_errors(program):
         yield
     except UserError as error:
         stop(2, error)
-    except torch.OutOfMemoryError as error:
-        stop(2, f"out of memory ({str(error).splitlines()[0]}): choose smaller sizes, or "
-                "use --context, --micro-batch and --recompute if the command has them")
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        stop(2, f"out of memory ({(str(error) or 'MemoryError').splitlines()[0]}): choose smaller "
+                "sizes, or use --context, --micro-batch and --recompute if the command has them")
     except BrokenPipeError:  # whoever read the output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

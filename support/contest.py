@@ -289,7 +289,8 @@ def make_contest(rng, n_train, n_dev, n_held_out):
     if sum(needed) > len(meanings):
         raise ValueError(f"the contest has {len(meanings)} different meanings with {len(SHAPES)} "
                          f"problems each, too few to split {n_train} + {n_dev} + {n_held_out} "
-                         "problems by meaning: lower --train-problems")
+                         "problems by meaning: lower --train-problems, --dev-problems or "
+                         "--held-out-problems")
     rng.shuffle(meanings)
     cuts = [meanings[:needed[0]], meanings[needed[0]:sum(needed[:2])], meanings[sum(needed[:2]):]]
     return Contest(*(_with_shapes(rng, split, n)

@@ -12,6 +12,7 @@ import socket
 import struct
 from pathlib import Path
 
+import numpy as np
 import torch
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -80,12 +81,15 @@ def write_safetensors(path, tensors):
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # the data begins at a multiple of 8 bytes
     temporary = temporary_name(path)
-    with open(temporary, "wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for tensor in tensors.values():
-            raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-            file.write(raw.numpy().data)
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(struct.pack("<Q", len(text)) + text)
+            for tensor in tensors.values():
+                raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+                file.write(raw.numpy().data)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def read_safetensors(path):
@@ -114,7 +118,7 @@ def read_safetensors(path):
         raise ValueError(f"{path} is damaged: its header cannot be read") from None
     if expected != size:
         raise ValueError(f"{path} is truncated or damaged: {size} bytes instead of {expected}")
-    data = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)[8 + length:]
+    data = torch.from_numpy(np.memmap(path, np.uint8, "c"))[8 + length:]
     tensors = {}
     for (name, dtype, shape, begin, end), numbers in zip(entries, sizes):
         if dtype not in DTYPES:

@@ -141,7 +141,7 @@ def read_gguf(path):
             metadata, entries, begin = header.read()
         if begin > size:
             raise ValueError("it ends where its tensors should begin")
-        mapped = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
+        mapped = torch.from_numpy(np.memmap(path, np.uint8, "c"))
         tensors = {name: tensor_in(mapped, begin + offset, shape, kind, package)
                    for name, shape, kind, offset in entries}
         if len(tensors) < len(entries):

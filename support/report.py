@@ -171,7 +171,9 @@ def check_stopping(name, assistant, encoding, completions, generator=None):
     completions = [found for found in completions if found[2]] or completions
     model, written = assistant.model, []
     longest = max(len(prefix) for prefix, *_ in completions) + assistant.max_tokens
-    rows = max(1, 2**25 // (longest * model.config.hidden_size))  # as many as fit in memory
+    cfg, size = model.config, sum(weight.numel() for weight in model.parameters())
+    position = 2 * cfg.num_hidden_layers * cfg.num_key_value_heads * cfg.head_dim
+    rows = max(1, max(2**26, size // 4) // (longest * position))  # so the cache stays small
     for k in range(0, len(completions), rows):
         prefixes = [[encoding.start, *prefix] for prefix, *_ in completions[k:k + rows]]
         written += map(len, assistant.suggest(KVCache(model, len(prefixes)), prefixes,
@@ -195,12 +197,12 @@ def claims_table(found):
     names = list(dict.fromkeys(claim["metric"] for claim in found))
     rows = {}
     for claim in found:
-        row = rows.setdefault(claim["baseline"], {"name": claim["baseline"], "gains": [],
-                                                  "human": claim["paper_human"]})
+        row = rows.setdefault(claim["baseline"], {"name": claim["baseline"], "gains": []})
         if claim["low"] is not None:
             row[claim["metric"]] = "{difference:+.3f} ({low:+.3f} to {high:+.3f})".format_map(claim)
         if claim["paper_gain"] is not None:
             row["gains"].append(f"{claim['paper_gain']:+.0%}")
+            row["human"] = claim["paper_human"]
     for row in rows.values():
         row["paper"] = f"{', '.join(row['gains'])} ({row['human']})" if row["gains"] else "-"
     columns = {METRICS[name]: f"{{{name}}}" for name in names}

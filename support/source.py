@@ -9,9 +9,17 @@ import types
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def sources(root):
+    """{path: text} of the Python files in a folder and its subfolders."""
+    return {path: path.read_text(encoding="utf-8", errors="replace")
+            for path in [*root.glob("*.py"), *root.glob("*/*.py")]
+            if path.is_file() and not path.name.startswith(".")}
+
+
 # Read when the program starts: edits made while it runs do not affect this run.
-SOURCES = {path: path.read_text(encoding="utf-8") for path in [*ROOT.glob("*.py"),
-                                                               *ROOT.glob("*/*.py")]}
+SOURCES = sources(ROOT)
 
 FUNCTIONS = functools.partial, types.FunctionType, types.MethodType
 

@@ -14,13 +14,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from empower import Config, Lab, empower_length, sft
 from simhuman import typical
-from support import cache
+from support import cache, source
 from support.cache import Cache, as_inputs, load_checkpoint
 from support.cli import UserError
-from support.files import temporary_name
+from support.files import temporary_name, write_safetensors
 from support.optim import adamw
 from support.source import ROOT, code_of, fingerprint
 from support.testing import TINY, contents, made, stable, tiny_base
@@ -326,6 +327,47 @@ def test_a_folder_that_holds_something_else_is_refused_and_left_alone(tmp_path):
     with pytest.raises(UserError, match="not empty and was not written by this program"):
         Cache(tmp_path)
     assert contents(tmp_path) == before
+
+
+def test_a_save_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
+    def fail(state, path):
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(KeyboardInterrupt):
+        cache.Progress(tmp_path / "progress.pt", -1).save([1.0])
+    with pytest.raises(KeyError):
+        write_safetensors(tmp_path / "weights", {"a": torch.ones(1, dtype=torch.int8)})
+    with pytest.raises(IsADirectoryError):
+        (tmp_path / "folder").mkdir()
+        write_safetensors(tmp_path / "folder", {"a": torch.ones(1)})
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+@pytest.mark.parametrize("content", [b"", b"\x93NUMPY"])
+def test_a_damaged_file_of_a_stage_is_one_sentence(tmp_path, content):
+    (tmp_path / "nll-0.npy").write_bytes(content)
+    with pytest.raises(UserError, match="cannot be read .* remove it and run again"):
+        with cache.reading(tmp_path):
+            np.load(tmp_path / "nll-0.npy")
+
+
+@pytest.mark.parametrize("state", [[1.0], {"losses": [], "parts": [3]}])
+def test_a_damaged_state_of_a_training_is_one_sentence(tmp_path, state):
+    torch.save(state, tmp_path / "progress.pt")
+    with pytest.raises(UserError, match="remove it to start training from the beginning"):
+        cache.Progress(tmp_path / "progress.pt", -1).load(torch.nn.Linear(1, 1))
+
+
+def test_files_that_are_not_the_project_s_are_not_its_code(tmp_path):
+    """A lock of Emacs, what macOS puts on other file systems, and a program in another encoding."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "a.py").write_bytes("x = 'é'".encode("latin-1"))
+    (tmp_path / "._b.py").write_bytes(b"\x00\xff")
+    (tmp_path / ".#c.py").symlink_to("me@host.1:2")
+    (tmp_path / "d.py").symlink_to("nowhere")
+    assert list(source.sources(tmp_path)) == [tmp_path / "folder" / "a.py"]
 
 
 def test_unfinished_files_are_removed_once_their_process_is_gone(tmp_path):

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import os
 import re
 import shutil
 import struct
@@ -223,6 +224,16 @@ def test_files_and_tensors_that_are_not_the_model_s_do_no_harm(tmp_path):
         {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}))
     assert torch.equal(loaded(ids), model(ids))
     assert loaded.config.eos_token_id == model.config.eos_token_id  # the other is the tokenizer's
+
+
+def test_the_path_of_a_file_may_be_any(tmp_path):
+    folder = tmp_path / os.fsdecode(b"mod\xe8le")
+    try:
+        folder.mkdir()
+    except OSError:
+        pytest.skip("this file system wants names in UTF-8")
+    write_safetensors(folder / "weights", {"a": torch.arange(3.0)})
+    assert read_safetensors(folder / "weights")["a"].tolist() == [0, 1, 2]
 
 
 def test_weights_are_mapped_and_the_file_is_never_written(tmp_path):

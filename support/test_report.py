@@ -79,6 +79,8 @@ def test_claims_are_told_as_they_are():
     assert rows[2] == ["SFT-4", "+0.250 (+0.125 to +0.500)", "+0.250 (-0.125 to +0.500)", "-",
                        "+100%, +50% (Gemma)"]
     assert rows[3][2:] == ["-", "-", "-"]
+    unknown = {**found[0], "metric": "share_saved", "paper_gain": None, "paper_human": ""}
+    assert "| +100%, +50% (Gemma) |" in claims_table([unknown, *found])
 
 
 def test_a_transcript_tells_who_wrote_what():

@@ -182,10 +182,15 @@ def test_merges_are_pairs_or_strings_and_ignore_merges_needs_none(tmp_path):
     ("qwen-files", "merges.txt", b"\xff", "not UTF-8 text"),
     ("qwen-files", "tokenizer_config.json", b"{", "tokenizer_config.json is damaged"),
     ("gpt2", "tokenizer.json", b'{"model": {"vocab"', "is damaged"),
+    ("gpt2", "tokenizer.json", -1, "is damaged"), ("gpt2", "tokenizer.json", 0.5, "is damaged"),
     ("gpt2", "tokenizer.json", None, "has none of tokenizer.json, vocab.json"),
 ])
 def test_a_damaged_file_of_a_tokenizer_is_one_sentence(tmp_path, name, file, content, message):
     shutil.copytree(TOKENIZERS / name, tmp_path, dirs_exist_ok=True)
+    if isinstance(content, (int, float)):  # as the id of a token that is one byte
+        parts = json.loads((tmp_path / file).read_text(encoding="utf-8"))
+        parts["model"]["vocab"]["a"] = content
+        content = json.dumps(parts).encode()
     (tmp_path / file).unlink()
     if content is not None:
         (tmp_path / file).write_bytes(content)
