@@ -15,9 +15,9 @@ from realcode.all_states import lengths_in_every_state
 from support.cli import UserError
 from support.testing import published, small_corpus
 
-PLAN = real.RealPlan(corpora=("small",), etas=(1, 20), thresholds=(1, 20), ns=(2, 5), turn_tokens=4, held_out=3,
-                     context=40, pieces=10, fewer=(4,), rates=(1e-3, 1e-2), rate_pieces=4,
-                     unseen_pieces=4)
+PLAN = real.RealPlan(corpora=("small",), etas=(1, 20), thresholds=(1, 20), ns=(2, 5),
+                     turn_tokens=4, held_out=3, context=40, pieces=10, fewer=(4,),
+                     rates=(1e-3, 1e-2), rate_pieces=4, unseen_pieces=4, adapted=True)
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +56,8 @@ def test_every_row_has_its_numbers(found, at_hand, capsys, monkeypatch):
 
 
 def test_other_seeds_have_other_programs_and_the_rate_is_given(at_hand):
-    plan = dataclasses.replace(PLAN, etas=(20,), thresholds=(1, 20), ns=(2,), rates=(1e-3,), ways=("all states",),
-                               fewer=(), seeds=(1, 2))
+    plan = dataclasses.replace(PLAN, etas=(20,), thresholds=(1, 20), ns=(2,), rates=(1e-3,),
+                               ways=("all states",), fewer=(), seeds=(1, 2))
     found = make.on_real_code(plan, str(at_hand / "out"), at_hand / "repeat.json", 1, 1)
     labs = [real.laboratory(plan, str(at_hand / "out"), "small", seed) for seed in (0, 1, 2)]
     assert len({str(lab.goals) for lab in labs}) == 3
