@@ -167,8 +167,8 @@ def on_real_code(plan, out, results, workers, minutes):
     real.check_packages(plan)
     device, untrained = cli.pick_device(plan.device), len(plan.ns) + len(plan.thresholds)
     print(f"{len(real.trainings(plan)) + plan.adapted} trainings and {untrained} rows without "
-          f"training for each of {len(plan.corpora)} corpora\nand {len(plan.seeds)} seeds; about {minutes} "
-          "minutes on 2 CPU cores, less if stages are reused. Device\n"
+          f"training for each of {len(plan.corpora)} corpora\nand {len(plan.seeds)} seeds; about "
+          f"{minutes} minutes on 2 CPU cores, less if stages are reused. Device\n"
           f"{cli.device_name(device)}, {workers} processes, stages in {out}/real-*, log in {log},\n"
           f"results in {results}")
     for tasks in real.tasks(plan, out):
