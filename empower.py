@@ -46,8 +46,8 @@ from support.optim import adamw, muon_and_adamw
 def empower_length(nll, eta):
     """i* of Algorithm 1 and Eq. 2: max { i : -log2 pi_hat(l_{n+1:n+i} | l_{1:n}) <= eta }.
 
-    So many tokens can be written before they cost more than eta bits. A sum equal to eta is kept,
-    as in Algorithm 1; Eq. 2 is strict.
+    That is how many tokens can be written before they cost more than eta bits. A sum equal to eta
+    is kept, as in Algorithm 1; Eq. 2 is strict.
     nll (N - n,): the cost in bits of each token that follows the prefix, under pi_hat.
     Example: costs [0.25, 0.5, 2, 0] with eta = 1 sum to [0.25, 0.75, 2.75, 2.75]: i* = 2.
     """
@@ -229,8 +229,8 @@ def train(model, examples, batch_size, optimizers, rng, label, micro_batch=None,
                 losses[-1] += loss.item()
             losses[-1] = parallel.total(losses[-1])
             if not math.isfinite(losses[-1]):
-                raise UserError(f"{label}: after {len(losses)} updates the loss is not a number "
-                                "any more: give a smaller learning rate")
+                raise UserError(f"{label}: the loss of update {len(losses)} is not finite: give a "
+                                "smaller learning rate")
             if clip:
                 torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
             for part in parts[1:]:
@@ -249,7 +249,7 @@ def train(model, examples, batch_size, optimizers, rng, label, micro_batch=None,
 
 MINUTES = 7  # duration of the default run on 2 CPU cores
 UNLIMITED_TOKENS = 400  # a cap for a human without a round limit, the length of six programs
-# Settings on which the stages of pre-training, and of all that is sampled, depend.
+# Settings on which pre-training depends, and those on which everything sampled depends.
 PRETRAINING = ("seed", "vocab_size", "width", "layers", "pretrain_batch", "pretrain_lr")
 SAMPLING = ("seed", "temperature", "top_p")
 
@@ -379,7 +379,7 @@ class Lab:
             self.cfg, self.base, self.hers.model, problems), code=(GPT,))
 
     def human_with(self, care):
-        """A simhuman.Human who would reject this share of what she wrote to be learned from."""
+        """A simhuman.Human who would reject this share of her text, the programs to learn from."""
         cfg, costs = self.cfg, [row["her_nll"] for row in self.written]
         limits = self.cache.data(
             f"limits of care {care:g}", {"costs": fingerprint(costs), "care": care,

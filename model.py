@@ -344,7 +344,7 @@ class KVCache:
         self.lengths[row] = self.lengths[row].clamp(max=length)
 
     def select(self, rows):
-        """Keeps only these rows, in this order, with at most 64 spare positions; one may repeat."""
+        """Keeps only these rows, in this order, with at most 64 spare positions; any may repeat."""
         self.lengths = self.lengths[rows]
         room = int(self.lengths.max()) + 64
         self.keys, self.values = self.keys[:, rows, :, :room], self.values[:, rows, :, :room]

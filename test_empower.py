@@ -790,10 +790,11 @@ def test_a_finished_stage_is_reused_and_another_eta_trains_one_assistant(finishe
     (["--care", "0"], "--care is 0.0"), (["--care", "1.5"], "--care is 1.5"),
     (["--device", "tpu"], "--device tpu"), (["--device", "meta"], "--device meta"),
     (["--turn-tokens", "5000"], "--turn-tokens is 5000"),
-    (["--pretrain-lr", "1e30"], "the loss is not a number any more: give a smaller learning rate"),
+    (["--pretrain-lr", "1e30"], "is not finite: give a smaller learning rate"),
     (["--vocab-size", "10000000000000"], "out of memory"),
     (["--gamma", "2"], "--gamma is 2.0"), (["--top-p", "0"], "--top-p is 0"),
-    (["--train-problems", "9999"], "lower --train-problems"), (["--out", "/dev/null/x"], "cannot write"),
+    (["--train-problems", "9999"], "lower --train-problems"),
+    (["--out", "/dev/null/x"], "cannot write"),
 ])
 def test_bad_input_gets_one_sentence_and_status_2(arguments, message, tmp_path):
     status, _, error = in_process("--out", tmp_path / "out", *TINY, *arguments)

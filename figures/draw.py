@@ -154,7 +154,7 @@ def lengths(results):
         ax.minorticks_off()
         ax.set_ylim(0, 1.04)
         ax.set_title(title, fontsize=11)
-    axes[1].set_xlabel("mean length of a suggestion, tokens, silent turns as 0 (log scale)")
+    axes[1].set_xlabel("mean length of a suggestion, tokens, silent rounds as 0 (log scale)")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
     return figure
 

@@ -40,7 +40,7 @@ from support.cli import UserError
 from support.files import write_text
 
 # Durations on 2 CPU cores, if nothing is finished.
-MINUTES = {"sweep": 110, "tune": 10, "real": 130, "real --further": 150, "real --repeat": 100}
+MINUTES = {"sweep": 110, "tune": 10, "real": 130, "real --further": 150, "real --repeat": 140}
 # What is asked of real code, and the file of its results.
 REAL = {"real": (real.RealPlan(), "real.json"), "real --further": (real.FURTHER, "further.json"),
         "real --repeat": (real.REPEAT, "repeat.json")}
@@ -159,18 +159,21 @@ def tune(plan, cfg, results, workers):
     return best
 
 
-def on_real_code(plan, out, results, workers, minutes):
-    """What real.py asks of each corpus and seed; writes and returns the results."""
+def on_real_code(which, plan, out, results, workers):
+    """What real.py asks of each corpus and seed; writes and returns the results.
+
+    which: the command, "real", "real --further" or "real --repeat".
+    """
     begun, log = time.time(), Path(out, "real.log")
     Path(out).mkdir(parents=True, exist_ok=True)
     writable(results)
     real.check_packages(plan)
     device, untrained = cli.pick_device(plan.device), len(plan.ns) + len(plan.thresholds)
     print(f"{len(real.trainings(plan)) + plan.adapted} trainings and {untrained} rows without "
-          f"training for each of {len(plan.corpora)} corpora\nand {len(plan.seeds)} seeds; about "
-          f"{minutes} minutes on 2 CPU cores, less if stages are reused. Device\n"
-          f"{cli.device_name(device)}, {workers} processes, stages in {out}/real-*, log in {log},\n"
-          f"results in {results}")
+          f"training for each of {len(plan.corpora)} corpora;\nseeds "
+          f"{', '.join(map(str, plan.seeds))}; about {MINUTES[which]} minutes on 2 CPU cores, less "
+          f"if stages are reused. Device\n{cli.device_name(device)}, {workers} processes, stages "
+          f"in {out}/real-*, log in {log},\nresults in {results}")
     for tasks in real.tasks(plan, out):
         in_parallel(tasks, "real code", log, workers)
     with logged(log):
@@ -180,7 +183,7 @@ def on_real_code(plan, out, results, workers, minutes):
         **cli.environment(device), "processes": workers, "threads": threads(workers)},
              "seeds": rounded(found)}
     write_text(results, json.dumps(found, indent=1, allow_nan=False) + "\n")
-    print(f"{real.text({'real': found})}\n\n{(time.time() - begun) / 60:.0f} minutes")
+    print(f"{real.text({which: found})}\n\n{(time.time() - begun) / 60:.0f} minutes")
     return found
 
 
@@ -246,8 +249,7 @@ def obey(args):
     if args.command == "real":
         which = args.which or "real"
         plan, file = REAL[which]
-        return on_real_code(plan, args.out, args.results or HERE / file, args.workers,
-                            MINUTES[which])
+        return on_real_code(which, plan, args.out, args.results or HERE / file, args.workers)
     if args.command == "sweep":
         if not 2 <= args.seeds <= max(report.STUDENT):
             raise UserError(f"--seeds is {args.seeds}: give 2 to {max(report.STUDENT)}")

@@ -292,7 +292,8 @@ def test_bad_input_gets_one_sentence_and_status_2(
 
 
 @pytest.mark.parametrize("name, content, command", [
-    ("real.json", "{", "real"), ("real.json", "[1]", "real"), ("further.json", "{}", "real --furth"),
+    ("real.json", "{", "real"), ("real.json", "[1]", "real"), ("further.json", "{}", "real --further"),
+    ("repeat.json", "{}", "real --repeat"),
     ("tune.json", '[{"a": 1}]', "tune"), ("tune.json", "{}", "tune")])
 def test_a_damaged_file_next_to_the_results_is_named(swept, tmp_path, capsys, name, content,
                                                      command):

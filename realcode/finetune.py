@@ -362,7 +362,7 @@ def try_to_rename(out):
 
 @contextlib.contextmanager
 def only_one(partial, out):
-    """Makes the folder `partial`, if only for a refusal, and locks it; another run waits its turn.
+    """Makes the folder `partial` and locks it; other runs wait. It is removed if left empty.
 
     The lock belongs to the open folder, so it is released when the process ends, however it ends.
     """
@@ -378,14 +378,18 @@ def only_one(partial, out):
             except BlockingIOError:
                 print(f"another run is at work in {partial}: waiting for it to end")
                 fcntl.flock(lock, fcntl.LOCK_EX)
-            moved = not partial.exists() or not os.path.samestat(os.fstat(lock), os.stat(partial))
+            try:
+                moved = not os.path.samestat(os.fstat(lock), os.stat(partial))
+            except FileNotFoundError:  # another run has removed or renamed it
+                moved = True
             if not moved or out.exists() and any(out.iterdir()):
                 remove_leftovers(partial)
                 try:
                     yield
                 finally:
-                    with contextlib.suppress(OSError):  # not empty, or it is `out` by now
-                        partial.rmdir()
+                    if not moved:
+                        with contextlib.suppress(OSError):  # not empty, or it is `out` by now
+                            partial.rmdir()
                 return
         finally:
             os.close(lock)

@@ -27,7 +27,7 @@ import data
 from model import GPT
 from support import parallel
 from support.checkpoint import tokenizer_files
-from support.cli import UserError
+from support.cli import UserError, is_out_of_memory
 from support.files import remove_leftovers, temporary_name, write_text
 from support.gguf_file import is_gguf, load_gguf, write_folder_files
 from support.source import FUNCTIONS, code_of, fingerprint, held, is_object, unwrapped
@@ -128,6 +128,8 @@ def reading(path):
         yield
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError,
             EOFError) as error:
+        if isinstance(error, UserError) or is_out_of_memory(error):
+            raise
         raise UserError(f"{path} cannot be read ({error}): remove it and run again; only this "
                         "stage is remade") from None
 
@@ -244,6 +246,8 @@ class Progress:
             return state["losses"]
         except (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, EOFError,
                 pickle.UnpicklingError) as error:
+            if is_out_of_memory(error):
+                raise
             raise UserError(f"{self.path} cannot be read ({error}): remove it to start training "
                             "from the beginning") from None
 

@@ -100,7 +100,7 @@ def pick_device(name):
     if name == "auto":
         return next(device for device, is_there in present.items() if is_there)
     try:
-        if torch.empty(1, device=name).device.type in present:  # "meta" is not
+        if torch.empty(1, device=name).device.type != "meta":
             return name
     except (RuntimeError, AssertionError):  # AssertionError: torch was built without CUDA
         pass
@@ -178,7 +178,8 @@ def add_flag(parser, field):
 def is_out_of_memory(error):
     """Whether this is what Python, CUDA, MPS or the CPU say when there is too little memory."""
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(
-        words in str(error) for words in ("out of memory", "allocate memory", "buffer size"))
+        words in str(error)
+        for words in ("out of memory", "allocate memory", "Invalid buffer size"))
 
 
 @contextlib.contextmanager

@@ -173,7 +173,8 @@ def check_stopping(name, assistant, encoding, completions, generator=None):
     longest = max(len(prefix) for prefix, *_ in completions) + assistant.max_tokens
     cfg, size = model.config, sum(weight.numel() for weight in model.parameters())
     position = 2 * cfg.num_hidden_layers * cfg.num_key_value_heads * cfg.head_dim
-    rows = max(1, max(2**26, size // 4) // (longest * position))  # so the cache stays small
+    # Numbers in the cache: 0.4 GB of float32, for large models more, but never 2 GB.
+    rows = max(1, min(max(3 * 2**25, size // 4), 2**29) // (longest * position))
     for k in range(0, len(completions), rows):
         prefixes = [[encoding.start, *prefix] for prefix, *_ in completions[k:k + rows]]
         written += map(len, assistant.suggest(KVCache(model, len(prefixes)), prefixes,
