@@ -327,7 +327,7 @@ USES = ["replay --corpus corpus --out new", "finetune --corpus corpus --out new"
     *((f"{use} --model {model}", message) for use in USES for model, message in MODELS),
     *((f"{use} {corpus}", message) for use in ("replay --out new", "finetune --model model "
                                                "--out new") for corpus, message in CORPORA),
-    ("replay --corpus few --out new", "few has 3 programs: a replay needs at least 10"),
+    ("replay --corpus few --out new", "a replay needs 2, and so at least 10 programs"),
     ("replay --corpus corpus --out a.py", "cannot write to --out a.py"),
     ("replay --corpus corpus --out busy", "--out busy is not empty and was not written by this"),
     ("replay --corpus corpus --out new --model model --context 250",
