@@ -28,7 +28,7 @@ from model import KVCache, extend, sample, token_nll
 #
 # The paper's human is asked whether she accepts each suggestion. Ours accepts what she might have
 # written herself: a test of whether a text is typical of her, with a known rate of false
-# rejections. Its one parameter, her care, is the customary 5%; it is not fitted to an assistant.
+# rejections. Its one parameter, her care, is by default the customary 5%, not fitted to anything.
 
 
 def typical_limits(costs, care, longest):

@@ -1,8 +1,12 @@
 """Tests of the tables, the paper's numbers in them, and transcripts."""
 
+import types
+
 import pytest
 
+from empower import Config
 from simhuman import Assistant, Episode, Turn
+from support import report
 from support.report import (PAPER, check_stopping, claims_sentence, claims_table, marked,
                             paper_gain, paper_means, paper_name, table, token_texts, transcript,
                             with_learned)
@@ -58,6 +62,36 @@ def test_stopping_is_judged_by_the_distribution_of_lengths():
     near = row([4] * 20, [4] * 18 + [2, 7])
     row([50] * 3, [8] * 3)  # a completion that is longer than the cap
     assert near["within_2"] == 0.95 and near["distance"] == 0.05 and near["learned"] == "yes"
+
+
+@pytest.mark.parametrize("layers, most", [(3, 40), (9, 26), (1000, 1)])
+def test_the_check_of_stopping_keeps_its_cache_small(monkeypatch, layers, most):
+    """3 * 2**25 numbers for a small model: here 2**13 for each layer and position, of 51."""
+    shape = types.SimpleNamespace(num_hidden_layers=layers, num_key_value_heads=64, head_dim=64)
+    model, sizes = types.SimpleNamespace(config=shape, parameters=lambda: []), []
+
+    def suggest(cache, prefixes, stops, generator):
+        sizes.append(len(prefixes))
+        return [[1]] * len(prefixes)
+
+    assistant = types.SimpleNamespace(model=model, max_tokens=50, suggest=suggest)
+    monkeypatch.setattr(report, "KVCache", lambda model, rows: None)
+    check_stopping("x", assistant, tokenizer(), [([5], [6], True)] * 40)
+    assert sizes[0] == most and sum(sizes) == 40
+
+
+def test_a_claim_holds_if_its_whole_interval_is_above_zero():
+    def row(*passed):
+        return [Episode(k, [Turn([], [], False, [1])], True, bool(p)) for k, p in enumerate(passed)]
+
+    cfg = Config()
+    rows = {"Empower (0.32)": row(*[1] * 12, *[0] * 8), "clearly worse": row(*[0] * 20),
+            "hardly worse": row(*[0, 1] * 10), "better": row(*[1] * 20)}
+    found = {claim["baseline"]: claim for claim in report.claims(cfg, rows, report.metrics(cfg))
+             if claim["metric"] == "pass@1"}
+    assert {name: claim["holds"] for name, claim in found.items()} == {
+        "clearly worse": True, "hardly worse": False, "better": False}
+    assert found["hardly worse"]["low"] < 0 < found["hardly worse"]["difference"] < 0.2
 
 
 def test_claims_are_told_as_they_are():
