@@ -5,7 +5,8 @@
     python figures/make.py report    results.json as the tables quoted in README.md
     python figures/make.py tune      how optimizer and rate of fine-tuning were chosen
     python figures/make.py real      real code and a published model, into real.json;
-                                     --further and --repeat: more to learn from, other seeds
+                                     --further, --repeat, --adapt: more to learn from, other
+                                     seeds, models that are adapted first
 
 A sweep reuses the stages in --out, including those of `python empower.py`, and resumes where it
 was interrupted. It keeps one process for each core busy. experiments.py says what is played,
@@ -40,10 +41,11 @@ from support.cli import UserError
 from support.files import write_text
 
 # Durations on 2 CPU cores, if nothing is finished.
-MINUTES = {"sweep": 110, "tune": 10, "real": 130, "real --further": 150, "real --repeat": 140}
+MINUTES = {"sweep": 110, "tune": 10, "real": 130, "real --further": 150, "real --repeat": 140,
+           "real --adapt": 630}
 # What is asked of real code, and the file of its results.
 REAL = {"real": (real.RealPlan(), "real.json"), "real --further": (real.FURTHER, "further.json"),
-        "real --repeat": (real.REPEAT, "repeat.json")}
+        "real --repeat": (real.REPEAT, "repeat.json"), "real --adapt": (real.ADAPT, "adapt.json")}
 
 # ------------------------------------------------------------------- several processes
 
@@ -162,19 +164,20 @@ def tune(plan, cfg, results, workers):
 def on_real_code(which, plan, out, results, workers):
     """What real.py asks of each corpus and seed; writes and returns the results.
 
-    which: the command, "real", "real --further" or "real --repeat".
+    which: the command, one of REAL.
     """
     begun, log = time.time(), Path(out, "real.log")
     Path(out).mkdir(parents=True, exist_ok=True)
     writable(results)
     real.check_packages(plan)
     device, untrained = cli.pick_device(plan.device), len(plan.ns) + len(plan.thresholds)
-    print(f"{len(real.trainings(plan)) + plan.adapted} trainings and {untrained} rows without "
+    adapted = len(plan.adapted) + len(plan.adapted_first) * (1 + len(plan.etas))
+    print(f"{len(real.trainings(plan)) + adapted} trainings and {untrained} rows without "
           f"training for each of {len(plan.corpora)} corpora;\nseeds "
           f"{', '.join(map(str, plan.seeds))}; about {MINUTES[which]} minutes on 2 CPU cores, less "
           f"if stages are reused. Device\n{cli.device_name(device)}, {workers} processes, stages "
           f"in {out}/real-*, log in {log},\nresults in {results}")
-    for tasks in real.tasks(plan, out):
+    for tasks in real.tasks(plan, out, workers):
         in_parallel(tasks, "real code", log, workers)
     with logged(log):
         found = {str(seed): {corpus: real.answer(plan, out, corpus, seed)
@@ -227,10 +230,12 @@ def main(argv=None):
                        help=f"learn from {real.FURTHER.pieces} pieces, into further.json")
     which.add_argument("--repeat", dest="which", action="store_const", const="real --repeat",
                        help=f"that with {len(real.REPEAT.seeds)} other seeds, into repeat.json")
+    which.add_argument("--adapt", dest="which", action="store_const", const="real --adapt",
+                       help="adapt the model before it learns to stop, into adapt.json")
     tuning.add_argument("--results", type=Path, default=HERE / "tune.json",
                         help="the file of results (default: tune.json next to this script)")
     real_code.add_argument("--results", type=Path, help="the file of results (default: real.json, "
-                           "further.json or repeat.json next to this script)")
+                           "further.json, repeat.json or adapt.json next to this script)")
     for command in (sweeping, plotting, reporting):
         command.add_argument("--results", type=Path, default=HERE / "results.json",
                              help="the file of results (default: results.json next to "

