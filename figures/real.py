@@ -77,6 +77,7 @@ class RealPlan:
     ways: tuple = ("all states", "one state")                # of learning
     adapted: tuple = ()                                      # pieces that adapted models read
     adapted_first: tuple = ()                                # pieces of "Adapted, then Empower"
+    stops: tuple = ("greedy", "silent as asked")             # how Empower decides to stop
     seeds: tuple = (0,)                                      # each with its own held-out programs
     device: str = "auto"
 
@@ -92,10 +93,10 @@ REPEAT = dataclasses.replace(FURTHER, corpora=("algorithms", "stdlib"), threshol
                              seeds=(1, 2, 3))
 # Is it better to adapt the model before it learns to stop? The programs are new, the rate is old.
 # `algorithms` has little more than 768 pieces to learn from.
-ADAPT = dataclasses.replace(REPEAT, pieces=768, fewer=(64, 256), adapted=(64, 256, 768),
-                            adapted_first=(64, 256, 768), seeds=(4, 5, 6))
+ADAPT = dataclasses.replace(REPEAT, thresholds=(0.32, 1), ns=(), pieces=768, fewer=(64, 256),
+                            adapted=(64, 256, 768), adapted_first=(64, 256, 768),
+                            stops=("greedy",), seeds=(4, 5, 6))
 KINDS = {"Empower": (empower, 1), "SFT": (sft, 10)}  # rules for which the rate is chosen
-STOPS = ("greedy", "silent as asked")
 ALONE = "Human alone"
 
 
@@ -302,14 +303,15 @@ class RealLab(ReplayLab):
             model = self.tuned(rule, self.programs[:n], way, rate, name)
             loss, offset = self.loss(model, rule), self.stop_offset(model, rule)
             assistant = self.assistant(model, rule, self.programs)
+            # SFT-N is never asked to be silent, so it has no other way to stop.
             found = {"loss": loss, "offset": offset, "greedy": self.results(name, rule, assistant)}
-            if name.startswith("Empower"):  # SFT-N is never asked to be silent
+            if name.startswith("Empower") and "silent as asked" in self.plan.stops:
                 with stop_logit(model, self.base.encoding.stop, offset):
                     found["silent as asked"] = self.results(name, rule, assistant)
             return found
 
         inputs = {**self.inputs, "goals": fingerprint(self.goals), "ends": self.ends, "name": name,
-                  "n": n, "way": way, "rate": rate}
+                  "n": n, "way": way, "rate": rate, "stops": self.plan.stops}
         return self.cache.data(f"{name} {n} {way}", inputs, make, code=(
             RealLab, empower, sft, GPT))
 
@@ -466,7 +468,7 @@ def learned_rows(lab, plan):
     """(name, pieces, way, how it stops, episodes, loss, offset and lengths) of the trained rows."""
     for name, rule, n, way in trainings(plan):
         found = lab.learned(name, rule, n, way)
-        for stops in [stops for stops in STOPS if stops in found]:
+        for stops in [stops for stops in plan.stops if stops in found]:
             yield name, n, way, stops, list(map(Episode.from_dict, found[stops]["episodes"])), {
                 "loss": found["loss"], "offset": found["offset"] if stops != "greedy" else 0.0,
                 **found[stops]["stopping"]}
@@ -507,7 +509,7 @@ def compared(plan, rows):
     human alone, and Base-N and SFT-N for the smallest N and K_H; the offset on the stop token only
     with the threshold. With fewer pieces, only those that have learned are.
     """
-    found, sizes = [], sorted({min(plan.ns), plan.turn_tokens})
+    found, sizes = [], sorted({min(plan.ns), plan.turn_tokens} if plan.ns else ())
     others = ALONE, *(f"Base-{n}" for n in sizes), *(f"SFT-{n}, greedy" for n in sizes)
     for eta in plan.etas:
         threshold = f"Base stopped at {eta:g} bits"
