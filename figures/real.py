@@ -93,9 +93,9 @@ REPEAT = dataclasses.replace(FURTHER, corpora=("algorithms", "stdlib"), threshol
                              seeds=(1, 2, 3))
 # Is it better to adapt the model before it learns to stop? The programs are new, the rate is old.
 # `algorithms` has little more than 768 pieces to learn from.
-ADAPT = dataclasses.replace(REPEAT, thresholds=(0.32, 1), ns=(), pieces=768, fewer=(64, 256),
-                            adapted=(64, 256, 768), adapted_first=(64, 256, 768),
-                            stops=("greedy",), seeds=(4, 5, 6))
+ADAPT = dataclasses.replace(REPEAT, thresholds=(0.32, 1), ns=(), fewer=(64,),
+                            adapted=(64, 256, 768), adapted_first=(256, 768), stops=("greedy",),
+                            seeds=(4, 5, 6))
 KINDS = {"Empower": (empower, 1), "SFT": (sft, 10)}  # rules for which the rate is chosen
 ALONE = "Human alone"
 
@@ -136,7 +136,8 @@ class RealLab(ReplayLab):
         super().__init__(Config(
             out=str(Path(out, f"real-{name}")), device=plan.device, seed=seed,
             corpus=corpus_of(name), model=model_file(), held_out=plan.held_out,
-            context=plan.context, train_programs=plan.pieces, turn_tokens=plan.turn_tokens,
+            train_programs=max(plan.pieces, *plan.adapted, *plan.adapted_first),
+            context=plan.context, turn_tokens=plan.turn_tokens,
             max_suggestion=2 * plan.turn_tokens))
         goals = [goal[:end] for goal, end in zip(self.goals, self.ends)]
         key = fingerprint([self.base.name, goals, code_of(kept_costs, GPT)])
@@ -480,7 +481,7 @@ def learned_rows(lab, plan):
 
 
 def sized(plan, row, n):
-    """The name of a row that has learned from n pieces, if there are rows with more."""
+    """The name of a row that has learned from n pieces, if that is not the plan's number."""
     return row if n == plan.pieces else f"{row}, {n} pieces"
 
 
@@ -507,18 +508,19 @@ def compared(plan, rows):
 
     Trained Empower and the threshold are compared with each other, with the adapted model, the
     human alone, and Base-N and SFT-N for the smallest N and K_H; the offset on the stop token only
-    with the threshold. With fewer pieces, only those that have learned are.
+    with the threshold. At other numbers of pieces, only those that have learned are.
     """
     found, sizes = [], sorted({min(plan.ns), plan.turn_tokens} if plan.ns else ())
     others = ALONE, *(f"Base-{n}" for n in sizes), *(f"SFT-{n}, greedy" for n in sizes)
     for eta in plan.etas:
-        threshold = f"Base stopped at {eta:g} bits"
-        for n in (*plan.fewer, plan.pieces):
-            learned, offset, adapted, first = (sized(plan, row, n) for row in (
-                f"Empower ({eta:g}), greedy", f"Empower ({eta:g}), silent as asked",
-                f"Adapted, stopped at {eta:g} bits", f"Adapted, then Empower ({eta:g}), greedy"))
-            found += [(learned, threshold), (offset, threshold), (learned, adapted),
-                      (adapted, threshold), (first, threshold), (first, adapted), (first, learned)]
+        threshold, (learned, offset, adapted, first) = f"Base stopped at {eta:g} bits", (
+            f"Empower ({eta:g}), greedy", f"Empower ({eta:g}), silent as asked",
+            f"Adapted, stopped at {eta:g} bits", f"Adapted, then Empower ({eta:g}), greedy")
+        pairs = [(learned, threshold), (offset, threshold), (learned, adapted),
+                 (adapted, threshold), (first, threshold), (first, adapted), (first, learned)]
+        for n in sorted({*plan.fewer, plan.pieces, *plan.adapted, *plan.adapted_first}):
+            found += [(sized(plan, ours, n), other if other == threshold else
+                       sized(plan, other, n)) for ours, other in pairs]
         found += [(row, other) for row in (learned, first, threshold) for other in others]
     return [pair for pair in found if pair[0] in rows and pair[1] in rows]
 
@@ -592,10 +594,12 @@ def seeds_as_tables(seeds):
 
 
 def stopping_rows(some):
-    """The rows of the most pieces, with how they stop."""
-    most = max(row["pieces"] for row in some["curve"])
-    return [{**row, "name": f"{row['name']}, {row['stops']}"} for row in some["curve"]
-            if row["pieces"] == most and row["way"] != "one state"]
+    """The rows of the plan's number of pieces, and those adapted first, with how they stop."""
+    most = max(row["pieces"] for row in some["curve"] if row["way"] == "all states")
+    return [{**row, "name": f"{row['name']}, {row['stops']}"
+             + f", {row['pieces']} pieces" * (row["pieces"] != most)} for row in some["curve"]
+            if (row["pieces"], row["way"]) == (most, "all states")
+            or row["way"] == "adapted first"]
 
 
 def each_seed(differences, seeds):

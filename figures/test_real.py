@@ -21,7 +21,7 @@ from support.testing import published, small_corpus
 PLAN = real.RealPlan(corpora=("small",), etas=(1, 20), thresholds=(1, 20), ns=(2, 5),
                      turn_tokens=4, held_out=3, context=40, pieces=10, fewer=(4,),
                      rates=(1e-3, 1e-2), rate_pieces=4, unseen_pieces=4, adapted=(4, 10),
-                     adapted_first=(10,))
+                     adapted_first=(10, 12))
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,8 @@ def test_every_row_has_its_numbers(found, at_hand, capsys, monkeypatch):
                          "Base stopped at 20 bits"]
     assert "SFT-5, greedy" in names and "Empower (20), silent as asked" in names
     assert {(row["pieces"], row["way"]) for row in some["curve"]} == {
-        (10, "all states"), (10, "one state"), (4, "all states"), (10, "adapted first")}
+        (10, "all states"), (10, "one state"), (4, "all states"), (10, "adapted first"),
+        (12, "adapted first")}
     assert all(row["tokens_written"] > 0 for row in some["rows"])
     monkeypatch.setattr(real, "train", None)  # everything is kept
     again = make.on_real_code("real", PLAN, str(at_hand / "out"), at_hand / "real.json", 1)
@@ -147,7 +148,8 @@ def test_rows_with_fewer_pieces_say_how_many_and_are_compared(found):
                      ("Adapted, stopped at 1 bits, 4 pieces", "Base stopped at 1 bits"),
                      ("Adapted, then Empower (1), greedy", "Adapted, stopped at 1 bits"),
                      ("Adapted, then Empower (1), greedy", "Empower (1), greedy"),
-                     ("Adapted, then Empower (1), greedy", "Human alone")}
+                     ("Adapted, then Empower (1), greedy", "Human alone"),
+                     ("Adapted, then Empower (1), greedy, 12 pieces", "Base stopped at 1 bits")}
 
 
 def test_with_a_laboratory_for_each_process_it_is_the_task():
@@ -155,7 +157,7 @@ def test_with_a_laboratory_for_each_process_it_is_the_task():
     assert real.tasks(plan, "out", 4) == [[(real.answer, (plan, "out", corpus, seed))
                                            for corpus in "ab" for seed in (1, 2)]]
     rates, others = real.tasks(plan, "out", 5)
-    assert len(rates) == 4 * 3 and len(others) == 4 * (4 + len(real.trainings(plan)) + 3)
+    assert len(rates) == 4 * 3 and len(others) == 4 * (4 + len(real.trainings(plan)) + 4)
 
 
 def test_the_interval_of_a_difference_over_seeds_by_hand():
@@ -198,7 +200,7 @@ def test_states_held_out_are_not_learned(found, at_hand):
     n, m = len(lab.programs), len(lab.programs) + len(lab.measured)
     for some, others in ((of[:n], of[n:]), (of[n:m], of[m:])):
         assert all(len(one) > 1 or not any(one & other for other in others) for one in some)
-    assert len(lab.examples(sft(3), lab.programs, "one state")) == PLAN.pieces
+    assert len(lab.examples(sft(3), lab.programs, "one state")) == 12
 
 
 def test_the_picture_has_a_row_for_each_corpus(found):
