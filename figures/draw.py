@@ -32,7 +32,9 @@ def all_figures(results, published, folder):
     published: what was found on real code, as for `real.blocks`, or {}.
     """
     found = [(draw, [results]) for draw in (care, rows_as_bars, lengths, budget, bound)]
-    for draw, some in found + [(real_code, [published])] * ("real" in published):
+    found += [(draw, [published]) for draw, which in ((real_code, "real"), (adapt, "real --adapt"))
+              if which in published]
+    for draw, some in found:
         with plt.rc_context(STYLE):
             figure = draw(*some)
             for kind in ("png", "svg"):
@@ -271,3 +273,35 @@ def saved_by_pieces(ax, rows, learned):
         for row in rows:
             if row["name"] == f"Base stopped at {eta:g} bits":
                 ax.axhline(row["share_saved"], color=SKY, linestyle=dash, label=row["name"])
+
+
+def adapt(published):
+    """Adapt first? The share saved by the pieces learned from, at 1 bit."""
+    found, eta = published["real --adapt"], 1
+    some, plan = list(found["seeds"].values()), found["plan"]
+    pieces, sizes = plan["pieces"], sorted({plan["pieces"], *plan["fewer"], *plan["adapted"],
+                                            *plan["adapted_first"]})
+    figure, axes = plt.subplots(1, len(some[0]), figsize=(10.5, 3.6), layout="constrained",
+                                squeeze=False)
+    for ax, corpus in zip(axes[0], some[0]):
+        rows = {row["name"]: row for row in report.averaged(
+            [seed[corpus]["rows"] for seed in some], ("share_saved",))}
+        untrained = f"Base stopped at {eta} bits"
+        ax.axhline(rows[untrained]["share_saved"], color=GREY, label=f"{untrained}, has read none")
+        for name, kind in ((f"Adapted, stopped at {eta} bits", "Base stopped"),
+                           (f"Adapted, then Empower ({eta}), greedy", "SFT-N"),
+                           (f"Empower ({eta}), greedy", "Empower")):
+            points = [(n, rows[row]) for n in sizes if (
+                row := name if n == pieces else f"{name}, {n} pieces") in rows]
+            colour, marker, dash = CURVES[kind]
+            ax.errorbar([n for n, _ in points], [row["share_saved"] for _, row in points],
+                        yerr=[row["share_saved_spread"] for _, row in points], color=colour,
+                        marker=marker, linestyle=dash, linewidth=1.5, label=name)
+        ax.set_title(f"{corpus}: share of the tokens saved", fontsize=11)
+        ax.set_xlabel("pieces (log scale)")
+        ax.set_xscale("log")
+        ax.set_xticks(sizes, list(map(str, sizes)))
+        ax.minorticks_off()
+        ax.set_ylim(bottom=0)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    return figure

@@ -211,6 +211,17 @@ def test_the_picture_has_a_row_for_each_corpus(found):
     assert "Base stopped at 1 bits" in right.get_legend_handles_labels()[1]
 
 
+def test_the_picture_of_adapting_first_has_a_point_for_each_number_of_pieces(found):
+    draw = pytest.importorskip("draw", reason="needs matplotlib")
+    figure = draw.adapt({"real --adapt": json.loads(json.dumps(found))})
+    [saved] = figure.axes
+    assert [len(curve.lines[0].get_xdata()) for curve in saved.containers] == [2, 2, 2]
+    rows = {row["name"]: row for row in found["seeds"]["0"]["small"]["rows"]}
+    assert list(saved.containers[2].lines[0].get_ydata()) == [
+        rows[f"Empower (1), greedy{pieces}"]["share_saved"] for pieces in (", 4 pieces", "")]
+    assert "Base stopped at 1 bits, has read none" in saved.get_legend_handles_labels()[1]
+
+
 def test_a_missing_package_is_named():
     with pytest.raises(UserError, match="pip install --no-deps no-such==1"):
         real.installed("no_such_module", "no-such==1")
