@@ -7,17 +7,20 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import report
+from real_tables import sized
 from support.report import paper_means, paper_name
 
 # Okabe and Ito's colours, which colour-blind people can tell apart. Two of them are alike in grey,
 # but every curve has its own marker and dash, and bars have names.
 BLUE, SKY, ORANGE, GREY, BLACK = "#0072B2", "#56B4E9", "#E69F00", "#999999", "#000000"
+GREEN, RED = "#009E73", "#D55E00"
 # {curve: (colour, marker, dash)}; a row's curve is found by `curve_of`.
 CURVES = {"Empower": (BLUE, "o", "-"), "Base stopped": (SKY, "s", "--"),
           "SFT-N": (ORANGE, "^", "-"), "SFT-2N": (ORANGE, "v", "--"),
           "SFT-RAND": (ORANGE, "<", ":"),
           "Base-N": (GREY, "x", "-"), "Base-2N": (GREY, "+", "--"), "Base": (GREY, ".", ":"),
-          "Human alone": (BLACK, "d", "-.")}
+          "Human alone": (BLACK, "d", "-."), "Adapted": (GREEN, "P", "--"),
+          "Adapted, then Empower": (RED, "X", "-")}
 STYLE = {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False,
          "axes.axisbelow": True, "axes.grid": True, "grid.color": "#dddddd",
          "svg.fonttype": "none", "svg.hashsalt": "empower", "figure.dpi": 110,
@@ -29,7 +32,7 @@ PAPER_ERRORS = (0.0115, 0.0115, 0.0087)
 def all_figures(results, published, folder):
     """Draws every picture into the folder; yields the paths.
 
-    published: what was found on real code, as for `real.blocks`, or {}.
+    published: what was found on real code, as for `real_tables.blocks`, or {}.
     """
     found = [(draw, [results]) for draw in (care, rows_as_bars, lengths, budget, bound)]
     found += [(draw, [published]) for draw, which in ((real_code, "real"), (adapt, "real --adapt"))
@@ -281,23 +284,23 @@ def adapt(published):
     some, plan = list(found["seeds"].values()), found["plan"]
     pieces, sizes = plan["pieces"], sorted({plan["pieces"], *plan["fewer"], *plan["adapted"],
                                             *plan["adapted_first"]})
-    figure, axes = plt.subplots(1, len(some[0]), figsize=(10.5, 3.6), layout="constrained",
+    figure, axes = plt.subplots(1, len(some[0]), figsize=(10.5, 3.3), layout="constrained",
                                 squeeze=False)
     for ax, corpus in zip(axes[0], some[0]):
         rows = {row["name"]: row for row in report.averaged(
             [seed[corpus]["rows"] for seed in some], ("share_saved",))}
         untrained = f"Base stopped at {eta} bits"
-        ax.axhline(rows[untrained]["share_saved"], color=GREY, label=f"{untrained}, has read none")
-        for name, kind in ((f"Adapted, stopped at {eta} bits", "Base stopped"),
-                           (f"Adapted, then Empower ({eta}), greedy", "SFT-N"),
+        ax.axhline(rows[untrained]["share_saved"], color=SKY, label=f"{untrained}, has read none")
+        for name, kind in ((f"Adapted, stopped at {eta} bits", "Adapted"),
+                           (f"Adapted, then Empower ({eta}), greedy", "Adapted, then Empower"),
                            (f"Empower ({eta}), greedy", "Empower")):
-            points = [(n, rows[row]) for n in sizes if (
-                row := name if n == pieces else f"{name}, {n} pieces") in rows]
+            points = [(n, rows[sized(name, n, pieces)]) for n in sizes
+                      if sized(name, n, pieces) in rows]
             colour, marker, dash = CURVES[kind]
             ax.errorbar([n for n, _ in points], [row["share_saved"] for _, row in points],
                         yerr=[row["share_saved_spread"] for _, row in points], color=colour,
                         marker=marker, linestyle=dash, linewidth=1.5, label=name)
-        ax.set_title(f"{corpus}: share of the tokens saved", fontsize=11)
+        ax.set_title(f"{corpus}: share of the tokens saved, at {eta} bit", fontsize=11)
         ax.set_xlabel("pieces (log scale)")
         ax.set_xscale("log")
         ax.set_xticks(sizes, list(map(str, sizes)))

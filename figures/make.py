@@ -32,6 +32,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
 import real
+import real_tables
 import report
 from empower import Config
 from experiments import Plan, answer, prepare, questions, tuned
@@ -40,7 +41,7 @@ from support.cache import Cache
 from support.cli import UserError
 from support.files import write_text
 
-# Durations on 2 CPU cores, if nothing is finished.
+# Durations on 2 CPU cores, if nothing is finished; the last is an estimate.
 MINUTES = {"sweep": 110, "tune": 10, "real": 130, "real --further": 150, "real --repeat": 140,
            "real --adapt": 400}
 # What is asked of real code, and the file of its results.
@@ -171,12 +172,12 @@ def on_real_code(which, plan, out, results, workers):
     writable(results)
     real.check_packages(plan)
     device, untrained = cli.pick_device(plan.device), len(plan.ns) + len(plan.thresholds)
-    adapted = len(plan.adapted) + len(plan.adapted_first) * (1 + len(plan.etas))
-    print(f"{len(real.trainings(plan)) + adapted} trainings and {untrained} rows without "
-          f"training for each of {len(plan.corpora)} corpora;\nseeds "
-          f"{', '.join(map(str, plan.seeds))}; about {MINUTES[which]} minutes on 2 CPU cores, less "
-          f"if stages are reused. Device\n{cli.device_name(device)}, {workers} processes, stages "
-          f"in {out}/real-*, log in {log},\nresults in {results}")
+    trainings = (len(real.trainings(plan)) + len(real.choices(plan)) * len(plan.rates)
+                 + len(plan.adapted) + len(plan.adapted_first) * (1 + len(plan.etas)))
+    print(f"{len(plan.corpora)} corpora, {len(plan.seeds)} seeds; for each of both {trainings} "
+          f"trainings and {untrained} rows without training.\nAbout {MINUTES[which]} minutes on 2 "
+          f"CPU cores, less if stages are reused. Device {cli.device_name(device)},\n{workers} "
+          f"processes, stages in {out}/real-*, log in {log}, results in {results}")
     for tasks in real.tasks(plan, out, workers):
         in_parallel(tasks, "real code", log, workers)
     with logged(log):
@@ -186,7 +187,7 @@ def on_real_code(which, plan, out, results, workers):
         **cli.environment(device), "processes": workers, "threads": threads(workers)},
              "seeds": rounded(found)}
     write_text(results, json.dumps(found, indent=1, allow_nan=False) + "\n")
-    print(f"{real.text({which: found})}\n\n{(time.time() - begun) / 60:.0f} minutes")
+    print(f"{real_tables.text({which: found})}\n\n{(time.time() - begun) / 60:.0f} minutes")
     return found
 
 
@@ -266,7 +267,7 @@ def obey(args):
     try:
         if args.command == "report":
             print(report.text(results, losses))
-            return print(f"\n{real.text(published)}") if published else None
+            return print(f"\n{real_tables.text(published)}") if published else None
         import draw
         for path in draw.all_figures(results, published, args.results.parent):
             print(path)

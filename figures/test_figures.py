@@ -20,7 +20,7 @@ import make  # first: it sets the path to the other files
 import bound
 import empower
 import experiments
-import real
+import real_tables
 import report
 from empower import Config
 from experiments import Plan
@@ -491,7 +491,7 @@ def committed():
     published = {which: json.loads((HERE / name).read_text())
                  for which, (_, name) in make.REAL.items() if (HERE / name).exists()}
     return results, {**report.tables(results), "tuning": report.tuning(losses),
-                     **real.blocks(published)}
+                     **real_tables.blocks(published)}
 
 
 @pytest.mark.parametrize("name", PAGES)

@@ -10,12 +10,11 @@ import torch
 
 import make  # first: it sets the path to the other files
 import real
+import real_tables
 from empower import empower, new_assistant, sft
 from model import KVCache, sample, token_nll
 from realcode.all_states import lengths_in_every_state
-from simhuman import Episode
 from support.cli import UserError
-from support.report import summarize
 from support.testing import published, small_corpus
 
 PLAN = real.RealPlan(corpora=("small",), etas=(1, 20), thresholds=(1, 20), ns=(2, 5),
@@ -57,13 +56,14 @@ def test_every_row_has_its_numbers(found, at_hand, capsys, monkeypatch):
     assert again["seeds"] == found["seeds"] == json.loads(
         (at_hand / "real.json").read_text())["seeds"]
     printed = capsys.readouterr().out
-    assert all(block in printed for block in real.blocks({"real": found}).values())
+    assert all(block in printed for block in real_tables.blocks({"real": found}).values())
 
 
 def test_other_seeds_have_other_programs_and_the_rate_is_given(at_hand):
     plan = dataclasses.replace(PLAN, etas=(20,), thresholds=(1, 20), ns=(2,), rates=(1e-3,),
                                ways=("all states",), fewer=(), seeds=(1, 2))
-    found = make.on_real_code("real --repeat", plan, str(at_hand / "out"), at_hand / "repeat.json", 1)
+    found = make.on_real_code("real --repeat", plan, str(at_hand / "out"),
+                              at_hand / "repeat.json", 1)
     labs = [real.laboratory(plan, str(at_hand / "out"), "small", seed) for seed in (0, 1, 2)]
     assert len({str(lab.goals) for lab in labs}) == 3
     assert list(found["seeds"]) == ["1", "2"] and labs[1].rate("SFT-2", "all states") == 1e-3
@@ -71,7 +71,7 @@ def test_other_seeds_have_other_programs_and_the_rate_is_given(at_hand):
     first, second = ([row["tokens_read"] for row in corpora["small"]["rows"]]
                      for corpora in found["seeds"].values())
     cells = [f"{(a + b) / 2:.0f} ± {abs(a - b) / 2 ** 0.5:.0f}" for a, b in zip(first, second)]
-    game = real.blocks({"real --repeat": found})["real --repeat, small: the game"]
+    game = real_tables.blocks({"real --repeat": found})["real --repeat, small: the game"]
     assert first != second and [line.split(" | ")[4].strip()
                                 for line in game.splitlines()[2:]] == cells
 
@@ -100,7 +100,7 @@ def test_the_adapted_model_has_read_whole_pieces_and_is_stopped_by_a_threshold(f
         model = lab.tuned(None, lab.programs[:n], "whole pieces", lab.rate("SFT", "all states"),
                           "Adapted")
         assistant = new_assistant(lab.cfg, lab.base._replace(model=model), max_cost=20)
-        assert lab.episodes(name, assistant) == lab.adapted(n)[name]
+        assert lab.episodes(name, assistant) == lab.adapted_rows(n)[name]
     assert {(some["ours"], some["other"]) for some in found["seeds"]["0"]["small"]["differences"]} \
         >= {("Empower (20), greedy", name), (name, "Base stopped at 20 bits"),
             ("Base stopped at 20 bits", "Human alone"), ("Base stopped at 20 bits", "Base-2")}
@@ -108,35 +108,46 @@ def test_the_adapted_model_has_read_whole_pieces_and_is_stopped_by_a_threshold(f
 
 def test_adapted_first_learns_to_stop_from_text_that_the_scorer_has_not_read(
         found, at_hand, monkeypatch):
-    lab, calls = real.laboratory(PLAN, str(at_hand / "out"), "small", 0), []
-    tuned = lab.tuned
+    lab, calls, played = real.laboratory(PLAN, str(at_hand / "out"), "small", 0), [], {}
+    tuned, keep, assistant = lab.tuned, lab.cache.data, lab.assistant
 
     def watched(rule, pieces, way, rate, label, begin=None):
         model = tuned(rule, pieces, way, rate, label, begin)
-        calls.append((way, pieces, begin, model))
+        calls.append((rule, pieces, way, rate, begin, model))
         return model
 
     monkeypatch.setattr(lab, "tuned", watched)
-    keep = lab.cache.data
+    monkeypatch.setattr(lab, "assistant", lambda model, rule, pieces: played.setdefault(
+        id(model), assistant(model, rule, pieces)))
+    monkeypatch.setattr(lab, "episodes", lambda name, assistant: [])
     monkeypatch.setattr(lab.cache, "data", lambda name, inputs, make, code: make()
                         if name.startswith("adapted") else keep(name, inputs, make, code))
-    again = lab.adapted_first(10)
-    (way, read, begin, reader), *others = calls
-    assert way == "whole pieces" and read == lab.programs[:5] and begin is None
-    assert len(others) == len(PLAN.etas)
-    for way, pieces, begin, model in others:
-        assert way == "all states" and begin is reader and model is not reader
+    results = lab.adapted_first_rows(10)
+    (rule, read, way, rate, begin, adapted), *others = calls
+    assert (rule, read, way, begin) == (None, lab.programs[:5], "whole pieces", None)
+    assert rate == lab.rate("SFT", "all states") and len(others) == len(PLAN.etas)
+    for eta, (rule, pieces, way, rate, begin, model) in zip(PLAN.etas, others):
+        assert (way, rate) == ("all states", lab.rate("Empower", "all states"))
+        assert begin is adapted and model is not adapted
+        assert [rule(np.array([eta, 1.0]), None), rule(np.array([eta + 1.0]), None)] == [1, 0]
         assert [ids for ids, *_ in pieces] == [ids for ids, *_ in lab.programs[5:10]]
         for (ids, nll, ends), (_, before, same) in zip(pieces, lab.programs[5:10]):
-            costs = token_nll(reader(torch.tensor([[lab.base.encoding.start, *ids]]))[0, :-1],
-                              torch.tensor(ids))
-            assert ends == same and np.allclose(nll, costs.detach(), atol=1e-4)
+            assert ends == same and np.allclose(nll, costs(adapted, lab, ids), atol=1e-4)
             assert not np.allclose(nll, before, atol=1e-2)
-    rows = {row["name"]: row for row in found["seeds"]["0"]["small"]["rows"]}
-    for name, kept in again.items():
-        episodes = list(map(Episode.from_dict, kept["episodes"]))
-        assert summarize("", episodes, lab.cfg)["share_saved"] == rows[f"{name}, greedy"][
-            "share_saved"]
+        assert played[id(model)].max_tokens == min(lab.cfg.max_suggestion, max(
+            max(lengths_in_every_state(rule, nll)) for _, nll, _ in pieces))
+        asked = real.choose_completions(
+            [(ids, costs(adapted, lab, ids), ends) for ids, _, ends in lab.unseen] * PLAN.states,
+            rule, real.numpy_generator(lab.cfg, "held-out states"), None)
+        asked = [some for some in asked if some[2]] or asked
+        assert results[f"Adapted, then Empower ({eta})"]["stopping"]["asked"] == pytest.approx(
+            np.mean([min(len(some[1]), played[id(model)].max_tokens) for some in asked]))
+
+
+def costs(model, lab, ids):
+    """Bits of each token under a model, which reads the start token first."""
+    logits = model(torch.tensor([[lab.base.encoding.start, *ids]]))[0, :-1]
+    return token_nll(logits, torch.tensor(ids)).detach().numpy()
 
 
 def test_rows_with_fewer_pieces_say_how_many_and_are_compared(found):
@@ -152,21 +163,57 @@ def test_rows_with_fewer_pieces_say_how_many_and_are_compared(found):
                      ("Adapted, then Empower (1), greedy, 12 pieces", "Base stopped at 1 bits")}
 
 
-def test_with_a_laboratory_for_each_process_it_is_the_task():
+def test_a_process_takes_whole_laboratories_or_single_rows():
     plan = dataclasses.replace(PLAN, corpora=("a", "b"), seeds=(1, 2))
-    assert real.tasks(plan, "out", 4) == [[(real.answer, (plan, "out", corpus, seed))
-                                           for corpus in "ab" for seed in (1, 2)]]
-    rates, others = real.tasks(plan, "out", 5)
+    whole = [[(real.answer, (plan, "out", corpus, seed)) for corpus in "ab" for seed in (1, 2)]]
+    assert real.tasks(plan, "out", 4) == real.tasks(plan, "out", 2) == whole
+    rates, others = real.tasks(plan, "out", 3)
     assert len(rates) == 4 * 3 and len(others) == 4 * (4 + len(real.trainings(plan)) + 4)
+    assert len(real.tasks(dataclasses.replace(plan, rates=(1e-3,)), "out", 3)) == 1
+
+
+def test_the_tasks_make_every_stage_of_the_answer(at_hand, monkeypatch):
+    """With as few rows as can be, and what the plans of the command line leave out."""
+    plan = dataclasses.replace(PLAN, etas=(20,), thresholds=(20,), ns=(), pieces=10, fewer=(),
+                               ways=("all states",), rates=(1e-3,), offset=False, adapted=(4,),
+                               adapted_first=(10,))
+    out = str(at_hand / "tasks")
+    for some in real.tasks(plan, out, 3):
+        for function, arguments in some:
+            function(*arguments)
+    monkeypatch.setattr(real, "train", None)
+    answer = real.answer(plan, out, "small", 0)
+    assert [row["name"] for row in answer["rows"]] == [
+        "Human alone", "Base stopped at 20 bits", "Algorithm 1, 20 bits",
+        "Adapted, stopped at 20 bits, 4 pieces", "Empower (20), greedy",
+        "Adapted, then Empower (20), greedy"]
+    assert {(some["ours"], some["other"]) for some in answer["differences"]} == {
+        ("Adapted, stopped at 20 bits, 4 pieces", "Base stopped at 20 bits"),
+        ("Empower (20), greedy", "Base stopped at 20 bits"),
+        ("Adapted, then Empower (20), greedy", "Base stopped at 20 bits"),
+        ("Adapted, then Empower (20), greedy", "Empower (20), greedy"),
+        *((row, "Human alone") for row in ("Empower (20), greedy", "Base stopped at 20 bits",
+                                           "Adapted, then Empower (20), greedy"))}
+
+
+def test_every_plan_of_the_command_line_has_pieces_enough_or_says_so(at_hand):
+    for k, (plan, _) in enumerate(make.REAL.values()):
+        small = dataclasses.replace(plan, corpora=("small",), context=40, held_out=3, turn_tokens=4)
+        lab = at_hand / f"plan-{k}", "small", 0
+        if plan == real.RealPlan():
+            assert len(real.RealLab(small, *lab).programs) == 64
+        elif (most := real.most_pieces(plan)) > 64:
+            with pytest.raises(UserError, match=f"asks for {most}: name a larger corpus"):
+                real.RealLab(small, *lab)
 
 
 def test_the_interval_of_a_difference_over_seeds_by_hand():
     row = {"ours": "a", "other": "b", "metric": "dpr", "low": 0.0, "high": 0.0}
-    some = real.over_seeds([{**row, "difference": value} for value in (0.1, 0.2, 0.3)])
+    some = real_tables.over_seeds([{**row, "difference": value} for value in (0.1, 0.2, 0.3)])
     assert [some["difference"], some["low"], some["high"]] == pytest.approx(
         [0.2, 0.2 - 0.248, 0.2 + 0.248], abs=1e-3)
     none = {**row, "difference": 0.1, "low": None}
-    assert real.over_seeds([{**row, "difference": 0.1}, none])["low"] is None
+    assert real_tables.over_seeds([{**row, "difference": 0.1}, none])["low"] is None
 
 
 def test_the_rate_is_that_with_the_smallest_loss(found, at_hand):
@@ -215,10 +262,13 @@ def test_the_picture_of_adapting_first_has_a_point_for_each_number_of_pieces(fou
     draw = pytest.importorskip("draw", reason="needs matplotlib")
     figure = draw.adapt({"real --adapt": json.loads(json.dumps(found))})
     [saved] = figure.axes
-    assert [len(curve.lines[0].get_xdata()) for curve in saved.containers] == [2, 2, 2]
     rows = {row["name"]: row for row in found["seeds"]["0"]["small"]["rows"]}
-    assert list(saved.containers[2].lines[0].get_ydata()) == [
-        rows[f"Empower (1), greedy{pieces}"]["share_saved"] for pieces in (", 4 pieces", "")]
+    for curve, row, sizes in zip(saved.containers, (
+            "Adapted, stopped at 1 bits", "Adapted, then Empower (1), greedy",
+            "Empower (1), greedy"), ((4, 10), (10, 12), (4, 10)), strict=True):
+        line = curve.lines[0]
+        assert [tuple(line.get_xdata()), list(line.get_ydata())] == [sizes, [
+            rows[real_tables.sized(row, n, 10)]["share_saved"] for n in sizes]]
     assert "Base stopped at 1 bits, has read none" in saved.get_legend_handles_labels()[1]
 
 

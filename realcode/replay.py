@@ -119,7 +119,7 @@ class ReplayLab(empower.Lab):
         self.base = base or self.small_gpt(texts)
         if base:
             self.fine_tuning = {"micro_batch": 4, "clip": 1.0}
-        self.programs = self.scored_pieces(texts)
+        self.programs = self.scored_pieces(texts, cfg.train_programs)
         self.goals, self.ends = drawn_goals(cfg, self.base, held_out)
 
     def small_gpt(self, texts):
@@ -135,11 +135,11 @@ class ReplayLab(empower.Lab):
             cfg, "context", "pretrain_tokens", *PRETRAINING)}
         return self.cache.model("base", inputs, make, code=(GPT,))
 
-    def scored_pieces(self, texts):
-        """(token ids, costs, whether its program ends there) of each piece to learn from (4.1)."""
+    def scored_pieces(self, texts, most):
+        """(token ids, costs, whether its program ends there) of `most` pieces of programs (4.1)."""
         pieces = cut(self.base.encoding, texts, self.cfg.context)
         pieces = python_generator(self.cfg, "pieces").sample(
-            pieces, min(len(pieces), self.cfg.train_programs))
+            pieces, min(len(pieces), self.cfg.train_programs))[:most]
         texts = [ids for ids, _ in pieces]
         key = fingerprint([self.base.name, texts, code_of(kept_costs, GPT)])
         costs = kept_costs(self.cache.stages / f"costs-{key}", self.base, texts)
