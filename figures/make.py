@@ -171,11 +171,9 @@ def on_real_code(which, plan, out, results, workers):
     Path(out).mkdir(parents=True, exist_ok=True)
     writable(results)
     real.check_packages(plan)
-    device, untrained = cli.pick_device(plan.device), len(plan.ns) + len(plan.thresholds)
-    trainings = (len(real.trainings(plan)) + len(real.choices(plan)) * len(plan.rates)
-                 + len(plan.adapted) + len(plan.adapted_first) * (1 + len(plan.etas)))
-    print(f"{len(plan.corpora)} corpora, {len(plan.seeds)} seeds; for each of both {trainings} "
-          f"trainings and {untrained} rows without training.\nAbout {MINUTES[which]} minutes on 2 "
+    device = cli.pick_device(plan.device)
+    print(f"{real.count(plan)} trainings in all: {', '.join(plan.corpora)}; seeds "
+          f"{', '.join(map(str, plan.seeds))}.\nAbout {MINUTES[which]} minutes on 2 "
           f"CPU cores, less if stages are reused. Device {cli.device_name(device)},\n{workers} "
           f"processes, stages in {out}/real-*, log in {log}, results in {results}")
     for tasks in real.tasks(plan, out, workers):

@@ -78,6 +78,7 @@ class RealPlan:
     ways: tuple = ("all states", "one state")                # of learning
     adapted: tuple = ()                                      # pieces that adapted models read
     adapted_first: tuple = ()                                # pieces of "Adapted, then Empower"
+    also: tuple = ()                                         # (corpus, pieces) of Empower alone
     offset: bool = True                                      # whether to play with the offset
     seeds: tuple = (0,)                                      # each with its own held-out programs
     device: str = "auto"
@@ -95,8 +96,8 @@ REPEAT = dataclasses.replace(FURTHER, corpora=("algorithms", "stdlib"), threshol
 # Is it better to adapt the model before it learns to stop? On programs of other seeds, at the same
 # rate. `algorithms` has little more than 768 pieces to learn from.
 ADAPT = dataclasses.replace(REPEAT, thresholds=(0.32, 1), ns=(), fewer=(64,),
-                            adapted=(64, 256, 768), adapted_first=(256, 768), offset=False,
-                            seeds=(4, 5, 6))
+                            adapted=(64, 256, 768), adapted_first=(256, 768),
+                            also=(("algorithms", 768),), offset=False, seeds=(4, 5, 6))
 STOPS = ("greedy", "silent as asked")
 KINDS = {"Empower": (empower, 1), "SFT": (sft, 10)}  # rules for which the rate is chosen
 ALONE = "Human alone"
@@ -366,12 +367,20 @@ def rules(plan):
             **{f"Empower ({eta:g})": empower(eta) for eta in plan.etas}}
 
 
-def trainings(plan):
+def trainings(plan, corpus):
     """[(name, rule, pieces, way)] of all trainings: those of the table, then those of the curve."""
-    curve = [(n, "all states") for n in plan.fewer] + [
+    also = [n for name, n in plan.also if name == corpus]
+    curve = [(n, "all states") for n in (*plan.fewer, *also)] + [
         (plan.pieces, way) for way in plan.ways if way != "all states"]
     return [*((name, rule, plan.pieces, "all states") for name, rule in rules(plan).items()),
             *((f"Empower ({eta:g})", empower(eta), *size) for size in curve for eta in (0.32, 1))]
+
+
+def count(plan):
+    """How many trainings the plan asks for."""
+    each = (len(plan.rates) * len(choices(plan)) + len(plan.adapted)
+            + len(plan.adapted_first) * (1 + len(plan.etas)))
+    return len(plan.seeds) * sum(len(trainings(plan, corpus)) + each for corpus in plan.corpora)
 
 
 def choices(plan):
@@ -391,7 +400,7 @@ def tasks(plan, out, workers):
     for lab in labs:
         rates += [(choose_rate, (*lab, kind, way)) for kind, way in choices(plan)]
         others += [(play_row, (*lab, name)) for name in names]
-        others += [(play_trained, (*lab, k)) for k in range(len(trainings(plan)))]
+        others += [(play_trained, (*lab, k)) for k in range(len(trainings(plan, lab[2])))]
         others += [(play_adapted, (*lab, n)) for n in plan.adapted]
         others += [(play_adapted_first, (*lab, n)) for n in plan.adapted_first]
     return [some for some in (rates, others) if some]
@@ -399,7 +408,7 @@ def tasks(plan, out, workers):
 
 def most_pieces(plan):
     """How many pieces of a corpus the plan asks for."""
-    return max((plan.pieces, *plan.adapted, *plan.adapted_first))
+    return max((plan.pieces, *plan.adapted, *plan.adapted_first, *(n for _, n in plan.also)))
 
 
 def check_packages(plan):
@@ -422,7 +431,7 @@ def play_row(plan, out, corpus, seed, name):
 
 def play_trained(plan, out, corpus, seed, k):
     """Trains assistant k of `trainings`, and plays its rows."""
-    laboratory(plan, out, corpus, seed).learned(*trainings(plan)[k])
+    laboratory(plan, out, corpus, seed).learned(*trainings(plan, corpus)[k])
 
 
 def play_adapted(plan, out, corpus, seed, n):
@@ -459,7 +468,7 @@ def answer(plan, out, corpus, seed):
     for n in plan.adapted:
         rows |= {sized(name, n, plan.pieces): list(map(Episode.from_dict, plain))
                  for name, plain in lab.adapted_rows(n).items()}
-    for name, n, way, stops, episodes, row in learned_rows(lab, plan):
+    for name, n, way, stops, episodes, row in learned_rows(lab, plan, corpus):
         curve.append({"pieces": n, "way": way, "stops": stops, **row,
                       **summarize(name, episodes, lab.cfg)})
         if way != "one state":
@@ -474,9 +483,9 @@ def answer(plan, out, corpus, seed):
                        "held out": sum(lab.ends)}}
 
 
-def learned_rows(lab, plan):
+def learned_rows(lab, plan, corpus):
     """(name, pieces, way, how it stops, episodes, loss, offset and lengths) of the trained rows."""
-    for name, rule, n, way in trainings(plan):
+    for name, rule, n, way in trainings(plan, corpus):
         found = lab.learned(name, rule, n, way)
         for stops in [stops for stops in STOPS if stops in found]:
             yield name, n, way, stops, list(map(Episode.from_dict, found[stops]["episodes"])), {

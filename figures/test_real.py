@@ -168,8 +168,24 @@ def test_a_process_takes_whole_laboratories_or_single_rows():
     whole = [[(real.answer, (plan, "out", corpus, seed)) for corpus in "ab" for seed in (1, 2)]]
     assert real.tasks(plan, "out", 4) == real.tasks(plan, "out", 2) == whole
     rates, others = real.tasks(plan, "out", 3)
-    assert len(rates) == 4 * 3 and len(others) == 4 * (4 + len(real.trainings(plan)) + 4)
+    assert len(rates) == 4 * 3 and len(others) == 4 * (4 + len(real.trainings(plan, "a")) + 4)
     assert len(real.tasks(dataclasses.replace(plan, rates=(1e-3,)), "out", 3)) == 1
+    more, same = (real.trainings(dataclasses.replace(plan, also=(("a", 12),)), corpus)
+                  for corpus in "ab")
+    assert [some[:1] + some[2:] for some in more if some[2] == 12] == [
+        ("Empower (0.32)", 12, "all states"), ("Empower (1)", 12, "all states")]
+    assert len(more) == len(same) + 2
+
+
+def test_how_many_trainings_there_are(at_hand, monkeypatch):
+    """By hand for two plans; and for one, how often something is trained."""
+    assert real.count(real.ADAPT) == 3 * ((6 + 3 + 6) + (4 + 3 + 6))
+    assert real.count(real.FURTHER) == 3 * 3 + (4 + 2)
+    plan = dataclasses.replace(PLAN, fewer=(), ways=("all states",))
+    calls = []
+    monkeypatch.setattr(real, "train", lambda *arguments, **options: calls.append(arguments))
+    real.answer(plan, str(at_hand / "count"), "small", 0)
+    assert len(calls) == real.count(plan)
 
 
 def test_the_tasks_make_every_stage_of_the_answer(at_hand, monkeypatch):
