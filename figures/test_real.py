@@ -108,40 +108,60 @@ def test_the_adapted_model_has_read_whole_pieces_and_is_stopped_by_a_threshold(f
 
 def test_adapted_first_learns_to_stop_from_text_that_the_scorer_has_not_read(
         found, at_hand, monkeypatch):
-    lab, calls, played = real.laboratory(PLAN, str(at_hand / "out"), "small", 0), [], {}
-    tuned, keep, assistant = lab.tuned, lab.cache.data, lab.assistant
+    lab, learned, played = real.laboratory(PLAN, str(at_hand / "out"), "small", 0), [], []
+    tuned, rates = lab.tuned, {"SFT": 1e-3, "Empower": 1e-2}
 
     def watched(rule, pieces, way, rate, label, begin=None):
         model = tuned(rule, pieces, way, rate, label, begin)
-        calls.append((rule, pieces, way, rate, begin, model))
+        learned.append((rule, pieces, way, rate, begin, model))
         return model
 
     monkeypatch.setattr(lab, "tuned", watched)
-    monkeypatch.setattr(lab, "assistant", lambda model, rule, pieces: played.setdefault(
-        id(model), assistant(model, rule, pieces)))
-    monkeypatch.setattr(lab, "episodes", lambda name, assistant: [])
-    monkeypatch.setattr(lab.cache, "data", lambda name, inputs, make, code: make()
-                        if name.startswith("adapted") else keep(name, inputs, make, code))
-    results = lab.adapted_first_rows(10)
-    (rule, read, way, rate, begin, adapted), *others = calls
-    assert (rule, read, way, begin) == (None, lab.programs[:5], "whole pieces", None)
-    assert rate == lab.rate("SFT", "all states") and len(others) == len(PLAN.etas)
-    for eta, (rule, pieces, way, rate, begin, model) in zip(PLAN.etas, others):
-        assert (way, rate) == ("all states", lab.rate("Empower", "all states"))
-        assert begin is adapted and model is not adapted
+    monkeypatch.setattr(lab, "rate", lambda name, way: rates[name])
+    monkeypatch.setattr(lab, "assistant", lambda *arguments: arguments)
+    monkeypatch.setattr(lab, "results", lambda *arguments: played.append(arguments))
+    monkeypatch.setattr(lab.cache, "data", lambda name, inputs, make, code: make())
+    lab.adapted_first_rows(10)
+    (rule, read, way, rate, begin, adapted), *others = learned
+    assert (rule, read, way, rate, begin) == (None, lab.programs[:5], "whole pieces", 1e-3, None)
+    assert len(others) == len(played) == len(PLAN.etas)
+    for eta, (rule, pieces, way, rate, begin, model), (name, *_, assistant, unseen) in zip(
+            PLAN.etas, others, played):
+        assert (way, rate, name) == ("all states", 1e-2, f"Adapted, then Empower ({eta})")
         assert [rule(np.array([eta, 1.0]), None), rule(np.array([eta + 1.0]), None)] == [1, 0]
-        assert [ids for ids, *_ in pieces] == [ids for ids, *_ in lab.programs[5:10]]
-        for (ids, nll, ends), (_, before, same) in zip(pieces, lab.programs[5:10]):
-            assert ends == same and np.allclose(nll, costs(adapted, lab, ids), atol=1e-4)
-            assert not np.allclose(nll, before, atol=1e-2)
-        assert played[id(model)].max_tokens == min(lab.cfg.max_suggestion, max(
-            max(lengths_in_every_state(rule, nll)) for _, nll, _ in pieces))
-        asked = real.choose_completions(
-            [(ids, costs(adapted, lab, ids), ends) for ids, _, ends in lab.unseen] * PLAN.states,
-            rule, real.numpy_generator(lab.cfg, "held-out states"), None)
-        asked = [some for some in asked if some[2]] or asked
-        assert results[f"Adapted, then Empower ({eta})"]["stopping"]["asked"] == pytest.approx(
-            np.mean([min(len(some[1]), played[id(model)].max_tokens) for some in asked]))
+        assert begin is adapted and assistant == (model, rule, pieces)
+        for scored, before in ((pieces, lab.programs[5:10]), (unseen, lab.unseen)):
+            for (ids, nll, ends), (same_ids, others_nll, same_ends) in zip(
+                    scored, before, strict=True):
+                assert (ids, ends) == (same_ids, same_ends)
+                assert np.allclose(nll, costs(adapted, lab, ids), atol=1e-4)
+                assert not np.allclose(nll, others_nll, atol=1e-2)
+
+
+def test_training_begins_with_the_model_that_is_given(found, at_hand):
+    lab = real.laboratory(PLAN, str(at_hand / "out"), "small", 0)
+    adapted = lab.adapted_model(4)
+    same, base = (lab.tuned(None, lab.programs[:1], "whole pieces", 0, "nothing", begin)
+                  for begin in (adapted, None))
+    for expected, model in ((adapted, same), (lab.base.model, base)):
+        assert model is not expected and all(
+            torch.equal(a, b) for a, b in zip(model.parameters(), expected.parameters()))
+    assert not torch.equal(adapted.layers[0].mlp.up_proj.weight,
+                           lab.base.model.layers[0].mlp.up_proj.weight)
+
+
+def test_an_assistant_is_capped_at_the_longest_completion_that_it_learned_from(
+        found, at_hand, monkeypatch):
+    lab, pieces = real.laboratory(PLAN, str(at_hand / "out"), "small", 0), []
+    monkeypatch.setattr(lab, "assistant", lambda model, rule, some: pieces.append(some))
+    monkeypatch.setattr(lab, "results", lambda *arguments: {})
+    monkeypatch.setattr(lab.cache, "data", lambda name, inputs, make, code: make()
+                        if name.startswith("Empower (20) 4") else {"1": 0.0})
+    lab.learned("Empower (20)", empower(20), 4, "all states")
+    assert pieces == [lab.programs[:4]]
+    monkeypatch.undo()
+    costs = [([1] * 3, np.array([1, 0, 9.0]), True), ([1] * 2, np.array([9, 1.0]), True)]
+    assert lab.assistant(lab.base.model, empower(1), costs).max_tokens == 2
 
 
 def costs(model, lab, ids):
@@ -155,7 +175,10 @@ def test_rows_with_fewer_pieces_say_how_many_and_are_compared(found):
     names = [row["name"] for row in some["rows"]]
     pairs = {(row["ours"], row["other"]) for row in some["differences"]}
     assert "Empower (1), greedy, 4 pieces" in names and "Adapted, stopped at 1 bits" in names
-    assert pairs >= {("Empower (1), greedy, 4 pieces", "Adapted, stopped at 1 bits, 4 pieces"),
+    assert "| Adapted, then Empower (1), greedy, 12 pieces " in real_tables.blocks(
+        {"real": found})["real, small: lengths asked for and written"]
+    assert pairs >= {("Empower (1), silent as asked", "Base stopped at 1 bits"),
+                     ("Empower (1), greedy, 4 pieces", "Adapted, stopped at 1 bits, 4 pieces"),
                      ("Adapted, stopped at 1 bits, 4 pieces", "Base stopped at 1 bits"),
                      ("Adapted, then Empower (1), greedy", "Adapted, stopped at 1 bits"),
                      ("Adapted, then Empower (1), greedy", "Empower (1), greedy"),
