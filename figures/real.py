@@ -249,7 +249,7 @@ class RealLab(ReplayLab):
                 "rate": rate, **others}
 
     def assistant(self, model, rule, pieces):
-        """An Assistant that has learned this rule, capped at the longest completion."""
+        """An Assistant with a model, capped at the longest completion in these pieces."""
         longest = max(max(lengths_in_every_state(rule, nll)) for _, nll, _ in pieces)
         return new_assistant(self.cfg, self.base._replace(model=model), longest)
 
@@ -310,7 +310,7 @@ class RealLab(ReplayLab):
         def make():
             model = self.tuned(rule, self.programs[:n], way, rate, name)
             loss, offset = self.loss(model, rule), self.stop_offset(model, rule)
-            assistant = self.assistant(model, rule, self.programs[:n])
+            assistant = self.assistant(model, rule, self.programs)  # the same cap for every n
             found = {"loss": loss, "offset": offset, "greedy": self.results(name, rule, assistant)}
             if name.startswith("Empower") and self.plan.offset:  # SFT-N is never asked to be silent
                 with stop_logit(model, self.base.encoding.stop, offset):

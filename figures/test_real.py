@@ -150,7 +150,7 @@ def test_training_begins_with_the_model_that_is_given(found, at_hand):
                            lab.base.model.layers[0].mlp.up_proj.weight)
 
 
-def test_an_assistant_is_capped_at_the_longest_completion_that_it_learned_from(
+def test_an_assistant_is_capped_at_the_longest_completion_of_all_pieces(
         found, at_hand, monkeypatch):
     lab, pieces = real.laboratory(PLAN, str(at_hand / "out"), "small", 0), []
     monkeypatch.setattr(lab, "assistant", lambda model, rule, some: pieces.append(some))
@@ -158,7 +158,7 @@ def test_an_assistant_is_capped_at_the_longest_completion_that_it_learned_from(
     monkeypatch.setattr(lab.cache, "data", lambda name, inputs, make, code: make()
                         if name.startswith("Empower (20) 4") else {"1": 0.0})
     lab.learned("Empower (20)", empower(20), 4, "all states")
-    assert pieces == [lab.programs[:4]]
+    assert pieces == [lab.programs] and len(lab.programs) == 12
     monkeypatch.undo()
     costs = [([1] * 3, np.array([1, 0, 9.0]), True), ([1] * 2, np.array([9, 1.0]), True)]
     assert lab.assistant(lab.base.model, empower(1), costs).max_tokens == 2
