@@ -78,6 +78,7 @@ def begin(threads, log):
     parent = multiprocessing.parent_process()  # if that is killed, nobody ends this one
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
     torch.set_num_threads(threads)
+    tqdm.set_lock(threading.RLock())  # Python would warn of its own, a semaphore, after Ctrl-C
     sys.stdout = open(log, "a", buffering=1, encoding="utf-8")
 
 

@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import signal
+import subprocess
+import sys
 import types
 
 import numpy as np
@@ -244,6 +247,29 @@ def test_every_plan_of_the_command_line_has_pieces_enough_or_says_so(at_hand):
         elif (most := real.most_pieces(plan)) > 64:
             with pytest.raises(UserError, match=f"asks for {most}: name a larger corpus"):
                 real.RealLab(small, *lab)
+
+
+def test_ctrl_c_ends_the_processes_without_a_warning(tmp_path):
+    """Each process has shown a bar, and is at work."""
+    script = tmp_path / "script.py"
+    script.write_text(f"""
+import signal, sys, time
+sys.path[:0] = [{str(real.__file__.rpartition("/")[0])!r}]
+import make
+from tqdm import tqdm
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    tasks = [(tqdm.get_lock, ())] * 2 + [(time.sleep, (600,))] * 2
+    with make.cli.plain_errors("script"):
+        make.in_parallel(tasks, "tasks", {str(tmp_path / "log")!r}, 2)
+""")
+    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                          text=True) as host:
+        for _ in range(2):  # a lock cannot be sent back
+            assert "a process failed" in host.stdout.readline()
+        host.send_signal(signal.SIGINT)
+        error = host.communicate(timeout=60)[1]
+    assert host.returncode == 130 and "interrupted" in error and "Warning" not in error
 
 
 def test_the_interval_of_a_difference_over_seeds_by_hand():
