@@ -524,6 +524,17 @@ def test_durations_are_those_that_the_commands_announce():
         assert f"about {minutes} minutes" in PAGES["README.md"]
 
 
+def test_the_committed_results_on_real_code_are_those_of_the_plans():
+    for plan, name in make.REAL.values():
+        found = json.loads((HERE / name).read_text())
+        wanted = json.loads(json.dumps(dataclasses.asdict(plan)))
+        for field in ("corpora", "etas", "ns", "held_out", "context", "pieces", "rates"):
+            assert found["plan"][field] == wanted[field], (name, field)
+        assert list(found["seeds"]) == list(map(str, plan.seeds)), name
+        assert all(list(some) == wanted["corpora"] for some in found["seeds"].values()), name
+    assert found["plan"] == wanted  # of the last, that nothing was added to later
+
+
 def test_the_evidence_is_complete():
     for block in committed()[1].values():
         assert block in PAGES["README.md"]
