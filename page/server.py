@@ -33,11 +33,11 @@ from page.trial import Trial
 from realcode.given import DTYPE
 from support.cli import UserError, check_ranges, flag
 from support.files import read_text
-from support.packed import SMALL, packed
 
 BODY = 2**20         # bytes of a request at most
 THREADS = 128        # requests at a time at most
 SECONDS = 20         # for a request to arrive whole
+SMALL = 10_000_000   # weights of a model: fewer gain nothing from a second thread
 HTML = Path(__file__).with_name("page.html")
 
 
@@ -78,9 +78,8 @@ def page(cfg):
         raise UserError(f"cannot listen on {cfg.host}, port {cfg.port} ({error}): choose another "
                         "--port, or --port 0 for any that is free") from None
     try:
-        with packed(*models):
-            announce(cfg, server.address, trial)
-            server.serve_forever()
+        announce(cfg, server.address, trial)
+        server.serve_forever()
     except KeyboardInterrupt:
         print("\nThe page has ended.")
     finally:

@@ -1,8 +1,9 @@
 """Weights laid out for the processor before a text is written, not again for every token.
 
-A matrix product of a few rows, as when texts are written side by side, spends much of its time on
+A matrix product of a few rows, as when texts are written side by side, spends part of its time on
 copying the weights into the order in which its inner loop reads them. oneDNN, which is part of
-PyTorch, can keep the copy.
+PyTorch, can keep the copy. A text that is written alone has no use for it: such a product reads
+each weight once, in any order.
 """
 
 import contextlib
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 SMALL, LARGE = 10_000_000, 1_000_000_000  # weights of a model: fewer gain nothing, more take 4 GB
-MOST = 64                                 # rows for which the copy is used
+FEWEST, MOST = 4, 64                      # rows for which the copy is used
 
 
 @contextlib.contextmanager
@@ -52,7 +53,7 @@ def product(layer, weight, version, x):
 
     weight: its packed weights, made when layer.weight had this version.
     """
-    few = x.numel() // x.shape[-1] <= MOST
+    few = FEWEST <= x.numel() // x.shape[-1] <= MOST
     plain = not (torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"))  # not supported
     if few and plain and layer.weight._version == version:
         return torch.ops.mkldnn._linear_pointwise(x, weight, layer.bias, "none", [], "")
