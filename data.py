@@ -58,10 +58,6 @@ class Tokenizer(tiktoken.Encoding):
         self.bos, self.stops, self.stop = bos, stops, stops[0]
         self.start = special.get(END_OF_TEXT, self.stop) if bos is None else bos
 
-    @property
-    def eot_token(self):
-        return self.stop
-
     def encode(self, text, **options):
         return [i for i in super().encode(text, **options) if i < self.size]
 

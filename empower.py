@@ -165,7 +165,8 @@ def choose_completions(programs, rule, states_rng, lengths_rng):
     """[(prefix, completion, whether it ends with a stop)], at one uniform state of each program.
 
     programs: [(token ids, costs in bits, whether the text ends there)]. A completion that reaches
-    the end of a piece of a longer text was cut off there, so it does not end with a stop.
+    the end of a piece of a longer text was cut off there, so it does not end with a stop. Both rngs
+    are NumPy generators.
     """
     states = data.draw_states(states_rng, [len(ids) for ids, *_ in programs])
     completions = []
@@ -206,7 +207,8 @@ def train(model, examples, batch_size, optimizers, rng, label, micro_batch=None,
     """One pass over `examples`, (token ids, start) each, with loss only on ids[start:].
 
     Pre-training and fine-tuning share this loop. A batch goes through the model `micro_batch`
-    examples at a time; gradients are clipped to the norm `clip`. progress: a cache.Progress to
+    examples at a time; gradients are clipped to the norm `clip`. optimizers: a list of them. rng:
+    a random.Random, which orders the examples. label: of the bar. progress: a cache.Progress to
     resume from. collate, loss_of: for examples of another kind (default: `sft_loss`). Returns the
     mean loss of each update, in nats per token.
     """
@@ -248,7 +250,7 @@ def train(model, examples, batch_size, optimizers, rng, label, micro_batch=None,
 # ------------------------------------------------------------------- settings
 
 MINUTES = 7  # duration of the default run on 2 CPU cores
-UNLIMITED_TOKENS = 400  # a cap for a human without a round limit, the length of six programs
+UNLIMITED_TOKENS = 400  # a cap on what she writes without a round limit: six programs' length
 # Settings on which pre-training depends, and those on which everything sampled depends.
 PRETRAINING = ("seed", "vocab_size", "width", "layers", "pretrain_batch", "pretrain_lr")
 SAMPLING = ("seed", "temperature", "top_p")
@@ -279,10 +281,10 @@ class Config:
     # the human and the game (5.1)
     care: float = flag(0.05, "her care: the share of her own text that she would reject (0.05, the "
                              "customary rate of false rejections); larger is more careful", 0, 1)
-    turn_tokens: int = flag(4, "K_H, most tokens that she types in a round (5.1: 10)", 1, 1000)
+    turn_tokens: int = flag(4, "K_H, most tokens that she types in a round (5.1: 10)", 0, 1000)
     rounds: int = flag(19, "most rounds of a game; K_H x rounds is 1.25 programs (in 5.1 too, "
                            "if its programs have 400 tokens, which we assume)", 1)
-    max_suggestion: int = flag(100, "cap on a suggestion, tokens", 0, 2000)  # half the context
+    max_suggestion: int = flag(100, "cap on every suggestion, tokens", 0, 2000)  # half the context
     temperature: float = flag(1.0, "of sampling, for human and assistants (5.1: defaults)", 0)
     top_p: float = flag(1.0, "share of the probability that sampling keeps", 0, 1)
     # the discounted pass rate (5.1)
@@ -315,24 +317,28 @@ def pretrain(cfg, encoding, documents, device):
 
 
 def write_programs(cfg, base, human, problems):
-    """Her one attempt at each problem, unfiltered: [{statement, program, nll, her_nll}].
+    """Her one attempt at each problem, unfiltered: [{statement, program, ended, nll, her_nll}].
 
-    human: a model that reads the statement. nll: the cost in bits of each token under pi_hat, which
-    does not read it; her_nll: under pi_H, which does. Empty programs are left out.
+    human: a model that reads the statement. ended: whether she ended the program herself. nll: the
+    cost in bits of each token under pi_hat, which does not read the statement; her_nll: under pi_H,
+    which does. Empty programs are left out.
     """
     encoding, knows = base.encoding, goals(base.encoding, problems)
-    generator, programs = torch_generator(cfg, "programs", human.device), []
+    generator, programs, ended = torch_generator(cfg, "programs", human.device), [], []
     for k in tqdm(range(0, len(problems), 512), "human writes", unit="batch", leave=False,
                   disable=None):
         texts = knows[k:k + 512]
-        new, _ = sample(human, KVCache(human, len(texts)), texts, UNLIMITED_TOKENS,
-                        encoding.stops, cfg.temperature, cfg.top_p, generator=generator)
+        new, stopped = sample(human, KVCache(human, len(texts)), texts, UNLIMITED_TOKENS,
+                              encoding.stops, cfg.temperature, cfg.top_p, generator=generator)
+        ended += stopped
         programs += [encoding.encode_ordinary(encoding.decode(ids)) for ids in new]
     costs = score(base.model, programs, encoding.start)
-    her_costs = score(human, [goal[1:] + ids for goal, ids in zip(knows, programs)], encoding.start)
-    return [{"statement": problem.statement, "program": encoding.decode(ids), "nll": nll.tolist(),
-             "her_nll": her_nll[len(her_nll) - len(ids):].tolist()}
-            for problem, ids, nll, her_nll in zip(problems, programs, costs, her_costs) if ids]
+    her_costs = score(human, [goal[1:] + ids for goal, ids in zip(knows, programs)],
+                      encoding.start)  # which is the first token of each goal
+    return [{"statement": problem.statement, "program": encoding.decode(ids), "ended": done,
+             "nll": nll.tolist(), "her_nll": her_nll[len(her_nll) - len(ids):].tolist()}
+            for problem, ids, done, nll, her_nll in zip(
+                problems, programs, ended, costs, her_costs) if ids]
 
 
 def fine_tune(cfg, base, examples, rng, label, optimizers=adamw, **options):
@@ -348,13 +354,13 @@ def fine_tune(cfg, base, examples, rng, label, optimizers=adamw, **options):
 class Lab:
     """All that the rows of the table share. Each part is made once and kept in cfg.out.
 
-    contest: the problems. base: pi_hat, from which the assistants start. human: pi_H; hers: her
-    language model.
-    programs: (token ids, costs in bits, True) of each program that she wrote.
+    contest: the problems. base: pi_hat, from which the assistants start. human: pi_H; hers: the
+    Checkpoint of her language model. written: what `write_programs` returned.
+    programs: (token ids, costs in bits, whether she ended it) of each program in `written`.
     human_cfg: settings for a model of her own; without them she is the base model.
     """
 
-    fine_tuning = {}  # options of `fine_tune`, for a subclass
+    fine_tuning = {}  # options of `fine_tune`
 
     def __init__(self, cfg, human_cfg=None):
         self.cfg, self.device = cfg, cli.pick_device(cfg.device)
@@ -368,7 +374,7 @@ class Lab:
             self.hers = self.language_model("human", human_cfg, self.base)
         self.written = self.write("programs", self.contest.learn)
         self.programs = [(self.base.encoding.encode_ordinary(row["program"]), np.array(row["nll"]),
-                          True) for row in self.written]
+                          row["ended"]) for row in self.written]
         self.human = self.human_with(cfg.care)
 
     def write(self, name, problems):

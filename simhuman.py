@@ -84,7 +84,7 @@ class Episode:
 
     problem: int              # index into the list of problems
     turns: list = dataclasses.field(default_factory=list)
-    finished: bool = False    # she ended it herself, before the round limit
+    finished: bool = False    # she ended it herself, with a stop token
     passed: bool = False      # the judge found that the program passes every test
 
     @classmethod
@@ -166,7 +166,7 @@ class Human:
     def type(self, codes, stop_tokens, generator):
         """(what she types after each code, whether she ended the episode with a stop token).
 
-        `sample` rolls the cache back to the code, so that rejected tokens are forgotten.
+        Rejected tokens are forgotten: `extend`, in `sample`, rolls the cache back to the code.
         """
         texts = [goal + code for goal, code in zip(self.goals, codes)]
         return sample(self.model, self.cache, texts, self.turn_tokens, stop_tokens,
@@ -202,12 +202,12 @@ def play(goals, human, assistant, rounds, start, stop_tokens, generator, label="
     """Plays all problems in lockstep; returns one Episode for each goal.
 
     For one problem, without batches and caches, it would be:
-        while not finished and len(turns) < rounds:
+        while not finished and turns < rounds:
             suggestion = assistant.sample(start + code)          # up to a stop token
             if suggestion and human.accepts(nll(suggestion, given=goal + code)):
                 code += suggestion
             typed, finished = human.sample(goal + code)          # at most K_H tokens
-            code += typed
+            code, turns = code + typed, turns + 1
 
     goals: what she knows, as token ids: for a Human the token `start`, which opens a document, and
     the problem statement. assistant: None if she is alone. label: of the bar; None shows no bar.
@@ -228,7 +228,7 @@ def play(goals, human, assistant, rounds, start, stop_tokens, generator, label="
                 episodes[p].turns.append(Turn(new, nll, accepted))
                 if accepted:
                     codes[p] += new
-                elif new:  # rejected: the assistant forgets it
+                elif new:  # rejected: `extend` must not take it for the beginning of what follows
                     cache.rollback(row, len(known[p] + codes[p]))
             typed, finished = human.type([codes[p] for p in live], stop_tokens, generator)
             for p, tokens, done in zip(live, typed, finished):

@@ -63,7 +63,8 @@ def unigram_nll(programs):
 def experiment_5(lab):
     """Empower with completions that the unigram scorer has chosen, at two thresholds."""
     texts = [ids for ids, *_ in lab.programs]
-    programs = [(ids, nll, True) for ids, nll in zip(texts, unigram_nll(texts))]
+    programs = [(ids, nll, ended)
+                for (ids, _, ended), nll in zip(lab.programs, unigram_nll(texts))]
     return learned(lab, {f"Unigram ({eta:g})": empower.empower(eta) for eta in (4, 16)}, programs)
 
 
@@ -122,10 +123,12 @@ def experiment_7(lab):
               "First half": range(len(episodes) // 2)}
     found = {}
     for name, kept in halves.items():
-        texts = [episodes[k].code for k in kept if episodes[k].code]
-        costs = empower.score(lab.base.model, texts, lab.base.encoding.start)
+        written = [episodes[k] for k in kept if episodes[k].code]
+        costs = empower.score(lab.base.model, [episode.code for episode in written],
+                              lab.base.encoding.start)
         found |= learned(lab, {name: empower.empower(cfg.eta)},
-                         [(ids, nll, True) for ids, nll in zip(texts, costs)])
+                         [(episode.code, nll, episode.finished)
+                          for episode, nll in zip(written, costs)])
     return found
 
 

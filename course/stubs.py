@@ -24,8 +24,8 @@ EXERCISES = {  # number: (file, functions)
     8: ("course/exercises.py", ["another_domain"]),
     9: ("course/exercises.py", ["another_human"]),
 }
-COPIED = ("*.py", "*.md", "*.txt", "LICENSE", "support", "realcode", "course", "figures",
-          "fixtures")
+COPIED = ("*.py", "*.md", "*.txt", "LICENSE", "support", "realcode", "section5", "page", "course",
+          "figures", "fixtures")
 
 
 def stubbed(source, names):

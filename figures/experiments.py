@@ -120,7 +120,8 @@ def by_exact_entropy(lab):
         lambda: [row.tolist() for row in bound.entropies(lab.base.model, texts,
                                                          lab.base.encoding.start)],
         code=(GPT,))
-    programs = [(ids, np.array(entropy), True) for ids, entropy in zip(texts, entropies)]
+    programs = [(ids, np.array(entropy), ended)
+                for (ids, _, ended), entropy in zip(lab.programs, entropies)]
     name, rule = f"Empower ({lab.cfg.eta:g}), entropy", empower.empower(lab.cfg.eta)
     row = lab.train(name, rule, programs)
     return {name: row}, lab.stopping(name, rule, row, programs)
@@ -266,7 +267,7 @@ def tuned(plan, cfg, optimizer, rate):
     lab.fine_tuning = {"optimizers": OPTIMIZERS[optimizer]}
     rules, encoding = completion_rules(cfg), lab.base.encoding
     trained, losses = train(lab, rules), {}
-    programs = [(encoding.encode_ordinary(row["program"]), np.array(row["nll"]), True)
+    programs = [(encoding.encode_ordinary(row["program"]), np.array(row["nll"]), row["ended"])
                 for row in lab.write("development programs", lab.contest.dev * plan.attempts)]
     for name, rule in rules.items():
         completions = empower.choose_completions(programs, rule, numpy_generator(cfg, "dev states"),

@@ -107,8 +107,8 @@ class ReplayLab(empower.Lab):
                             "10 programs that do not resemble each other")
         base = given_model(cfg, self.device) if cfg.model else None
         model = base.model if base else empower.new_model(cfg, cfg.vocab_size)
-        longest = max(cfg.max_suggestion, 2 * cfg.turn_tokens)  # that of Base-N
-        check_context(cfg, model.config.max_position_embeddings, longest + cfg.turn_tokens)
+        check_context(cfg, model.config.max_position_embeddings,
+                      cfg.max_suggestion + cfg.turn_tokens)
         self.cache = Cache(cfg.out, self.device)
         print(f"Fine-tune {len(completion_rules(cfg))} assistants and replay {len(held_out)} "
               "programs with each" + (": the bars show how long it takes." if base else

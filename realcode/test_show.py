@@ -332,10 +332,10 @@ USES = ["replay --corpus corpus --out new", "finetune --corpus corpus --out new"
     ("replay --corpus corpus --out busy", "--out busy is not empty and was not written by this"),
     ("replay --corpus corpus --out new --model model --context 250",
      "--context is 250, but the model reads 256 tokens: give at most"),
-    ("replay --corpus corpus --out new --model model --context 232 --max-suggestion 8",
-     "give at most 225"),  # after it Base-20 writes 20 tokens and the author 10
-    ("replay --corpus corpus --out new --model model --turn-tokens 90",
-     "a round may take 270 tokens, but the model reads 256 in all: .* or --turn-tokens"),
+    ("replay --corpus corpus --out new --model model --context 240 --max-suggestion 8",
+     "give at most 237"),  # after it comes a suggestion of 8 tokens, and the author types 10
+    ("replay --corpus corpus --out new --model model --turn-tokens 150",
+     "a round may take 250 tokens, but the model reads 256 in all: .* or --turn-tokens"),
     ("show a.py --out given", "the run in given used --model there: give it here too"),
     ("suggest a.py:1234567890:1 --model model", "is not a place in a.py"),
     ("replay --corpus corpus --out new --context 5000", "the model reads 4096 tokens: give at"),

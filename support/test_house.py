@@ -71,11 +71,6 @@ def test_no_imports_go_in_a_circle():
             del left[path]
 
 
-def test_only_the_command_line_names_realcode():
-    assert "realcode" not in {room(other) for path in source_files() for other in imports(path)
-                              if room(path) in CORE | {"support"}}
-
-
 def test_the_top_level_holds_what_was_agreed():
     agreed = {"empower.py", "model.py", "data.py", "simhuman.py", "test_empower.py", "README.md",
               "requirements.txt", "LICENSE", "support", "realcode", "section5", "page", "figures",

@@ -60,7 +60,7 @@ def test_stopping_is_judged_by_the_distribution_of_lengths():
     shuffled = row([0, 3, 0, 5], [5, 0, 3, 0])  # as drawn at random: the lengths are right
     assert shuffled["learned"] == "yes" and shuffled["distance"] == 0
     near = row([4] * 20, [4] * 18 + [2, 7])
-    row([50] * 3, [8] * 3)  # a completion that is longer than the cap
+    assert row([50] * 3, [8] * 3)["asked"] == 30  # a completion that is longer than the cap
     assert near["within_2"] == 0.95 and near["distance"] == 0.05 and near["learned"] == "yes"
 
 
