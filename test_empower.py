@@ -907,9 +907,11 @@ def readme_blocks(language):
 
 
 def readme_commands():
-    """Commands of figures/make.py are tested in figures/test_figures.py."""
-    return [line for block in readme_blocks("sh") for line in block.splitlines()
-            if line.startswith("python ") and "figures/make.py" not in line]
+    """With a GGUF file too, if they name a folder. figures/test_figures.py tests figures/make.py."""
+    found = [line for block in readme_blocks("sh") for line in block.splitlines()
+             if line.startswith("python ") and "figures/make.py" not in line]
+    return found + [line.replace("--model DIR", "--model FILE.gguf") for line in found
+                    if "--model DIR" in line]
 
 
 REPLAY = shlex.split("--width 32 --layers 1 --vocab-size 300 --pretrain-tokens 15000 --context 64 "

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 import exercises  # first: it sets the path to the other files
+import empower
 import stubs
 from simhuman import Episode, Turn, typical, typical_limits
 from support import contest
@@ -223,6 +224,8 @@ def test_stubs_fail_and_differ_from_the_project_in_nothing_else(tmp_path, capsys
     out = tmp_path / "student"
     assert stubs.main([str(out)]) == 0
     assert f"{len(stubs.EXERCISES)} exercises in {out}" in capsys.readouterr().out
+    assert all((out / f"{module.replace('.', '/')}.py").exists()
+               for module in empower.COMMANDS.values())
     for file, names in stubs.EXERCISES.values():
         ours, theirs = ({getattr(node, "name", k): ast.unparse(node) for k, node in enumerate(
             ast.parse((root / file).read_text()).body)} for root in (stubs.ROOT, out))

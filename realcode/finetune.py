@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from empower import choose_completions, empower, sft, sft_example, sft_rand, train
+from empower import choose_completions, empower, score, sft, sft_example, sft_rand, train
 from model import GPT
 from realcode import all_states
 from realcode.all_states import all_states_example, lengths_in_every_state
@@ -50,14 +50,16 @@ class Config:
     corpus: str = flag("", CORPUS)
     field: str = flag("", FIELD)
     statements: bool = flag(False, STATEMENTS_FLAG)
-    rule: str = flag("empower", "what the assistant learns: empower, sft-N or sft-rand")
+    rule: str = flag("empower", "what the assistant learns: empower, sft-N or sft-rand; or whole, "
+                                "all of each piece, which adapts the model to your code and does "
+                                "not teach it to stop")
     eta: float = flag(0.32, ETA, 0)
     all_states: bool = flag(False, "learn the completions of every state of a piece at once, in "
                                    "place of one state drawn (Section 4.1): for few programs")
     held_out: int = flag(20, "programs on which its stopping is checked, at most a fifth of all; "
                              "with fewer than 5 programs, a fifth of the pieces", 1)
     context: int = flag(1024, "tokens of a piece; longer programs are cut into pieces", 16)
-    lora: int = flag(0, "rank of low-rank updates (LoRA) with alpha twice the rank, for much less "
+    lora: int = flag(0, "rank of low-rank updates (LoRA) with alpha twice the rank, for less "
                         "memory, e.g. 16; 0 trains all weights: the paper names no LoRA", 0)
     adapter: bool = flag(False, "with --lora, save only the updates, in PEFT's format")
     lr: float = flag(None, "AdamW's learning rate (default: 1e-5, or 1e-4 with --lora)", 0)
@@ -70,6 +72,8 @@ class Config:
 
     def __post_init__(self):
         check_ranges(self)
+        if self.rule == "whole" and self.all_states:
+            raise UserError("--all-states is for a rule that stops: leave it out with --rule whole")
         if self.adapter and not self.lora:
             raise UserError("--adapter is for --lora: give its rank too, or leave it out")
         if self.adapter and is_gguf(self.model):
@@ -82,15 +86,17 @@ class Config:
 
 
 def rule_named(name, eta):
-    """A completion rule by its name: empower, sft-N or sft-rand."""
+    """A completion rule by its name: empower, sft-N or sft-rand; None for whole pieces."""
     kind, _, n = name.partition("-")
+    if name == "whole":
+        return None
     if name == "empower":
         return empower(eta)
     if name == "sft-rand":
         return sft_rand(30)
     if kind == "sft" and re.fullmatch("[1-9][0-9]{0,8}", n):
         return sft(int(n))
-    raise UserError(f"--rule is {name!r}: choose empower, sft-rand or sft-N, as in sft-10")
+    raise UserError(f"--rule is {name!r}: choose empower, sft-rand, whole or sft-N, as in sft-10")
 
 
 def finetune(cfg):
@@ -101,7 +107,8 @@ def finetune(cfg):
     """
     for name in ("model", "out"):
         if not getattr(cfg, name):
-            raise UserError(f"--{name} is missing: give a folder")
+            raise UserError(f"--{name} is missing: give a folder"
+                            + " or a GGUF file" * (name == "model"))
     out, partial = Path(cfg.out), Path(f"{cfg.out.rstrip('/')}.partial")
     rule = rule_named(cfg.rule, cfg.eta)
     with parallel.processes(cfg.device) as device:
@@ -119,9 +126,10 @@ def finetune(cfg):
             finished, begun = parallel.by_rank_0(state_of, out, partial, inputs)
             if finished:
                 return print(f"another run has just finished {out}: nothing is left to do")
-            print(f"Score {len(texts[0])} programs, choose completions by {cfg.rule} and train one "
-                  f"epoch, {'resuming' if begun else 'starting'} in {partial}: the bars show how "
-                  "long it takes.")
+            chosen = f", choose completions by {cfg.rule}" if rule else ""
+            print(f"Score {len(texts[0])} programs{chosen} and train one epoch, "
+                  f"{'resuming' if begun else 'starting'} in {partial}: the bars show how long it "
+                  "takes.")
             describe(cfg, base.model, device)
             check_memory(cfg, base.model, device, texts[0])
             parallel.by_rank_0(write_text, partial / "inputs.json",
@@ -131,10 +139,11 @@ def finetune(cfg):
             if parallel.rank() == 0:
                 os.replace(partial, out)
                 tidy(out)
-                show_stopping(cfg, tuned, base.encoding, held_out)
+                show = show_stopping if rule else show_adapted
+                show(cfg, tuned, base.encoding, held_out)
         print(f"The adapter is in {out}, for PEFT and for servers that load it over {cfg.model}"
               if cfg.adapter else f"The checkpoint is in {out}. Try: python empower.py suggest "
-              f"--model {out} FILE:LINE:COL")
+              f"--model {out} FILE:LINE:COL" + ("" if rule else f" --eta {cfg.eta:g}"))
 
 
 def is_finished(out, partial, inputs):
@@ -159,14 +168,18 @@ def longest_completion(cfg):
     """About the most tokens that a completion has: in training, each needs its logits."""
     kind, _, n = cfg.rule.partition("-")
     # `empower`: a run of tokens that cost nearly nothing, and another token for each bit of eta.
-    longest = {"sft": int(n) if n.isdigit() else 30, "empower": LABELS + int(cfg.eta)}[kind]
+    longest = {"sft": int(n) if n.isdigit() else 30, "empower": LABELS + int(cfg.eta),
+               "whole": cfg.context}[kind]
     return cfg.context if cfg.all_states else min(cfg.context, longest)
 
 
 def check_memory(cfg, model, device, texts):
     """Says how much memory the training takes; a UserError if the machine does not have it."""
+    longest = 1 + max(len(text.encode()) for text in texts)  # tokens, at most
+
     def bytes_with(**changes):
         some = dataclasses.replace(cfg, **changes)
+        some = dataclasses.replace(some, context=max(16, min(some.context, longest)))
         pieces = len(texts) + sum(map(len, texts)) // some.context  # at most
         return training_bytes(
             model.config, some.lora, model.dtype.itemsize,
@@ -207,22 +220,25 @@ def remedy(bytes_with, free):
 def examples_and_held_out(cfg, base, texts, rule, folder):
     """(examples to learn from, completions on which its stopping is checked), of each piece.
 
-    If the corpus is too small to hold out a program, a fifth of the pieces is held out.
+    If the corpus is too small to hold out a program, a fifth of the pieces is held out. Without a
+    rule the second are whole pieces, with their costs.
     """
     pieces, unseen = (scored_pieces(cfg, base, some, purpose, folder)
                       for some, purpose in zip(texts, ("train", "held-out")))
+    if not texts[1]:
+        n = len(pieces) // 5
+        pieces, unseen = pieces[:len(pieces) - n], pieces[len(pieces) - n:]
+        print(f"  too few programs to hold one out; {n} pieces are held out instead" if n else
+              "  the corpus is too small to hold anything out: nothing is checked")
+    if not rule:
+        return [sft_example(base.encoding, [], ids, ends) for ids, _, ends in pieces], unseen
     learned = completions_of(cfg, pieces, rule, "train")
     held_out = completions_of(cfg, unseen, rule, "held-out")
-    if not texts[1]:
-        n = len(learned) // 5
-        learned, held_out = learned[:len(learned) - n], learned[len(learned) - n:]
-        print(f"  too few programs to hold one out; {n} pieces are held out instead" if n else
-              "  the corpus is too small to hold anything out: stopping is not checked")
     if not cfg.all_states:
         return [sft_example(base.encoding, *completion) for completion in learned], held_out
     rng = numpy_generator(cfg, "lengths in every state")
     return [all_states_example(base.encoding, ids, lengths_in_every_state(rule, nll, rng), ends)
-            for ids, nll, ends in pieces[:len(learned)]], held_out
+            for ids, nll, ends in pieces], held_out
 
 
 def scored_pieces(cfg, base, texts, purpose, folder):
@@ -318,6 +334,15 @@ def show_stopping(cfg, model, encoding, held_out):
             for way, temperature in (("sampled", 1.0), ("greedy", 0.0))]
         print("Did it learn to stop? On held-out pieces (suggest is greedy):\n\n"
               f"{table(with_learned(rows), STOPPING)}\n")
+
+
+def show_adapted(cfg, model, encoding, held_out):
+    """Prints what a token of held-out pieces cost before and costs now, in bits."""
+    if held_out:
+        before = np.concatenate([nll for _, nll, _ in held_out]).mean()
+        after = np.concatenate(score(model, [ids for ids, *_ in held_out], encoding.start)).mean()
+        print(f"Did it adapt? A token of held-out pieces cost {before:.2f} bits, and costs "
+              f"{after:.2f} now.")
 
 
 # ------------------------------------------------------------------- the folder of the checkpoint

@@ -1,8 +1,8 @@
 """What the user names on the command line: a checkpoint, a source file, a place in it.
 
-A checkpoint is a folder in Hugging Face's layout: Llama, Mistral, Qwen2 or Qwen3. A document begins
-with its family's BOS or, if there is none, with the end-of-text token that separates documents;
-what an assistant learns ends with the family's stop token.
+A checkpoint is a folder in Hugging Face's layout, or a GGUF file: Llama, Mistral, Qwen2 or Qwen3.
+A document begins with its family's BOS or, if there is none, with the end-of-text token that
+separates documents; what an assistant learns ends with the family's stop token.
 """
 
 import json

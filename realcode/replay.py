@@ -41,7 +41,8 @@ class Config:
     held_out: int = flag(100, "programs to replay, at most a fifth of the corpus", 2)
     context: int = flag(None, "tokens of a piece; longer programs are cut into pieces (default: "
                               "256 for the small GPT, 1024 for --model)", 16)
-    train_programs: int = flag(1600, "pieces to learn from at most, one state of each", 10)
+    train_programs: int = flag(1600, "pieces to learn from at most, one state of each (with "
+                                    "few, finetune --all-states learns more)", 10)
     vocab_size: int = flag(2048, "tokens of the vocabulary at most, including all 256 bytes", 257)
     width: int = flag(192, "hidden size of the model", 32)
     layers: int = flag(4, "layers of the model", 1)

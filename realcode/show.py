@@ -22,7 +22,8 @@ class Config:
     out: str = flag("out", "folder of the run whose small GPT is used without --model")
     device: str = flag("auto", "auto, cpu, cuda or mps")
     file: str = flag("", "the program", positional=True)
-    model: str = flag("", "a checkpoint folder (default: the small GPT pre-trained in --out)")
+    model: str = flag("", "a checkpoint folder or GGUF file (default: the small GPT pre-trained "
+                           "in --out)")
     dtype: str = flag("auto", DTYPE)
     at: str = flag("every", "the state: LINE:COL, counted from 1, or every")
     eta: float = flag(0.32, ETA, 0)

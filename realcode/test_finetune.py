@@ -6,12 +6,13 @@ import re
 import shlex
 import shutil
 
+import numpy as np
 import pytest
 import torch
 
 import empower
 from empower import score
-from model import GPTConfig
+from model import GPT, GPTConfig
 from realcode import corpus as corpora
 from realcode import finetune
 from realcode.corpus import read_programs
@@ -113,6 +114,28 @@ def test_a_checkpoint_is_trained_on_prefix_completion_and_stop(corpus, tmp_path,
     drawn = [len(ids) - start - 1 for ids, start in examples_of(
         monkeypatch, *arguments, "--out", tmp_path / "c", "--rule", "sft-rand")]
     assert max(drawn) <= 30 and len(set(drawn)) > 10
+
+
+def test_a_model_adapts_to_whole_pieces(corpus, tmp_path, monkeypatch):
+    folder = published(tmp_path / "base")
+    command = "--model", folder, "--corpus", corpus, *FINETUNE, "--rule", "whole"
+    base, (learned, unseen) = load_checkpoint(folder, "cpu"), read_programs(
+        finetune.Config(corpus=str(corpus), held_out=2))
+    start, stop = base.encoding.start, base.encoding.stop
+    assert examples_of(monkeypatch, *command, "--out", tmp_path / "a") == [
+        ([start, *ids, *[stop] * ends], 1)
+        for ids, ends in corpora.cut(base.encoding, learned, 64)]
+    monkeypatch.undo()
+    status, stdout, stderr = in_process("finetune", *command, "--lora", 2, "--out",
+                                        tmp_path / "b")
+    assert status == 0, stderr
+    pieces = [ids for ids, _ in corpora.cut(base.encoding, unseen, 64)]
+    before, after = (np.concatenate(score(load_checkpoint(some, "cpu").model, pieces, start)).mean()
+                     for some in (folder, tmp_path / "b"))
+    assert after < before - 0.5 and "--eta 60\n" in stdout and "Did it learn" not in stdout
+    assert f"cost {before:.2f} bits, and costs {after:.2f} now" in stdout
+    status, _, stderr = in_process("finetune", *command, "--all-states", "--out", tmp_path / "c")
+    assert status == 2 and "leave it out with --rule whole" in stderr
 
 
 def test_all_states_of_each_piece_are_learned_at_once(corpus, tmp_path, monkeypatch):
@@ -360,7 +383,19 @@ def test_weights_that_are_there_already_are_not_missing(tmp_path, monkeypatch):
     for name in ("x.gguf", "folder"):
         cfg = finetune.Config(model=name, context=64)
         with pytest.raises(UserError) if name == "folder" else contextlib.nullcontext():
-            finetune.check_memory(cfg, model, "cpu", ["text"] * 9)
+            finetune.check_memory(cfg, model, "cpu", ["x" * 99] * 9)
+
+
+def test_short_programs_take_less_memory(capsys, monkeypatch):
+    """A token is at least a byte, and the start token comes before."""
+    monkeypatch.setattr(finetune, "available_bytes", lambda device: None)
+    with torch.device("meta"):
+        model, cfg = GPT(GPTConfig(50_000, 2048, 8192)), finetune.Config(context=250)
+    for text, context in (("x" * 99, 100), ("é" * 60, 121), ("", 16), ("x" * 999, 250)):
+        finetune.check_memory(cfg, model, "cpu", [text] * 9)
+        needed = training_bytes(model.config, context=context, micro_batch=4)
+        assert f"takes about {needed / 1e9:.1f} GB" in capsys.readouterr().out
+    assert needed > 1.05 * training_bytes(model.config, context=121, micro_batch=4)
 
 
 def test_an_adapter_needs_lora(tmp_path):

@@ -348,7 +348,7 @@ USES = ["replay --corpus corpus --out new", "finetune --corpus corpus --out new"
     ("finetune --corpus corpus --model model --out model --context 64", "model holds something"),
     ("finetune --corpus corpus --model model --out a.py/new --context 64", "a.py"),
     *((f"finetune --corpus corpus --model model --out new --rule {rule}", f"--rule is '{rule}': "
-       "choose empower, sft-rand or sft-N") for rule in ("sft-0", "sft", "dpo", "SFT-10",
+       "choose empower, sft-rand, whole or sft-N") for rule in ("sft-0", "sft", "dpo", "SFT-10",
                                                                           "sft-1234567890")),
     ("show", "FILE; see --help"), ("show absent.py", "cannot read absent.py .*: give a text file"),
     ("show empty", "cannot read empty .*: give"),

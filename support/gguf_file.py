@@ -23,8 +23,9 @@ from model import GPT, GPTConfig, rotary_frequencies
 from support.checkpoint import (LLAMA3, PRE_TOKENIZERS, is_positive, parse_config,
                                 parse_tokenizer)
 from support.files import write_text
+from support.memory import available_bytes
 
-ARCHITECTURES = {"llama": "LlamaForCausalLM",  # Mistral's too, if its tokenizer is byte-level
+ARCHITECTURES = {"llama": "LlamaForCausalLM",  # SmolLM2's too
                  "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}  # not quantized
 # The types of values in a header, as struct spells them; 8 is a string and 9 a list.
@@ -114,8 +115,21 @@ def load_gguf(path, device="cpu", dtype=None):
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         why = error if isinstance(error, ValueError) else f"damaged ({error!r})"
         raise ValueError(f"{path}: {why}") from None
-    return GPT.from_weights(fields, weights, path, device,
-                            dtype or (torch.float32 if quantized else None)), tokenizer
+    dtype = dtype or (torch.float32 if quantized else weights["embed_tokens.weight"].dtype)
+    check_room(path, weights, device, dtype)
+    return GPT.from_weights(fields, weights, path, device, dtype), tokenizer
+
+
+def check_room(path, weights, device, dtype):
+    """Raises a ValueError if a device has too little memory for weights that become this dtype."""
+    needed = dtype.itemsize * sum(  # the others stay mapped
+        math.prod(weight.shape) for weight in weights.values()
+        if str(device) != "cpu" or weight.kind.name not in PLAIN or weight.dtype != dtype)
+    free, name = available_bytes(device), str(dtype).removeprefix("torch.")
+    if free is not None and needed > free:
+        raise ValueError(f"{path} takes {needed / 1e9:.1f} GB as {name}, but only "
+                         f"{free / 1e9:.1f} GB are free: choose a smaller model"
+                         + ", or --dtype bfloat16, which takes half" * (dtype.itemsize == 4))
 
 
 def write_folder_files(path, folder):

@@ -73,7 +73,10 @@ def training_bytes(cfg, rank=0, weight_bytes=4, micro_batch=4, context=1024, rec
 
 
 def available_bytes(device):
-    """The memory that is free on a device, or None if the system does not say."""
+    """The memory that is free on a device, or None if the system does not say.
+
+    Without /proc, as on macOS, that is all memory of the machine.
+    """
     if str(device).startswith("cuda"):
         return torch.cuda.mem_get_info(device)[0]
     if str(device).startswith("mps"):

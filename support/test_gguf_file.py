@@ -11,6 +11,7 @@ import torch
 import data
 from empower import score
 from model import GPT, GPTConfig, rotary_frequencies
+from support import gguf_file
 from support.cache import load_checkpoint, save_checkpoint
 from support.gguf_file import llama3_scaling, read_gguf
 from support.testing import ROOT, TOKENIZERS, in_process, smollm2
@@ -115,6 +116,24 @@ def test_a_quantized_file_is_float32_whatever_its_embedding_is(tmp_path, monkeyp
     monkeypatch.setattr(make_gguf, "add_tensor", add_tensor)
     path = written(tmp_path / "x.gguf", large_random_gpt(), kind="Q8_0")
     assert load_checkpoint(path, "cpu").model.dtype == torch.float32
+
+
+def test_a_file_that_does_not_fit_into_memory_is_refused_before_it_is_read(tmp_path, monkeypatch):
+    """Its matrices are quantized, its norms are not, and stay mapped if they stay float32."""
+    model = large_random_gpt()
+    path, sizes = written(tmp_path / "x.gguf", model, kind="Q8_0"), [
+        (weight.numel(), weight.dim()) for weight in model.parameters()]
+    needed = 4 * sum(size for size, dims in sizes if dims == 2)
+    half = 2 * sum(size for size, _ in sizes)
+    for free, dtype, advice in ((needed - 1, None, ", or --dtype bfloat16"),
+                                (half - 1, torch.bfloat16, "$")):
+        monkeypatch.setattr(gguf_file, "available_bytes", lambda device: free)
+        with monkeypatch.context() as patch, pytest.raises(ValueError, match=(
+                f"GB are free: choose a smaller model{advice}")):
+            patch.setattr(gguf_file.Tensor, "to", None)
+            load_checkpoint(path, "cpu", dtype)
+        monkeypatch.setattr(gguf_file, "available_bytes", lambda device: free + 1)
+        assert load_checkpoint(path, "cpu", dtype).model.dtype == (dtype or torch.float32)
 
 
 @pytest.mark.parametrize("kind", ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS",
