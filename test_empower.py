@@ -907,7 +907,7 @@ def readme_blocks(language):
 
 
 def readme_commands():
-    """With a GGUF file too, if they name a folder. figures/test_figures.py tests figures/make.py."""
+    """Also with a GGUF file in place of a folder. Those of figures/make.py are tested there."""
     found = [line for block in readme_blocks("sh") for line in block.splitlines()
              if line.startswith("python ") and "figures/make.py" not in line]
     return found + [line.replace("--model DIR", "--model FILE.gguf") for line in found

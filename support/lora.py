@@ -34,7 +34,8 @@ class LowRank(nn.Module):
     def forward(self, x):
         y = self.linear(x)
         update = F.linear(F.linear(x.to(self.A.dtype), self.A), ALPHA * self.B)
-        return y + update.to(y.dtype)  # under autocast y is narrower than x
+        y += update  # in place, since it is large; under autocast it is narrower than the update
+        return y
 
 
 def add_lora(model, rank, generator):

@@ -8,6 +8,8 @@
                                   recomputing, its input for every token and all of it in one layer
     logits                        three times the vocabulary for every label: logits, a float32
                                   copy of them, and their gradient
+    gaps                          0.3 of the last two: they come and go, and an allocator leaves
+                                  gaps between them (fixtures/compare_lora.py measures it)
 
 Several processes (support/parallel.py) share the first; each also gathers the embedding, the head
 and two layers at a time, and the gradients of the largest of these parts.
@@ -20,6 +22,7 @@ import torch
 
 from support.lora import PROJECTIONS
 
+GAPS = 0.3
 LABELS = 100  # labels of an example, at most, in most corpora: the cap on a suggestion
 
 
@@ -69,7 +72,7 @@ def training_bytes(cfg, rank=0, weight_bytes=4, micro_batch=4, context=1024, rec
             0 if rank else max(ends, layer) * (width + 4))
     logits = micro_batch * min(labels, context) * cfg.vocab_size * 4 * 3
     activations = activation_bytes(cfg, micro_batch * context, rank, recompute, width)
-    return weights + activations + logits
+    return weights + (1 + GAPS) * (activations + logits)
 
 
 def available_bytes(device):
