@@ -43,7 +43,7 @@ from support.files import write_text
 
 # Durations on 2 CPU cores, if nothing is finished; the last is an estimate.
 MINUTES = {"sweep": 110, "tune": 10, "real": 130, "real --further": 150, "real --repeat": 140,
-           "real --adapt": 400}
+           "real --adapt": 500}
 # What is asked of real code, and the file of its results.
 REAL = {"real": (real.RealPlan(), "real.json"), "real --further": (real.FURTHER, "further.json"),
         "real --repeat": (real.REPEAT, "repeat.json"), "real --adapt": (real.ADAPT, "adapt.json")}

@@ -68,7 +68,7 @@ class RealPlan:
     held_out: int = 30                                       # programs, one piece of each
     context: int = 256                                       # tokens of a piece
     pieces: int = 64                                         # to learn from
-    fewer: tuple = (16,)                                     # pieces of rows of their own
+    also: tuple = (16,)                                      # pieces for Empower in other rows
     batch: int = 2                                           # pieces for an update
     rank: int = 16                                           # of the updates
     rates: tuple = (3e-4, 1e-3, 3e-3)                        # of AdamW
@@ -78,7 +78,6 @@ class RealPlan:
     ways: tuple = ("all states", "one state")                # of learning
     adapted: tuple = ()                                      # pieces that adapted models read
     adapted_first: tuple = ()                                # pieces of "Adapted, then Empower"
-    also: tuple = ()                                         # (corpus, pieces) of Empower alone
     offset: bool = True                                      # whether to play with the offset
     seeds: tuple = (0,)                                      # each with its own held-out programs
     device: str = "auto"
@@ -87,7 +86,7 @@ class RealPlan:
 # Four times as much to learn from, for the assistants that matter most. The rate is chosen on as
 # much: one that was chosen on 64 pieces, 0.003, made Empower (0.32) diverge on 256.
 FURTHER = RealPlan(corpora=("stdlib",), etas=(0.32, 1), thresholds=(0.32, 1), ns=(3, 10),
-                   pieces=256, fewer=(), rates=(3e-4, 1e-3, 3e-3), rate_pieces=256)
+                   pieces=256, also=(), rates=(3e-4, 1e-3, 3e-3), rate_pieces=256)
 # Does that hold on another corpus, and with other programs held out? Nothing is chosen anew: the
 # rate is the one that FURTHER chose. (A few of the programs may have been held out at seed 0.)
 REPEAT = dataclasses.replace(FURTHER, corpora=("algorithms", "stdlib"), thresholds=(0.32, 1, 2),
@@ -95,9 +94,9 @@ REPEAT = dataclasses.replace(FURTHER, corpora=("algorithms", "stdlib"), threshol
                              seeds=(1, 2, 3))
 # Is it better to adapt the model before it learns to stop? On programs of other seeds, at the same
 # rate. `algorithms` has little more than 768 pieces to learn from.
-ADAPT = dataclasses.replace(REPEAT, thresholds=(0.32, 1), ns=(), fewer=(64,),
-                            adapted=(64, 256, 768), adapted_first=(256, 768),
-                            also=(("algorithms", 768),), offset=False, seeds=(4, 5, 6))
+ADAPT = dataclasses.replace(REPEAT, thresholds=(0.32, 1), ns=(), also=(64, 768),
+                            adapted=(64, 128, 256, 384, 768), adapted_first=(256, 768),
+                            offset=False, seeds=(4, 5, 6))
 STOPS = ("greedy", "silent as asked")
 KINDS = {"Empower": (empower, 1), "SFT": (sft, 10)}  # rules for which the rate is chosen
 ALONE = "Human alone"
@@ -367,10 +366,9 @@ def rules(plan):
             **{f"Empower ({eta:g})": empower(eta) for eta in plan.etas}}
 
 
-def trainings(plan, corpus):
+def trainings(plan):
     """[(name, rule, pieces, way)] of all trainings: those of the table, then those of the curve."""
-    also = [n for name, n in plan.also if name == corpus]
-    curve = [(n, "all states") for n in (*plan.fewer, *also)] + [
+    curve = [(n, "all states") for n in plan.also] + [
         (plan.pieces, way) for way in plan.ways if way != "all states"]
     return [*((name, rule, plan.pieces, "all states") for name, rule in rules(plan).items()),
             *((f"Empower ({eta:g})", empower(eta), *size) for size in curve for eta in (0.32, 1))]
@@ -380,7 +378,7 @@ def count(plan):
     """How many trainings the plan asks for."""
     each = (len(plan.rates) * len(choices(plan)) + len(plan.adapted)
             + len(plan.adapted_first) * (1 + len(plan.etas)))
-    return len(plan.seeds) * sum(len(trainings(plan, corpus)) + each for corpus in plan.corpora)
+    return len(plan.seeds) * len(plan.corpora) * (len(trainings(plan)) + each)
 
 
 def choices(plan):
@@ -400,7 +398,7 @@ def tasks(plan, out, workers):
     for lab in labs:
         rates += [(choose_rate, (*lab, kind, way)) for kind, way in choices(plan)]
         others += [(play_row, (*lab, name)) for name in names]
-        others += [(play_trained, (*lab, k)) for k in range(len(trainings(plan, lab[2])))]
+        others += [(play_trained, (*lab, k)) for k in range(len(trainings(plan)))]
         others += [(play_adapted, (*lab, n)) for n in plan.adapted]
         others += [(play_adapted_first, (*lab, n)) for n in plan.adapted_first]
     return [some for some in (rates, others) if some]
@@ -408,7 +406,7 @@ def tasks(plan, out, workers):
 
 def most_pieces(plan):
     """How many pieces of a corpus the plan asks for."""
-    return max((plan.pieces, *plan.adapted, *plan.adapted_first, *(n for _, n in plan.also)))
+    return max((plan.pieces, *plan.also, *plan.adapted, *plan.adapted_first))
 
 
 def check_packages(plan):
@@ -431,7 +429,7 @@ def play_row(plan, out, corpus, seed, name):
 
 def play_trained(plan, out, corpus, seed, k):
     """Trains assistant k of `trainings`, and plays its rows."""
-    laboratory(plan, out, corpus, seed).learned(*trainings(plan, corpus)[k])
+    laboratory(plan, out, corpus, seed).learned(*trainings(plan)[k])
 
 
 def play_adapted(plan, out, corpus, seed, n):
@@ -468,7 +466,7 @@ def answer(plan, out, corpus, seed):
     for n in plan.adapted:
         rows |= {sized(name, n, plan.pieces): list(map(Episode.from_dict, plain))
                  for name, plain in lab.adapted_rows(n).items()}
-    for name, n, way, stops, episodes, row in learned_rows(lab, plan, corpus):
+    for name, n, way, stops, episodes, row in learned_rows(lab, plan):
         curve.append({"pieces": n, "way": way, "stops": stops, **row,
                       **summarize(name, episodes, lab.cfg)})
         if way != "one state":
@@ -483,9 +481,9 @@ def answer(plan, out, corpus, seed):
                        "held out": sum(lab.ends)}}
 
 
-def learned_rows(lab, plan, corpus):
+def learned_rows(lab, plan):
     """(name, pieces, way, how it stops, episodes, loss, offset and lengths) of the trained rows."""
-    for name, rule, n, way in trainings(plan, corpus):
+    for name, rule, n, way in trainings(plan):
         found = lab.learned(name, rule, n, way)
         for stops in [stops for stops in STOPS if stops in found]:
             yield name, n, way, stops, list(map(Episode.from_dict, found[stops]["episodes"])), {
@@ -520,9 +518,10 @@ def compared(plan, rows):
     """[(a row, another row)] of the differences, for each eta.
 
     Empower, "Adapted, then Empower" and the threshold are compared with each other and with the
-    adapted model, at each number of pieces; at the plan's number also with the human alone, and
-    with Base-N and SFT-N for the smallest N and K_H. The offset on the stop token is compared only
-    with the threshold.
+    adapted model, at each number of pieces, and "Adapted, then Empower" also with the model that
+    it began as; at the plan's number they are compared with the human alone, and with Base-N and
+    SFT-N for the smallest N and K_H. The offset on the stop token is compared only with the
+    threshold.
     """
     found, sizes = [], sorted({min(plan.ns, default=plan.turn_tokens), plan.turn_tokens})
     others = ALONE, *(f"Base-{n}" for n in sizes), *(f"SFT-{n}, greedy" for n in sizes)
@@ -532,8 +531,10 @@ def compared(plan, rows):
             f"Adapted, stopped at {eta:g} bits", f"Adapted, then Empower ({eta:g}), greedy")
         pairs = [(learned, threshold), (offset, threshold), (learned, adapted),
                  (adapted, threshold), (first, threshold), (first, adapted), (first, learned)]
-        for n in sorted({*plan.fewer, plan.pieces, *plan.adapted, *plan.adapted_first}):
+        for n in sorted({*plan.also, plan.pieces, *plan.adapted, *plan.adapted_first}):
             found += [(sized(ours, n, plan.pieces), other if other == threshold else
                        sized(other, n, plan.pieces)) for ours, other in pairs]
+        found += [(sized(first, n, plan.pieces), sized(adapted, n // 2, plan.pieces))
+                  for n in plan.adapted_first]
         found += [(row, other) for row in (learned, first, threshold) for other in others]
     return [pair for pair in found if pair[0] in rows and pair[1] in rows]

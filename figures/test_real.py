@@ -21,8 +21,8 @@ from support.cli import UserError
 from support.testing import published, small_corpus
 
 PLAN = real.RealPlan(corpora=("small",), etas=(1, 20), thresholds=(1, 20), ns=(2, 5),
-                     turn_tokens=4, held_out=3, context=40, pieces=10, fewer=(4,),
-                     rates=(1e-3, 1e-2), rate_pieces=4, unseen_pieces=4, adapted=(4, 10),
+                     turn_tokens=4, held_out=3, context=40, pieces=10, also=(4,),
+                     rates=(1e-3, 1e-2), rate_pieces=4, unseen_pieces=4, adapted=(4, 6, 10),
                      adapted_first=(10, 12))
 
 
@@ -64,7 +64,7 @@ def test_every_row_has_its_numbers(found, at_hand, capsys, monkeypatch):
 
 def test_other_seeds_have_other_programs_and_the_rate_is_given(at_hand):
     plan = dataclasses.replace(PLAN, etas=(20,), thresholds=(1, 20), ns=(2,), rates=(1e-3,),
-                               ways=("all states",), fewer=(), seeds=(1, 2))
+                               ways=("all states",), also=(), seeds=(1, 2))
     found = make.on_real_code("real --repeat", plan, str(at_hand / "out"),
                               at_hand / "repeat.json", 1)
     labs = [real.laboratory(plan, str(at_hand / "out"), "small", seed) for seed in (0, 1, 2)]
@@ -186,6 +186,8 @@ def test_rows_with_fewer_pieces_say_how_many_and_are_compared(found):
                      ("Adapted, then Empower (1), greedy", "Adapted, stopped at 1 bits"),
                      ("Adapted, then Empower (1), greedy", "Empower (1), greedy"),
                      ("Adapted, then Empower (1), greedy", "Human alone"),
+                     ("Adapted, then Empower (1), greedy, 12 pieces",
+                      "Adapted, stopped at 1 bits, 6 pieces"),
                      ("Adapted, then Empower (1), greedy, 12 pieces", "Base stopped at 1 bits")}
 
 
@@ -194,20 +196,15 @@ def test_a_process_takes_whole_laboratories_or_single_rows():
     whole = [[(real.answer, (plan, "out", corpus, seed)) for corpus in "ab" for seed in (1, 2)]]
     assert real.tasks(plan, "out", 4) == real.tasks(plan, "out", 2) == whole
     rates, others = real.tasks(plan, "out", 3)
-    assert len(rates) == 4 * 3 and len(others) == 4 * (4 + len(real.trainings(plan, "a")) + 4)
+    assert len(rates) == 4 * 3 and len(others) == 4 * (4 + len(real.trainings(plan)) + 5)
     assert len(real.tasks(dataclasses.replace(plan, rates=(1e-3,)), "out", 3)) == 1
-    more, same = (real.trainings(dataclasses.replace(plan, also=(("a", 12),)), corpus)
-                  for corpus in "ab")
-    assert [some[:1] + some[2:] for some in more if some[2] == 12] == [
-        ("Empower (0.32)", 12, "all states"), ("Empower (1)", 12, "all states")]
-    assert len(more) == len(same) + 2
 
 
 def test_how_many_trainings_there_are(at_hand, monkeypatch):
     """By hand for two plans; and for one, how often something is trained."""
-    assert real.count(real.ADAPT) == 3 * ((6 + 3 + 6) + (4 + 3 + 6))
+    assert real.count(real.ADAPT) == 2 * 3 * (6 + 5 + 6)
     assert real.count(real.FURTHER) == 3 * 3 + (4 + 2)
-    plan = dataclasses.replace(PLAN, fewer=(), ways=("all states",))
+    plan = dataclasses.replace(PLAN, also=(), ways=("all states",))
     calls = []
     monkeypatch.setattr(real, "train", lambda *arguments, **options: calls.append(arguments))
     real.answer(plan, str(at_hand / "count"), "small", 0)
@@ -216,7 +213,7 @@ def test_how_many_trainings_there_are(at_hand, monkeypatch):
 
 def test_the_tasks_make_every_stage_of_the_answer(at_hand, monkeypatch):
     """With as few rows as can be, and what the plans of the command line leave out."""
-    plan = dataclasses.replace(PLAN, etas=(20,), thresholds=(20,), ns=(), pieces=10, fewer=(),
+    plan = dataclasses.replace(PLAN, etas=(20,), thresholds=(20,), ns=(), pieces=10, also=(),
                                ways=("all states",), rates=(1e-3,), offset=False, adapted=(4,),
                                adapted_first=(10,))
     out = str(at_hand / "tasks")
@@ -330,7 +327,7 @@ def test_the_picture_of_adapting_first_has_a_point_for_each_number_of_pieces(fou
     rows = {row["name"]: row for row in found["seeds"]["0"]["small"]["rows"]}
     for curve, row, sizes in zip(saved.containers, (
             "Adapted, stopped at 1 bits", "Adapted, then Empower (1), greedy",
-            "Empower (1), greedy"), ((4, 10), (10, 12), (4, 10)), strict=True):
+            "Empower (1), greedy"), ((4, 6, 10), (10, 12), (4, 10)), strict=True):
         line = curve.lines[0]
         assert [tuple(line.get_xdata()), list(line.get_ydata())] == [sizes, [
             rows[real_tables.sized(row, n, 10)]["share_saved"] for n in sizes]]
