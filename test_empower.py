@@ -907,7 +907,7 @@ def readme_blocks(language):
 
 
 def readme_commands():
-    """Also with a GGUF file in place of a folder. Those of figures/make.py are tested there."""
+    """Those with a folder also with a GGUF file; figures/test_figures.py has figures/make.py's."""
     found = [line for block in readme_blocks("sh") for line in block.splitlines()
              if line.startswith("python ") and "figures/make.py" not in line]
     return found + [line.replace("--model DIR", "--model FILE.gguf") for line in found

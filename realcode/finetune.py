@@ -56,8 +56,8 @@ class Config:
     eta: float = flag(0.32, ETA, 0)
     all_states: bool = flag(False, "learn the completions of every state of a piece at once, in "
                                    "place of one state drawn (Section 4.1): for few programs")
-    held_out: int = flag(20, "programs on which its stopping is checked, at most a fifth of all; "
-                             "with fewer than 5 programs, a fifth of the pieces", 1)
+    held_out: int = flag(20, "programs on which it is checked what was learned, at most a "
+                             "fifth of all; with fewer than 5 programs, a fifth of the pieces", 1)
     context: int = flag(1024, "tokens of a piece; longer programs are cut into pieces", 16)
     lora: int = flag(0, "rank of low-rank updates (LoRA) with alpha twice the rank, for less "
                         "memory, e.g. 16; 0 trains all weights: the paper names no LoRA", 0)
@@ -114,7 +114,8 @@ def finetune(cfg):
     with parallel.processes(cfg.device) as device:
         texts = read_programs(cfg)
         base = given_model(cfg, device)
-        check_context(cfg, base.model.config.max_position_embeddings, cfg.max_suggestion)
+        check_context(cfg, base.model.config.max_position_embeddings,
+                      cfg.max_suggestion if rule else 0)
         inputs = {"base": base.name, "texts": fingerprint(texts), **values(
             cfg, "seed", "dtype", "rule", "eta", "context", "all_states", "lora", "adapter",
             "rate", "batch", "clip"), "code": code_of(rule_named, examples_and_held_out, tune, GPT)}
@@ -126,9 +127,9 @@ def finetune(cfg):
             finished, begun = parallel.by_rank_0(state_of, out, partial, inputs)
             if finished:
                 return print(f"another run has just finished {out}: nothing is left to do")
-            chosen = f", choose completions by {cfg.rule}" if rule else ""
-            print(f"Score {len(texts[0])} programs{chosen} and train one epoch, "
-                  f"{'resuming' if begun else 'starting'} in {partial}: the bars show how long it "
+            first = f"score, choose completions by {cfg.rule}, train" if rule else "train"
+            print(f"{len(texts[0])} programs to learn from: {first} one epoch, "
+                  f"{'resuming' if begun else 'starting'} in {partial}; the bars show how long it "
                   "takes.")
             describe(cfg, base.model, device)
             check_memory(cfg, base.model, device, texts[0])
@@ -188,8 +189,6 @@ def check_memory(cfg, model, device, texts):
             labels=longest_completion(some))
 
     needed, free = bytes_with(), available_bytes(device)
-    if free and device == "cpu":
-        free //= int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # its processes share it
     if free and (device != "cpu" or is_gguf(cfg.model)):  # else the weights are mapped
         free += sum(weight.nbytes for weight in model.parameters())
     print(f"Training takes about {needed / 1e9:.1f} GB of memory"
@@ -223,15 +222,16 @@ def examples_and_held_out(cfg, base, texts, rule, folder):
     If the corpus is too small to hold out a program, a fifth of the pieces is held out. Without a
     rule the second are whole pieces, with their costs.
     """
-    pieces, unseen = (scored_pieces(cfg, base, some, purpose, folder)
-                      for some, purpose in zip(texts, ("train", "held-out")))
+    pieces, unseen = (cut(base.encoding, some, cfg.context) for some in texts)
     if not texts[1]:
         n = len(pieces) // 5
         pieces, unseen = pieces[:len(pieces) - n], pieces[len(pieces) - n:]
         print(f"  too few programs to hold one out; {n} pieces are held out instead" if n else
               "  the corpus is too small to hold anything out: nothing is checked")
+    unseen = scored(base, unseen, folder / "costs-held-out")
     if not rule:
-        return [sft_example(base.encoding, [], ids, ends) for ids, _, ends in pieces], unseen
+        return [sft_example(base.encoding, [], ids, ends) for ids, ends in pieces], unseen
+    pieces = scored(base, pieces, folder / "costs-train")
     learned = completions_of(cfg, pieces, rule, "train")
     held_out = completions_of(cfg, unseen, rule, "held-out")
     if not cfg.all_states:
@@ -241,10 +241,9 @@ def examples_and_held_out(cfg, base, texts, rule, folder):
             for ids, nll, ends in pieces], held_out
 
 
-def scored_pieces(cfg, base, texts, purpose, folder):
+def scored(base, pieces, folder):
     """[(token ids, costs in bits, whether the text ends there)]; costs are kept in `folder`."""
-    pieces = cut(base.encoding, texts, cfg.context)
-    costs = pieces and kept_costs(folder / f"costs-{purpose}", base, [ids for ids, _ in pieces])
+    costs = pieces and kept_costs(folder, base, [ids for ids, _ in pieces])
     return [(ids, nll, ends) for (ids, ends), nll in zip(pieces, costs)]
 
 
@@ -341,7 +340,7 @@ def show_adapted(cfg, model, encoding, held_out):
     if held_out:
         before = np.concatenate([nll for _, nll, _ in held_out]).mean()
         after = np.concatenate(score(model, [ids for ids, *_ in held_out], encoding.start)).mean()
-        print(f"Did it adapt? A token of held-out pieces cost {before:.2f} bits, and costs "
+        print(f"Did it adapt? Held-out pieces cost {before:.2f} bits a token before, and "
               f"{after:.2f} now.")
 
 

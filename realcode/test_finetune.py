@@ -133,7 +133,7 @@ def test_a_model_adapts_to_whole_pieces(corpus, tmp_path, monkeypatch):
     before, after = (np.concatenate(score(load_checkpoint(some, "cpu").model, pieces, start)).mean()
                      for some in (folder, tmp_path / "b"))
     assert after < before - 0.5 and "--eta 60\n" in stdout and "Did it learn" not in stdout
-    assert f"cost {before:.2f} bits, and costs {after:.2f} now" in stdout
+    assert f"cost {before:.2f} bits a token before, and {after:.2f} now" in stdout
     status, _, stderr = in_process("finetune", *command, "--all-states", "--out", tmp_path / "c")
     assert status == 2 and "leave it out with --rule whole" in stderr
 
@@ -270,7 +270,7 @@ def test_an_out_that_cannot_be_renamed_to_is_refused_before_any_work(tuned, corp
     assert contents(tmp_path) == before and link.is_symlink()
 
 
-def test_some_pieces_of_a_single_file_are_held_out(tuned, corpus, tmp_path):
+def test_some_pieces_of_a_single_file_are_held_out(tuned, corpus, tmp_path, monkeypatch):
     base, _, _ = tuned
     one = tmp_path / "one.py"
     one.write_text("".join((corpus / f"{k}.py").read_text() for k in range(6)))
@@ -279,6 +279,11 @@ def test_some_pieces_of_a_single_file_are_held_out(tuned, corpus, tmp_path):
     assert status == 0, stderr
     assert re.search(r"too few programs to hold one out; [1-9]\d* pieces are held out", stdout)
     assert "Did it learn to stop? On held-out pieces (suggest is greedy):\n\n| assistant" in stdout
+    pieces = corpora.cut(load_checkpoint(base, "cpu").encoding, [one.read_text()], 64)
+    for rule in ("sft-2", "whole"):
+        examples = examples_of(monkeypatch, "--model", base, "--corpus", one, "--out",
+                               tmp_path / rule, *FINETUNE, "--rule", rule)
+        assert len(examples) == len(pieces) - len(pieces) // 5
 
 
 # ------------------------------------------------------------------- low-rank updates, memory

@@ -122,14 +122,16 @@ def load_gguf(path, device="cpu", dtype=None):
 
 def check_room(path, weights, device, dtype):
     """Raises a ValueError if a device has too little memory for weights that become this dtype."""
-    needed = dtype.itemsize * sum(  # the others stay mapped
+    needed = dtype.itemsize * sum(  # the others stay mapped; to put rows in order copies them
         math.prod(weight.shape) for weight in weights.values()
-        if str(device) != "cpu" or weight.kind.name not in PLAIN or weight.dtype != dtype)
+        if str(device) != "cpu" or weight.heads or weight.kind.name not in PLAIN
+        or weight.dtype != dtype)
     free, name = available_bytes(device), str(dtype).removeprefix("torch.")
     if free is not None and needed > free:
         raise ValueError(f"{path} takes {needed / 1e9:.1f} GB as {name}, but only "
                          f"{free / 1e9:.1f} GB are free: choose a smaller model"
-                         + ", or --dtype bfloat16, which takes half" * (dtype.itemsize == 4))
+                         + ", or bfloat16, which takes half (--dtype)"
+                         * (dtype.itemsize == 4 and needed <= 2 * free))
 
 
 def write_folder_files(path, folder):

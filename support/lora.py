@@ -34,7 +34,7 @@ class LowRank(nn.Module):
     def forward(self, x):
         y = self.linear(x)
         update = F.linear(F.linear(x.to(self.A.dtype), self.A), ALPHA * self.B)
-        y += update  # in place, since it is large; under autocast it is narrower than the update
+        y += update  # in place, since it is large; y may be bfloat16, the update float32
         return y
 
 

@@ -96,4 +96,5 @@ def available_bytes(device):
                      + int(stat.get("inactive_file", 0)))  # files that can be dropped
     if not found and "SC_PHYS_PAGES" in os.sysconf_names:
         found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    return min(found, default=None)
+    # The processes of torchrun on this machine share it.
+    return min(found) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if found else None

@@ -2,8 +2,8 @@
 
 A matrix product of a few rows, as when texts are written side by side, spends part of its time on
 copying the weights into the order in which its inner loop reads them. oneDNN, which is part of
-PyTorch, can keep the copy. A text that is written alone has no use for it: such a product reads
-each weight once, in any order.
+PyTorch, can keep the copy. A single text gains nothing: its product reads each weight once, in any
+order.
 """
 
 import contextlib

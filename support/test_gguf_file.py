@@ -125,15 +125,16 @@ def test_a_file_that_does_not_fit_into_memory_is_refused_before_it_is_read(tmp_p
         (weight.numel(), weight.dim()) for weight in model.parameters()]
     needed = 4 * sum(size for size, dims in sizes if dims == 2)
     half = 2 * sum(size for size, _ in sizes)
-    for free, dtype, advice in ((needed - 1, None, ", or --dtype bfloat16"),
+    for free, dtype, advice in ((needed - 1, None, ", or bfloat16"), (1, None, "$"),
                                 (half - 1, torch.bfloat16, "$")):
         monkeypatch.setattr(gguf_file, "available_bytes", lambda device: free)
         with monkeypatch.context() as patch, pytest.raises(ValueError, match=(
                 f"GB are free: choose a smaller model{advice}")):
             patch.setattr(gguf_file.Tensor, "to", None)
             load_checkpoint(path, "cpu", dtype)
-        monkeypatch.setattr(gguf_file, "available_bytes", lambda device: free + 1)
-        assert load_checkpoint(path, "cpu", dtype).model.dtype == (dtype or torch.float32)
+    for enough, dtype in ((needed, torch.float32), (half, torch.bfloat16)):
+        monkeypatch.setattr(gguf_file, "available_bytes", lambda device: enough)
+        assert load_checkpoint(path, "cpu", dtype).model.dtype == dtype
 
 
 @pytest.mark.parametrize("kind", ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS",
