@@ -191,6 +191,15 @@ def test_an_experiment_prints_its_rows_next_to_the_default_ones(number, names, t
         assert printed.count("of her own text she rejects") == 3
 
 
+@pytest.mark.parametrize("number", [5, 7])
+def test_a_program_that_was_cut_off_is_not_learned_as_if_it_ended(number, tiny, monkeypatch):
+    given = []
+    monkeypatch.setattr(exercises, "learned", lambda lab, rules, programs: (
+        given.extend(programs) or {}))
+    getattr(exercises, f"experiment_{number}")(empower.Lab(tiny))
+    assert given and not all(ends for *_, ends in given)
+
+
 def test_another_domain_goes_through_the_whole_experiment(tiny, monkeypatch, capsys):
     monkeypatch.setattr(contest, "DOMAINS", contest.DOMAINS)
     assert exercises.experiment(8, tiny) == []

@@ -100,7 +100,7 @@ def test_a_game_without_a_limit_goes_on_where_the_limit_cut_it(swept):
     assert any(len(episode.turns) > 3 for episode in long)
 
 
-def test_a_program_that_was_cut_off_does_not_end_with_a_stop(swept):
+def test_a_program_that_was_cut_off_does_not_end_with_a_stop(swept, monkeypatch):
     _, cfg, _ = swept
     lab = experiments.laboratory(cfg)
     ended = [row["ended"] for row in lab.written]
@@ -108,6 +108,11 @@ def test_a_program_that_was_cut_off_does_not_end_with_a_stop(swept):
     cut = [completion for completion in sum(lab.completions(empower.empower(1e9)), [])
            if not completion[2]]
     assert len(cut) == ended.count(False)
+    given = []
+    monkeypatch.setattr(lab, "train", lambda name, rule, programs: given.append(programs))
+    monkeypatch.setattr(lab, "stopping", lambda *arguments: None)
+    experiments.by_exact_entropy(lab)
+    assert [ends for *_, ends in given[0]] == ended
 
 
 def test_her_own_text_is_measured_by_hand(swept):

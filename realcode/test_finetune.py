@@ -125,6 +125,8 @@ def test_a_model_adapts_to_whole_pieces(corpus, tmp_path, monkeypatch):
     assert examples_of(monkeypatch, *command, "--out", tmp_path / "a") == [
         ([start, *ids, *[stop] * ends], 1)
         for ids, ends in corpora.cut(base.encoding, learned, 64)]
+    limit = base.model.config.max_position_embeddings  # no suggestion needs room
+    assert examples_of(monkeypatch, *command, "--context", limit - 1, "--out", tmp_path / "d")
     monkeypatch.undo()
     status, stdout, stderr = in_process("finetune", *command, "--lora", 2, "--out",
                                         tmp_path / "b")

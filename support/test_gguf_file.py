@@ -137,6 +137,18 @@ def test_a_file_that_does_not_fit_into_memory_is_refused_before_it_is_read(tmp_p
         assert load_checkpoint(path, "cpu", dtype).model.dtype == dtype
 
 
+def test_rows_that_are_put_in_order_take_memory_and_others_stay_mapped(tmp_path, monkeypatch):
+    model = large_random_gpt()
+    path = written(tmp_path / "x.gguf", model, kind="F16")
+    needed = 2 * sum(weight.numel() for name, weight in model.named_parameters()
+                     if "q_proj" in name or "k_proj" in name or weight.dim() == 1)  # F32 norms
+    monkeypatch.setattr(gguf_file, "available_bytes", lambda device: needed)
+    assert load_checkpoint(path, "cpu").model.dtype == torch.float16
+    monkeypatch.setattr(gguf_file, "available_bytes", lambda device: needed - 1)
+    with pytest.raises(ValueError, match="as float16, but only"):
+        load_checkpoint(path, "cpu")
+
+
 @pytest.mark.parametrize("kind", ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS",
                                   "TQ1_0"])
 def test_what_gguf_cannot_write_it_can_read(tmp_path, monkeypatch, kind):
