@@ -9,10 +9,12 @@
     logits                        three times the vocabulary for every label: logits, a float32
                                   copy of them, and their gradient
     gaps                          0.3 of the last two: they come and go, and an allocator leaves
-                                  gaps between them (fixtures/compare_lora.py measures it)
+                                  gaps between them
 
-Several processes (support/parallel.py) share the first; each also gathers the embedding, the head
-and two layers at a time, and the gradients of the largest of these parts.
+Several processes (support/parallel.py) share the first; each also gathers two layers at a time and
+the embedding and the head, which arrive in a buffer and are copied out of it, and the gradients of
+the largest of these parts. fixtures/compare_lora.py measures memory on a CPU, compare_memory.py on
+a GPU.
 """
 
 import os
@@ -68,7 +70,7 @@ def training_bytes(cfg, rank=0, weight_bytes=4, micro_batch=4, context=1024, rec
     if processes > 1:
         ends = cfg.vocab_size * cfg.hidden_size * (1 if cfg.tie_word_embeddings else 2)
         layer = (model - ends) / cfg.num_hidden_layers
-        weights += (ends + 2 * layer) * (min(width, weight_bytes) if rank else width) + (
+        weights += 2 * (ends + layer) * (min(width, weight_bytes) if rank else width) + (
             0 if rank else max(ends, layer) * (width + 4))
     logits = micro_batch * min(labels, context) * cfg.vocab_size * 4 * 3
     activations = activation_bytes(cfg, micro_batch * context, rank, recompute, width)
