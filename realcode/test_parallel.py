@@ -1,8 +1,10 @@
 """Tests of training with several processes: two on the CPU, started by torchrun."""
 
+import importlib.util
 import json
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -287,11 +289,15 @@ def test_finetune_makes_the_same_files_with_two_processes(tmp_path):
     assert "in each process" in done.stdout
     for text in ("Did it learn to stop?", "The checkpoint is in", " updates; loss from"):
         assert done.stdout.count(text) == 1, text
-    one, two = contents(tmp_path / "one"), contents(tmp_path / "two")
-    assert one.keys() == two.keys()
-    assert [name for name in one if one[name] != two[name]] in ([], ["model.safetensors"])
-    # AdamW can make a whole step of the last bit of a gradient near 0.
-    assert (weights(tmp_path / "one") - weights(tmp_path / "two")).abs().max() < 3e-3
+    on_two = on_two_machines("empower.py", *flags, tmp_path / "two-machines")
+    assert [status for status, *_ in on_two] == [0, 0] and on_two[1][1] == "", on_two
+    one = contents(tmp_path / "one")
+    for other in ("two", "two-machines"):
+        two = contents(tmp_path / other)
+        assert one.keys() == two.keys()
+        assert [name for name in one if one[name] != two[name]] in ([], ["model.safetensors"])
+        # AdamW can make a whole step of the last bit of a gradient near 0.
+        assert (weights(tmp_path / "one") - weights(tmp_path / other)).abs().max() < 3e-3
     status, again, _ = in_process(*flags, tmp_path / "two")  # the inputs are the same too
     assert status == 0 and "is finished" in again
 
@@ -322,6 +328,35 @@ def test_the_page_has_the_table_of_memory():
     for cfg, least in zip(gpus.MODELS.values(), (19, 35)):  # the whole model, and a fifth more
         assert round(1.2 * 2 * parameter_counts(cfg, 0)[0] / 1e9) == least
         assert round(gpus.gigabytes(cfg, 16, 8)) == least
+
+
+def test_what_is_announced_covers_what_was_measured_on_gpus():
+    """The table of fixtures/README.md: the estimate of today, a little above what was taken."""
+    spec = importlib.util.spec_from_file_location("compare_memory",
+                                                  ROOT / "fixtures" / "compare_memory.py")
+    compare_memory = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(compare_memory)
+    rows = re.findall(r"^\| ([^|]+\d[BM]) +\| +(\d) \| +([^|]+) \| +(\d) \| +(yes|no) "
+                      r"\| +([\d.]+) GB \| +([\d.]+) GB \|", (
+                          ROOT / "fixtures" / "README.md").read_text(), re.MULTILINE)
+    cases = compare_memory.CASES
+    assert len(rows) == len(cases) + 3
+    for name, processes, trained, examples, recompute, announced, taken in rows:
+        case = name, int(trained.partition("rank ")[2] or 0), int(examples), recompute == "yes"
+        assert case in cases
+        estimate = training_bytes(compare_memory.SHAPES[name], case[1], 2, case[2],
+                                  compare_memory.TOKENS, case[3], 2, int(processes)) / 1e9
+        assert f"{estimate:.1f}" == announced
+        assert 1 <= estimate / float(taken) < 1.15, name
+
+
+def test_memory_on_a_gpu_cannot_be_measured_without_one():
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    done = subprocess.run([sys.executable, ROOT / "fixtures" / "compare_memory.py"],
+                          capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (
+        2, "compare_memory.py: there is no CUDA GPU here\n")
 
 
 if __name__ == "__main__":
