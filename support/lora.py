@@ -33,7 +33,9 @@ class LowRank(nn.Module):
 
     def forward(self, x):
         y = self.linear(x)
-        update = F.linear(F.linear(x.to(self.A.dtype), self.A), ALPHA * self.B)
+        # Autocast would make the wide copy of x narrow again, and keep the result.
+        wide = x if torch.is_autocast_enabled(x.device.type) else x.to(self.A.dtype)
+        update = F.linear(F.linear(wide, self.A), ALPHA * self.B)
         y += update  # in place, since it is large; y may be bfloat16, the update float32
         return y
 

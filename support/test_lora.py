@@ -104,6 +104,16 @@ def test_under_autocast_an_update_is_as_narrow_as_its_layer():
             assert layer(x).dtype == torch.bfloat16
 
 
+def test_under_autocast_no_copy_of_the_input_is_kept():
+    layer, x = LowRank(torch.nn.Linear(5, 3, bias=False), 2, torch.Generator()), torch.ones(4, 5)
+    layer.linear.requires_grad_(False).bfloat16()
+    x, kept = x.bfloat16().requires_grad_(), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t), \
+            torch.autocast("cpu", torch.bfloat16):
+        layer(x)
+    assert {t.data_ptr() for t in kept if t.shape == x.shape} == {x.data_ptr()}
+
+
 def test_the_files_of_an_adapter(tmp_path):
     """As PEFT has them; fixtures/compare_lora.py loads them with PEFT."""
     model = updated(tiny_gpt())
