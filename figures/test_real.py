@@ -116,6 +116,12 @@ def test_all_weights_learn_from_the_same_examples_at_a_rate_of_their_own(at_hand
     assert "all weights" in blocks["real --full, small: how often they are silent"]
     rate_rows = blocks["real --full, small: the rate"].splitlines()[2:]
     assert len(rate_rows) == 4 and sum(line.count("*") for line in rate_rows) == 4
+    each = blocks["real --full, small: each seed"].splitlines()
+    assert sum("all weights" in line.split("|")[1] and "greedy" in line.split("|")[2]
+               for line in each) == 2  # share saved and accept ratio
+    alone = real_tables.blocks({"real": {**found, "seeds": {"1": found["seeds"]["1"]}}})
+    assert "all weights" in alone["real, small: pieces to learn from"]
+    assert alone["real, small: the rate"].count(" 0.0001 ") == 1
 
 
 def test_what_algorithm_1_asks_for_is_always_right(found, at_hand):
@@ -316,6 +322,24 @@ def test_the_interval_of_a_difference_over_seeds_by_hand():
         [0.2, 0.2 - 0.248, 0.2 + 0.248], abs=1e-3)
     none = {**row, "difference": 0.1, "low": None}
     assert real_tables.over_seeds([{**row, "difference": 0.1}, none])["low"] is None
+
+
+def test_seeds_of_several_plans_are_pooled_by_hand():
+    def plan(pieces, *values):
+        row = {"ours": "Empower (1), greedy", "other": "Base stopped at 1 bits",
+               "metric": "share_saved", "low": 0.0, "high": 1.0}
+        other = {**row, "ours": "Empower (1), greedy, 768 pieces", "difference": 9.0}
+        return {"plan": {"pieces": pieces, "corpora": ["a"]}, "seeds": {
+            str(k): {"a": {"differences": [{**row, "difference": value}, other]}}
+            for k, value in enumerate(values)}}
+
+    found = real_tables.pooled({"x": plan(256, 0.1, 0.3), "y": plan(256, 0.1, 0.3),
+                                "of other pieces": plan(64, 9.0, 9.0), "one seed": plan(256, 9.0)})
+    # Mean 0.2, standard deviation 0.1155, so 3.182 * 0.1155 / 2 = 0.184 to each side.
+    assert list(found) == ["a: differences on 4 seeds"]
+    assert "+0.200 (+0.016 to +0.384)" in found["a: differences on 4 seeds"]
+    assert found["a: differences on 4 seeds"].count("Empower") == 1
+    assert real_tables.pooled({"x": plan(256, 0.1, 0.3)}) == {}
 
 
 def test_the_rate_is_that_with_the_smallest_loss(found, at_hand):

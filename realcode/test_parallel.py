@@ -1,4 +1,4 @@
-"""Tests of training with several processes: two on the CPU, started by torchrun."""
+"""Tests of training with several processes: two on the CPU, or on GPUs where there are any."""
 
 import importlib.util
 import json
@@ -97,7 +97,7 @@ def in_two_processes(folder):
 
 
 def on_gpus(folder):
-    """What each of two processes does with a GPU of its own."""
+    """What each of two processes does with a GPU, of its own or shared."""
     with plain_errors("test"), parallel.processes("cuda") as device:
         found = {kind: trained(kind, device=device) for kind in KINDS}
         if parallel.rank() == 0:
@@ -144,24 +144,29 @@ def torchrun(*command, processes=2):
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)})
 
 
-def on_two_machines(*command):
-    """[(status, stdout, stderr)] of two runs of torchrun, as on two machines with a GPU each.
+def on_two_machines(folder, *command):
+    """[(status, output, errors)] of two runs of torchrun, as on two machines with a GPU each.
 
-    NCCL_HOSTID makes NCCL take this one for two, so the processes may share a GPU.
+    NCCL_HOSTID makes NCCL see two machines, so the processes may share a GPU. folder: for the logs.
     """
-    port = free_port()
-    runs = [subprocess.Popen(
-        [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", f"--node-rank={rank}",
-         "--nproc_per_node=1", "--master-addr=127.0.0.1", f"--master-port={port}",
-         *map(str, command)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT),
-             "NCCL_HOSTID": f"machine {rank}", "NCCL_SOCKET_IFNAME": "lo"}) for rank in range(2)]
+    port, logs, runs = free_port(), [folder / f"machine-{rank}" for rank in range(2)], []
     try:
-        said = [run.communicate(timeout=300) for run in runs]
+        for rank, log in enumerate(logs):
+            with open(f"{log}.out", "w") as out, open(f"{log}.err", "w") as errors:
+                runs.append(subprocess.Popen(
+                    [sys.executable, "-m", "torch.distributed.run", "--nnodes=2",
+                     f"--node-rank={rank}", "--nproc_per_node=1", "--master-addr=127.0.0.1",
+                     f"--master-port={port}", *map(str, command)],
+                    cwd=ROOT, stdout=out, stderr=errors,
+                    env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT),
+                         "NCCL_HOSTID": f"machine {rank}", "NCCL_SOCKET_IFNAME": "lo"}))
+        statuses = [run.wait(timeout=300) for run in runs]
     finally:
         for run in runs:
-            run.kill()
-    return [(run.returncode, *texts) for run, texts in zip(runs, said)]
+            run.terminate()  # it then ends its process
+            run.wait()
+    return [(status, Path(f"{log}.out").read_text(), Path(f"{log}.err").read_text())
+            for status, log in zip(statuses, logs)]
 
 
 def as_rank(rank, port, work, arguments):
@@ -213,13 +218,13 @@ def test_two_processes_learn_what_one_does(two, kind):
     assert np.mean(one[kind][0][-10:]) < np.mean(one[kind][0][:10]) - 0.1
 
 
-@pytest.mark.parametrize("gpus", [1, 2])
-def test_two_processes_learn_on_gpus_what_one_does(tmp_path, gpus):
-    """FSDP computes all in bfloat16, autocast keeps sums in float32: losses differ by a percent."""
-    if torch.cuda.device_count() < gpus:
-        pytest.skip(f"needs {gpus} CUDA GPUs")
-    if gpus == 1:
-        done = on_two_machines(__file__, "on_gpus", tmp_path)
+@pytest.mark.parametrize("n", [1, 2])
+def test_two_processes_learn_on_gpus_what_one_does(tmp_path, n):
+    """FSDP computes all in bfloat16, autocast keeps sums in float32: losses differ somewhat."""
+    if torch.cuda.device_count() < n:
+        pytest.skip(f"needs {n} CUDA GPUs")
+    if n == 1:
+        done = on_two_machines(tmp_path, __file__, "on_gpus", tmp_path)
         assert [status for status, *_ in done] == [0, 0], done
     else:
         done = torchrun(__file__, "on_gpus", tmp_path)
@@ -289,7 +294,7 @@ def test_finetune_makes_the_same_files_with_two_processes(tmp_path):
     assert "in each process" in done.stdout
     for text in ("Did it learn to stop?", "The checkpoint is in", " updates; loss from"):
         assert done.stdout.count(text) == 1, text
-    on_two = on_two_machines("empower.py", *flags, tmp_path / "two-machines")
+    on_two = on_two_machines(tmp_path, "empower.py", *flags, tmp_path / "two-machines")
     assert [status for status, *_ in on_two] == [0, 0] and on_two[1][1] == "", on_two
     one = contents(tmp_path / "one")
     for other in ("two", "two-machines"):
@@ -330,24 +335,24 @@ def test_the_page_has_the_table_of_memory():
         assert round(gpus.gigabytes(cfg, 16, 8)) == least
 
 
-def test_what_is_announced_covers_what_was_measured_on_gpus():
-    """The table of fixtures/README.md: the estimate of today, a little above what was taken."""
+def test_what_is_announced_is_near_to_what_was_measured_on_gpus():
+    """The table of fixtures/README.md: today's estimate, a little above what tensors took."""
     spec = importlib.util.spec_from_file_location("compare_memory",
                                                   ROOT / "fixtures" / "compare_memory.py")
     compare_memory = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(compare_memory)
     rows = re.findall(r"^\| ([^|]+\d[BM]) +\| +(\d) \| +([^|]+) \| +(\d) \| +(yes|no) "
-                      r"\| +([\d.]+) GB \| +([\d.]+) GB \|", (
+                      r"\| +([\d.]+) GB \| +([\d.]+) GB \| +([\d.]+) GB \|", (
                           ROOT / "fixtures" / "README.md").read_text(), re.MULTILINE)
     cases = compare_memory.CASES
     assert len(rows) == len(cases) + 3
-    for name, processes, trained, examples, recompute, announced, taken in rows:
+    for name, processes, trained, examples, recompute, announced, taken, reserved in rows:
         case = name, int(trained.partition("rank ")[2] or 0), int(examples), recompute == "yes"
         assert case in cases
         estimate = training_bytes(compare_memory.SHAPES[name], case[1], 2, case[2],
                                   compare_memory.TOKENS, case[3], 2, int(processes)) / 1e9
         assert f"{estimate:.1f}" == announced
-        assert 1 <= estimate / float(taken) < 1.15, name
+        assert 1 <= estimate / float(taken) < 1.15 and float(reserved) / estimate < 1.3, name
 
 
 def test_memory_on_a_gpu_cannot_be_measured_without_one():

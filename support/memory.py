@@ -11,10 +11,10 @@
     gaps                          0.3 of the last two: they come and go, and an allocator leaves
                                   gaps between them
 
-Several processes (support/parallel.py) share the first; each also gathers two layers at a time and
-the embedding and the head, which arrive in a buffer and are copied out of it, and the gradients of
-the largest of these parts. fixtures/compare_lora.py measures memory on a CPU, compare_memory.py on
-a GPU.
+Several processes (support/parallel.py) share the first. Each also gathers two layers, and the
+embedding and the head twice, in a buffer and as copied out of it, and has the gradients of the
+largest of these parts. fixtures/compare_lora.py measures memory on a CPU, compare_memory.py on a
+GPU.
 """
 
 import os

@@ -22,7 +22,7 @@ def adamw(model, lr):
 
 def _adamw(parameters, lr):
     trained = [p for p in parameters if p.requires_grad]
-    # On a GPU the usual one takes 4 more bytes for each parameter during a step.
+    # On a GPU the default takes 4 more bytes for each parameter during a step.
     fused = any(p.device.type == "cuda" for p in trained) or None
     return torch.optim.AdamW(trained, lr=lr, betas=(0.9, 0.95), weight_decay=0.0, fused=fused)
 

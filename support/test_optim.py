@@ -1,8 +1,10 @@
 """Tests of the optimizers."""
 
+import pytest
 import torch
 
-from support.optim import Muon, orthogonalize
+from support.optim import Muon, adamw, orthogonalize
+
 
 def test_muon_makes_updates_orthogonal():
     torch.manual_seed(0)
@@ -26,3 +28,12 @@ def test_muon_is_torch_s_muon_in_float32():
     ours, theirs = (torch.cat([weight.detach().flatten() for weight in group])
                     for group in (ours, theirs))
     assert (ours - theirs).norm() < 0.02 * (ours - before).norm()
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_adamw_is_fused_on_gpus(device):
+    """There it saves memory; on a CPU it would change the last bits of what was published."""
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA GPU")
+    [optimizer] = adamw(torch.nn.Linear(2, 2, device=device), 1e-3)
+    assert bool(optimizer.param_groups[0]["fused"]) == (device == "cuda")
