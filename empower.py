@@ -131,7 +131,7 @@ def score(model, programs, start, batch_tokens=8192, cost=token_nll):
     One forward pass serves all states, since a token's cost does not depend on the state that is
     drawn. The model reads the token `start`, which opens a document, and the program, nothing else.
     `cost` is a function of (logits, ids). ValueError: a program is longer than the model's
-    context.
+    context, or a cost is not a number.
     """
     limit = model.config.max_position_embeddings
     longest = max(map(len, programs), default=0)
@@ -145,6 +145,9 @@ def score(model, programs, start, batch_tokens=8192, cost=token_nll):
             nll = document_nll(model, ids.to(model.device), cost).cpu().numpy()  # (B, T-1)
             for i, row in zip(some, nll):
                 costs[i] = row[:len(programs[i])]
+            if not np.isfinite(nll).all():
+                raise UserError(f"the model's costs are not numbers: {model.dtype} may be too "
+                                "narrow for it, so give --dtype float32, or another model")
             bar.update(sum(len(programs[i]) for i in some))
     return costs
 
@@ -217,7 +220,8 @@ def train(model, examples, batch_size, optimizers, rng, label, micro_batch=None,
                  for optimizer in optimizers]
     parts = (model, *optimizers, *schedules)
     losses = progress.load(*parts) if progress else []
-    limit, begin, tokens = model.config.max_position_embeddings, time.time(), 0
+    limit = model.config.max_position_embeddings + 1  # the last token is only a label
+    begin, tokens = time.time(), 0
     with tqdm(total=len(batches), initial=len(losses), desc=label, unit="update", leave=False,
               disable=None) as bar:
         for batch in batches[len(losses):]:
@@ -342,10 +346,13 @@ def write_programs(cfg, base, human, problems):
 
 
 def fine_tune(cfg, base, examples, rng, label, optimizers=adamw, **options):
-    """Section 4.2: a copy of pi_hat, fine-tuned on the examples of `sft_example`."""
+    """Section 4.2: a copy of pi_hat in float32, fine-tuned on the examples of `sft_example`.
+
+    It stays in float32: most steps would be lost if it were rounded to bfloat16.
+    """
     model = copy.deepcopy(base.model).float()
     train(model, examples, cfg.sft_batch, optimizers(model, cfg.sft_lr), rng, label, **options)
-    return model.to(base.model.dtype)
+    return model
 
 
 # ------------------------------------------------------------------- the experiment

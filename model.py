@@ -437,7 +437,7 @@ def extend(model, cache, texts, more=None):
 
 def draw(logits, temperature, top_p, generator):
     """One token for each row: logits (B, V) -> ids (B,). Temperature 0 picks the likeliest."""
-    if temperature == 0:
+    if temperature < 1e-6:  # as good as 0, and logits divided by it could overflow
         return logits.argmax(-1)
     p = F.softmax(logits.float() / temperature, dim=-1)
     if top_p < 1:

@@ -330,6 +330,11 @@ def test_sampling_stops_before_its_text_costs_too_much():
         assert len(stopped) == empower_length(costs(model, text, greedy), 6.0) < 20
 
 
+def test_a_tiny_temperature_takes_the_likeliest():
+    for temperature in (0, 1e-7, 1e-42):
+        assert draw(torch.tensor([[1.0, 3.0, 2.0]]), temperature, 0.9, None).tolist() == [1]
+
+
 def test_sampling_draws_the_same_for_the_same_seed():
     model, texts = tiny_gpt(), random_texts([4, 2])
     draws = [sample(model, KVCache(model, 2), texts, 9, 0,
@@ -501,6 +506,18 @@ def test_scores_of_a_batch_are_the_scores_of_each_program():
             assert np.allclose(nll, token_nll(logits, torch.tensor(program)).detach(), atol=1e-4)
     with pytest.raises(ValueError, match="256"):
         score(model, [[1] * 300], 0)
+    model.norm.weight.data.fill_(math.inf)
+    with pytest.raises(UserError, match="costs are not numbers: .* give --dtype float32"):
+        score(model, programs, 0)
+
+
+def test_a_document_as_long_as_the_context_loses_nothing():
+    model, seen = tiny_gpt(), []
+    [text] = random_texts([257])  # the model reads 256 tokens, and the last is only a label
+    train(model, [(text, 1)], 1, adamw(model, 0.01), random.Random(0), "test",
+          collate=lambda batch, limit: seen.append(data.collate(batch, limit)) or seen[0])
+    ids, labels = seen[0]
+    assert ids.tolist() == [text] and (labels[0, 1:] >= 0).all()
 
 
 def test_the_head_in_slices_is_the_head_at_once():

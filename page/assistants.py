@@ -17,7 +17,7 @@ import torch
 
 from empower import document_nll
 from model import KVCache, extend, sample, token_nll
-from realcode.suggest import heal
+from realcode.suggest import heal, split_word
 from support.cache import Checkpoint
 from support.report import token_texts
 
@@ -219,11 +219,14 @@ class Models:
         most = min(choice.max_tokens, requests[0].max_tokens, caches.window // 2)
         written = [caches.window_of(encoding.encode_ordinary(request.text), most + 2)
                    for request in requests]
-        texts = [[encoding.start, *ids] for ids in written]
-        rows, part = caches.open(texts)
-        logits = extend(model, part, [text[:-1] if ids else text
-                                      for text, ids in zip(texts, written)])[:, -1]
-        healed = [heal(encoding, ids, row[:model.writable]) for ids, row in zip(written, logits)]
+        rows, part = caches.open([[encoding.start, *ids] for ids in written])
+        split = [split_word(encoding, ids) for ids in written]
+        logits = extend(model, part, [[encoding.start, *before] for before, _ in split],
+                        [word[:-1] for _, word in split])                  # (B, M + 1, V)
+        healed = []
+        for row, (before, word) in enumerate(split):
+            healed.append(heal(encoding, before, word, logits[row, :len(word), :model.writable]))
+            part.rollback(row, 1 + len(before))
         texts = [[encoding.start, *ids] for ids, _, _ in healed]
         first = requests[0]
         generator = torch.Generator(model.device).manual_seed(first.seed)

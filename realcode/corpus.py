@@ -32,8 +32,9 @@ STATEMENTS_FLAG = ("put the statement of a JSONL row before its program, as comm
 
 # ------------------------------------------------------------------- reading
 
-FIELDS = ("code", "content", "text", "solution", "canonical_solution", "completion")
-STATEMENTS = ("prompt", "description", "question")
+FIELDS = ("code", "program", "content", "solution", "canonical_solution", "completion", "text")
+STATEMENTS = ("prompt", "description", "question", "text")
+JSON = (".jsonl", ".json", ".ndjson")
 LONGEST = 400_000  # characters in a program; tiktoken fails on a million of white space
 _SKIPPED = {"site-packages", "dist-packages", "__pycache__", "node_modules"}
 
@@ -48,6 +49,8 @@ def read_corpus(source, field=None, statements=False):
     Example report: "1,634 programs of 1,918 in kattis.jsonl (field code): 284 duplicates".
     """
     path, where = Path(source), str(source)
+    if (field or statements) and path.suffix not in JSON and path.exists():
+        raise ValueError(f"{path} has no fields: leave out --field and --statements")
     if source == "stdlib":
         where = f"the standard library of Python {platform.python_version()}"
         texts = _read_folder(Path(sysconfig.get_path("stdlib")), _SKIPPED | {"test", "tests"})
@@ -57,7 +60,7 @@ def read_corpus(source, field=None, statements=False):
         raise ValueError(f"there is no {path}: name a folder, a .py or .jsonl file, or stdlib")
     elif path.suffix == ".py":
         texts = [read_text(path)]
-    elif path.suffix in (".jsonl", ".json", ".ndjson"):
+    elif path.suffix in JSON:
         texts, field = _read_rows(path, field, statements)
         where += f" (field {field})"
     else:
@@ -107,8 +110,9 @@ def _read_folder(folder, skipped):
 def _read_rows(path, field, statements):
     """The program of each JSON row (None if it has none), and the field that holds them."""
     content = read_bytes(path).removeprefix(codecs.BOM_UTF8)
-    rows = (_json_row(content) or () if content.lstrip().startswith(b"[") else
-            map(_json_row, filter(bytes.strip, content.splitlines())))
+    whole = _json_row(content)
+    rows = whole if isinstance(whole, list) else [whole] if whole else map(
+        _json_row, filter(bytes.strip, content.splitlines()))
     rows = [row if isinstance(row, dict) else {} for row in rows]
     first = next(filter(None, rows), {})
     if not first:
@@ -119,6 +123,9 @@ def _read_rows(path, field, statements):
         wanted = field or ", ".join(FIELDS)
         raise ValueError(f"{path} has no field {wanted}; its first row has "
                          f"{', '.join(first)}: name the one with the program")
+    if statements and not any(name in row for row in rows for name in STATEMENTS if name != field):
+        raise ValueError(f"no row of {path} has a statement ({', '.join(STATEMENTS)}): leave out "
+                         "--statements")
     return [_program_of_row(row, field, statements) for row in rows], field
 
 
@@ -218,7 +225,8 @@ def near_duplicates(programs, share=0.5, least=5):
     for i, some in enumerate(lines):
         if 0 < len(some) < least:
             same = like.setdefault(frozenset(some), i)
-            # Rather a longer one than its like; the rarest line first, to keep the sets small.
+            # Prefer a longer program to one of the same lines. The rarest line comes first, to keep
+            # the sets small.
             longer = [] if same != i else [j for j in set.intersection(*sorted(
                 map(holder_set, some), key=len)) if len(lines[j]) > len(some)]
             group[first(i)] = first(min(longer, default=same))

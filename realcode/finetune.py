@@ -29,7 +29,7 @@ from support.gguf_file import is_gguf
 from support.lora import add_lora, merge_lora, save_adapter
 from support.memory import LABELS, available_bytes, training_bytes
 from support.optim import adamw
-from support.report import STOPPING, check_stopping, table, with_learned
+from support.report import STOPPING, check_stopping, counted, table, with_learned
 from support.source import code_of, fingerprint
 
 
@@ -46,7 +46,8 @@ class Config:
     seed: int = flag(0, "feeds all randomness, by separate generators")
     model: str = flag("", "the checkpoint to start from, a folder or GGUF file: Llama, Mistral, "
                           "Qwen2 or Qwen3")
-    dtype: str = flag("auto", DTYPE + "; trained weights are float32")
+    dtype: str = flag("auto", DTYPE + "; weights that are trained are float32, and "
+                               "saved as such")
     corpus: str = flag("", CORPUS)
     field: str = flag("", FIELD)
     statements: bool = flag(False, STATEMENTS_FLAG)
@@ -56,12 +57,13 @@ class Config:
     eta: float = flag(0.32, ETA, 0)
     all_states: bool = flag(False, "learn the completions of every state of a piece at once, in "
                                    "place of one state drawn (Section 4.1): for few programs")
-    held_out: int = flag(20, "programs on which it is checked what was learned, at most a "
-                             "fifth of all; with fewer than 5 programs, a fifth of the pieces", 1)
+    held_out: int = flag(20, "programs held out to check what was learned, at most a fifth of "
+                             "all; if none can be, a fifth of the pieces is", 1)
     context: int = flag(1024, "tokens of a piece; longer programs are cut into pieces", 16)
     lora: int = flag(0, "rank of low-rank updates (LoRA) with alpha twice the rank, for less "
                         "memory, e.g. 16; 0 trains all weights: the paper names no LoRA", 0)
-    adapter: bool = flag(False, "with --lora, save only the updates, in PEFT's format")
+    adapter: bool = flag(False, "with --lora, save only the updates, in PEFT's format; added to "
+                                "weights of 16 bits, they lose a little")
     lr: float = flag(None, "AdamW's learning rate (default: 1e-5, or 1e-4 with --lora)", 0)
     batch: int = flag(16, "examples per update", 1)
     micro_batch: int = flag(4, "examples at a time; their gradients are summed", 1)
@@ -112,7 +114,7 @@ def finetune(cfg):
     out, partial = Path(cfg.out), Path(f"{cfg.out.rstrip('/')}.partial")
     rule = rule_named(cfg.rule, cfg.eta)
     with parallel.processes(cfg.device) as device:
-        texts = read_programs(cfg)
+        texts, free = read_programs(cfg), available_bytes(device)
         base = given_model(cfg, device)
         check_context(cfg, base.model.config.max_position_embeddings,
                       cfg.max_suggestion if rule else 0)
@@ -128,11 +130,11 @@ def finetune(cfg):
             if finished:
                 return print(f"another run has just finished {out}: nothing is left to do")
             first = f"score, choose completions by {cfg.rule}, train" if rule else "train"
-            print(f"{len(texts[0])} programs to learn from: {first} one epoch, "
+            print(f"{counted(len(texts[0]), 'program')} to learn from: {first} one epoch, "
                   f"{'resuming' if begun else 'starting'} in {partial}; the bars show how long it "
                   "takes.")
             describe(cfg, base.model, device)
-            check_memory(cfg, base.model, device, texts[0])
+            check_memory(cfg, base.model, device, texts[0], free)
             parallel.by_rank_0(write_text, partial / "inputs.json",
                                json.dumps(inputs, indent=2) + "\n")
             examples, held_out = examples_and_held_out(cfg, base, texts, rule, partial)
@@ -174,8 +176,11 @@ def longest_completion(cfg):
     return cfg.context if cfg.all_states else min(cfg.context, longest)
 
 
-def check_memory(cfg, model, device, texts):
-    """Says how much memory the training takes; a UserError if the machine does not have it."""
+def check_memory(cfg, model, device, texts, free):
+    """Says how much memory the training takes; a UserError if the machine does not have it.
+
+    free: bytes before the model was loaded, or None if they are not known.
+    """
     longest = 1 + max(len(text.encode()) for text in texts)  # tokens, at most
 
     def bytes_with(**changes):
@@ -188,9 +193,7 @@ def check_memory(cfg, model, device, texts):
             some.recompute, width=2 if "cuda" in device else 4, processes=parallel.size(),
             labels=longest_completion(some))
 
-    needed, free = bytes_with(), available_bytes(device)
-    if free and (device != "cpu" or is_gguf(cfg.model)):  # else the weights are mapped
-        free += sum(weight.nbytes for weight in model.parameters())
+    needed = bytes_with()
     print(f"Training takes about {needed / 1e9:.1f} GB of memory"
           + " in each process" * (parallel.size() > 1)
           + (f"; {free / 1e9:.1f} GB are free." if free else "."))
@@ -217,16 +220,17 @@ def remedy(bytes_with, free):
 
 
 def examples_and_held_out(cfg, base, texts, rule, folder):
-    """(examples to learn from, completions on which its stopping is checked), of each piece.
+    """(examples to learn from, completions that are held out), one for each piece.
 
-    If the corpus is too small to hold out a program, a fifth of the pieces is held out. Without a
-    rule the second are whole pieces, with their costs.
+    If no program can be held out, a fifth of the pieces is. Without a rule, what is held out are
+    whole pieces, with their costs.
     """
     pieces, unseen = (cut(base.encoding, some, cfg.context) for some in texts)
     if not texts[1]:
         n = len(pieces) // 5
         pieces, unseen = pieces[:len(pieces) - n], pieces[len(pieces) - n:]
-        print(f"  too few programs to hold one out; {n} pieces are held out instead" if n else
+        print(f"  no program can be held out; {counted(n, 'piece')} of programs that are learned "
+              "from, too, are held out instead" if n else
               "  the corpus is too small to hold anything out: nothing is checked")
     unseen = scored(base, unseen, folder / "costs-held-out")
     if not rule:
@@ -254,7 +258,8 @@ def completions_of(cfg, pieces, rule, purpose):
     found = choose_completions(pieces, rule, numpy_generator(cfg, f"states {purpose}"),
                                numpy_generator(cfg, f"lengths {purpose}"))
     lengths = np.array([len(completion) for _, completion, _ in found])
-    print(f"  {purpose}: {len(pieces):,} pieces, {sum(len(ids) for ids, *_ in pieces):,} tokens, "
+    print(f"  {purpose}: {counted(len(pieces), 'piece')}, "
+          f"{sum(len(ids) for ids, *_ in pieces):,} tokens, "
           f"{np.concatenate([nll for _, nll, _ in pieces]).mean():.2f} bits a token; completions "
           f"of {lengths.mean():.1f} tokens, {(lengths == 0).mean():.0%} empty")
     if (lengths == 0).mean() > 0.9 and purpose == "train":
@@ -266,10 +271,10 @@ def completions_of(cfg, pieces, rule, purpose):
 def tune(cfg, base, examples, folder):
     """Trains the base model itself on examples, saves it in the folder and returns it.
 
-    Trained weights are float32, since steps of 1e-5 would be lost in bfloat16. Of several processes
-    rank 0 returns the model, the others None.
+    Trained weights are float32, and stay so in the checkpoint: most steps of 1e-5 would be lost in
+    bfloat16. Of several processes rank 0 returns the model, the others None.
     """
-    model, dtype = base.model, base.model.dtype
+    model, dtype, device = base.model, base.model.dtype, base.model.device
     model.recompute = cfg.recompute
     if cfg.lora:
         add_lora(model, cfg.lora, torch_generator(cfg, "lora", "cpu"))
@@ -280,7 +285,7 @@ def tune(cfg, base, examples, folder):
                    python_generator(cfg, "batches"), cfg.rule, cfg.micro_batch, cfg.clip,
                    Progress(folder / "progress.pt", 60 * cfg.save_minutes), **every)
     few = min(10, -(-len(losses) // 2))
-    print(f"  {len(losses)} updates; loss from {np.mean(losses[:few]):.3f} to "
+    print(f"  {counted(len(losses), 'update')}; loss from {np.mean(losses[:few]):.3f} to "
           f"{np.mean(losses[-few:]):.3f} nats a token (first and last {few})")
     model = whole_model(model, cfg.lora, dtype)
     if parallel.rank():
@@ -290,24 +295,26 @@ def tune(cfg, base, examples, folder):
     elif cfg.lora:
         merge_lora(model)
     if not cfg.adapter:
-        save_checkpoint(model.to(dtype), base, folder)
+        save_checkpoint(model, base, folder)
+    if parallel.size() > 1:  # this GPU may have had room only for the base model in its type
+        model.to(device) if cfg.lora else model.to(device, dtype)
     return model
 
 
 def whole_model(model, lora, dtype):
     """In rank 0, an ordinary GPT of a model that `shard` has spread, with its updates if any.
 
-    lora: their rank, or 0. Weights other than those of updates become `dtype`, one at a time, so
-    that a GPU which could score with the model can hold it.
+    lora: their rank, or 0; then the other weights become `dtype`. With several processes the model
+    is on the CPU.
     """
     if parallel.size() == 1:
         return model
-    weights, device = {}, model.device
+    weights = {}
     for name, weight in model.named_parameters():
         tensor = parallel.whole(weight.detach())
         if parallel.rank() == 0:
-            update = name.endswith((".A", ".B"))
-            weights[name] = (tensor if update else tensor.to(dtype)).cpu()
+            trained = not lora or name.endswith((".A", ".B"))
+            weights[name] = (tensor if trained else tensor.to(dtype)).cpu()
     if parallel.rank():
         return None
     with torch.device("meta"):
@@ -318,7 +325,7 @@ def whole_model(model, lora, dtype):
     if found.config.tie_word_embeddings:
         found.lm_head.weight = found.embed_tokens.weight
     found.writable = model.writable
-    return found.to(device).eval()
+    return found.eval()
 
 
 def show_stopping(cfg, model, encoding, held_out):

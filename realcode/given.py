@@ -32,7 +32,8 @@ def given_model(cfg, device):
         size = 4 * sum(weight.numel() for weight in found.model.parameters())
         kind = str(found.model.dtype).removeprefix("torch.")
         print(f"empower.py: {cfg.model} has weights of type {kind}, which most processors multiply "
-              f"many times slower: --dtype float32 takes {size / 1e9:.1f} GB", file=sys.stderr)
+              f"many times slower: give --dtype float32, which takes {size / 1e9:.1f} GB",
+              file=sys.stderr)
     return found
 
 
@@ -53,7 +54,7 @@ def check_context(cfg, limit, round_tokens):
                         f"all: give a smaller {' or '.join(flags)}")
     if cfg.context > room:
         raise UserError(f"--context is {cfg.context}, but the model reads {limit} tokens: give at "
-                        f"most {room}, to leave room for a suggestion")
+                        f"most {room}" + ", to leave room for a suggestion" * bool(round_tokens))
 
 
 def model_at_hand(cfg, name):
@@ -71,7 +72,8 @@ def model_at_hand(cfg, name):
         found = json.loads(results.read_text())
         stage, given = found["models"].get(name(found["config"])), found["config"].get("model")
     if not stage:
-        raise UserError(f"the run in {cfg.out} used --model {given}: give it here too")
+        raise UserError(f"the run in {cfg.out} used --model {given}: give it here too" if given else
+                        f"the run in {cfg.out} has no such model: run it again, or give --model")
     folder = Path(cfg.out, "stages", stage)
     print(f"empower.py: using {folder}", file=sys.stderr)
     with reading(folder):

@@ -41,9 +41,9 @@ def show(cfg):
     ids, limit = base.encoding.encode_ordinary(text), base.model.config.max_position_embeddings
     if not ids:
         raise UserError(f"{cfg.file} is empty: show another file")
-    if len(ids) >= limit:
+    if len(ids) > limit:
         raise UserError(f"{cfg.file} has {len(ids)} tokens, but the model reads at most "
-                        f"{limit - 1}: show a part of it")
+                        f"{limit}: show a part of it")
     [nll] = score(base.model, [ids], base.encoding.start)
     texts = token_texts(base.encoding, ids)
     plain, marks, said = (picture_of_all(texts, nll, cfg.eta) if place is None else

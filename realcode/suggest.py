@@ -1,5 +1,6 @@
 """python empower.py suggest FILE:LINE:COL [--model DIR] [--eta BITS]"""
 
+import bisect
 import dataclasses
 import functools
 import math
@@ -7,11 +8,12 @@ import sys
 
 import torch
 
-from model import KVCache, extend, sample, token_nll
+from model import KVCache, extend, sample
 from realcode.given import DTYPE, model_at_hand, offset, read_source
 from support.cli import UserError, check_ranges, flag
 
-HEALING = 0.32  # bits that the token at the cursor may cost if --eta is not given
+HEALING = 0.32  # bits that the end of the word at the cursor may cost if --eta is not given
+LONGEST_WORD = 8  # tokens at the cursor that may be the beginning of a single one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,8 +48,10 @@ def suggest(cfg):
                         f"{model.config.max_position_embeddings} tokens: give less")
 
     ids, cache = encoding.encode_ordinary(text)[-room:], KVCache(model, 1)
-    logits = extend(model, cache, [[encoding.start, *ids[:-1]]])[0, -1]
-    ids, typed, bits = heal(encoding, ids, logits)
+    before, word = split_word(encoding, ids)
+    logits = extend(model, cache, [[encoding.start, *before]], [word[:-1]])[0]
+    ids, typed, bits = heal(encoding, before, word, logits)
+    cache.rollback(0, 1 + len(before))
     if bits > (HEALING if cfg.eta is None else cfg.eta):
         return  # the cursor is inside a choice: nothing is obvious
     [new], _ = sample(model, cache, [[encoding.start, *ids]], cfg.max_suggestion,
@@ -57,26 +61,48 @@ def suggest(cfg):
     print(suggestion.decode(errors="replace"), end="\n" if sys.stdout.isatty() else "")
 
 
+def split_word(encoding, ids):
+    """(ids before, ids of the word at a cursor): the most tokens that may begin a single one."""
+    n = max((k for k in range(1, min(len(ids), LONGEST_WORD) + 1) if tokens_beginning_with(
+        encoding, encoding.decode_bytes(ids[-k:]))), default=0)
+    return ids[:len(ids) - n], ids[len(ids) - n:]
+
+
 @torch.no_grad()
-def heal(encoding, ids, logits):
-    """(ids, bytes of the last one already typed, its cost in bits) at a cursor.
+def heal(encoding, before, word, logits):
+    """(ids, bytes of the last one already typed, the cost of this choice in bits) at a cursor.
 
     What was typed may be the beginning of a longer token: "def go(" when the model writes "():" as
-    one. So the last token is chosen again, among all tokens that begin with its text; the cost of
-    this choice counts towards the cost of the suggestion. logits (V,): for its place.
+    one, or " retu", two tokens, when it writes " return". So the tokens of the word are chosen
+    again: its first ones are kept, from none to all but one, and one token that begins with the
+    text of the others takes their place. The cost of the best choice, among all of them, counts
+    towards the cost of the suggestion. logits (tokens of the word, V): for each of them.
     """
-    if not ids:
-        return ids, 0, 0.0
-    typed = encoding.decode_single_token_bytes(ids[-1])
-    fits = torch.tensor(tokens_beginning_with(encoding, typed), device=logits.device)
-    best = logits[fits].argmax()
-    bits = 0.0 if len(fits) == 1 else token_nll(logits[fits][None], best[None]).item()
-    return [*ids[:-1], int(fits[best])], len(typed), bits
+    log_p, kept, found = logits.float().log_softmax(-1), 0.0, []
+    for k in range(len(word)):
+        fits = [i for i in tokens_beginning_with(encoding, encoding.decode_bytes(word[k:]))
+                if i < log_p.shape[1]]
+        found += zip((kept + log_p[k, fits]).tolist(), fits, [k] * len(fits))
+        kept += log_p[k, word[k]].item()
+    if not found:
+        return [*before, *word], 0, 0.0
+    best, token, k = max(found)
+    bits = (torch.tensor([each[0] for each in found]).double().logsumexp(0).item() - best) \
+        / math.log(2)
+    return [*before, *word[:k], token], len(encoding.decode_bytes(word[k:])), max(bits, 0.0)
 
 
 @functools.lru_cache(maxsize=256)
 def tokens_beginning_with(encoding, text):
     """The ids of all tokens that begin with these bytes."""
-    return [i for i in map(encoding.encode_single_token, (
-        token for token in encoding.token_byte_values() if token.startswith(text)))
-        if i < encoding.size]
+    tokens = sorted_tokens(encoding)
+    first = last = bisect.bisect_left(tokens, text)
+    while last < len(tokens) and tokens[last].startswith(text):
+        last += 1
+    return [i for i in map(encoding.encode_single_token, tokens[first:last]) if i < encoding.size]
+
+
+@functools.lru_cache(maxsize=4)
+def sorted_tokens(encoding):
+    """The bytes of all tokens, sorted."""
+    return sorted(encoding.token_byte_values())

@@ -17,7 +17,9 @@ def write_rows(path, *rows):
 
 
 @pytest.mark.parametrize("row, program, with_statement", [
-    ({"text": "b", "content": "a"}, "a\n", "a\n"),
+    ({"text": "b", "content": "a"}, "a\n", "# b\na\n"),
+    ({"text": "an essay", "program": "a = 1"}, "a = 1\n", "# an essay\na = 1\n"),
+    ({"prompt": "Add.", "text": "a + b"}, "a + b\n", "# Add.\na + b\n"),
     ({"prompt": "Add.\nTwo.\n\nDone.", "code": "a + b"}, "a + b\n",
      "# Add.\n# Two.\n#\n# Done.\na + b\n"),
     ({"question": "def f(x):\n", "canonical_solution": "    return x\n"},
@@ -54,6 +56,18 @@ def test_rows_without_a_program_are_counted(tmp_path):
     assert programs == ["c\n"] and "1 program of 9" in report and "(field text)" in report
     (tmp_path / "list.json").write_bytes(b'\xef\xbb\xbf[{"code": "a"},\n {"code": "b"}]')
     assert read_corpus(tmp_path / "list.json")[0] == ["a\n", "b\n"]
+    (tmp_path / "one.json").write_text('{\n  "code": "a"\n}\n')
+    assert read_corpus(tmp_path / "one.json")[0] == ["a\n"]
+
+
+def test_flags_without_an_effect_are_refused(tmp_path):
+    write_files(tmp_path, {"a.py": "x = 1\n"})
+    for options in ({"field": "code"}, {"statements": True}):
+        with pytest.raises(ValueError, match="has no fields: leave out --field and --statements"):
+            read_corpus(tmp_path, **options)
+    path = write_rows(tmp_path / "rows.jsonl", {"code": "a", "title": "b"}, {"code": "c"})
+    with pytest.raises(ValueError, match="has a statement .*: leave out --statements"):
+        read_corpus(path, statements=True)
 
 
 @pytest.mark.parametrize("name, content, message", [
@@ -61,7 +75,7 @@ def test_rows_without_a_program_are_counted(tmp_path):
     ("rows.jsonl", '{"id": 1, "body": "x"}', "no field code, .*; its first row has id, body: name"),
     ("rows.jsonl", "", "holds no JSON object, or is damaged: give one object a line"),
     ("rows.json", '[{"code": "a"},', "holds no JSON object, or is damaged: give one object a line"),
-    ("rows.json", '{\n"code": "a"\n}', "holds no JSON object, or is damaged: give one object"),
+    ("rows.json", '{\n"code": "a"\n', "holds no JSON object, or is damaged: give one object"),
     ("rows.jsonl", '{"code": ""}\n{"code": 1}', "no usable program: .*: 1 empty, 1 unreadable;"),
     ("rows.jsonl", "version https://git-lfs.github.com/spec/v1\n", "only a Git LFS pointer: fetch"),
     ("a.py", "version https://git-lfs.github.com/spec/v1\n", "only a Git LFS pointer: fetch"),

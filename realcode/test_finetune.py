@@ -16,6 +16,7 @@ from model import GPT, GPTConfig
 from realcode import corpus as corpora
 from realcode import finetune
 from realcode.corpus import read_programs
+from realcode.given import given_model
 from support.cache import Progress, load_checkpoint
 from support.cli import UserError
 from support.files import read_safetensors
@@ -52,8 +53,11 @@ def test_a_fine_tuned_checkpoint_is_as_complete_as_its_base(tuned, corpus, tmp_p
     base, out, stdout = tuned
     before, after = contents(base), contents(out)
     assert after.keys() - before.keys() == {"inputs.json"} and before.keys() < after.keys()
-    assert [name for name in before if before[name] != after[name]] == ["model.safetensors"]
-    assert read_safetensors(out / "model.safetensors")["lm_head.weight"].dtype == torch.bfloat16
+    assert [name for name in before if before[name] != after[name]] == [
+        "config.json", "model.safetensors"]  # which name the type
+    assert read_safetensors(base / "model.safetensors")["lm_head.weight"].dtype == torch.bfloat16
+    head = read_safetensors(out / "model.safetensors")["lm_head.weight"]
+    assert head.dtype == torch.float32 and not torch.equal(head, head.bfloat16().float())
     assert not torch.equal(weights(out), weights(base))
     assert not (out.parent / "tuned.partial").exists()
     loaded = load_checkpoint(out, "cpu")
@@ -279,7 +283,7 @@ def test_some_pieces_of_a_single_file_are_held_out(tuned, corpus, tmp_path, monk
     status, stdout, stderr = in_process("finetune", "--model", base, "--corpus", one, "--out",
                                         tmp_path / "tuned", *FINETUNE)
     assert status == 0, stderr
-    assert re.search(r"too few programs to hold one out; [1-9]\d* pieces are held out", stdout)
+    assert re.search(r"no program can be held out; [1-9]\d* pieces? of programs that", stdout)
     assert "Did it learn to stop? On held-out pieces (suggest is greedy):\n\n| assistant" in stdout
     pieces = corpora.cut(load_checkpoint(base, "cpu").encoding, [one.read_text()], 64)
     for rule in ("sft-2", "whole"):
@@ -381,25 +385,27 @@ def test_only_what_makes_the_memory_suffice_is_advised():
         assert advice(gigabytes, **given) == said
 
 
-def test_weights_that_are_there_already_are_not_missing(tmp_path, monkeypatch):
-    """Those of a GGUF file are in memory by now, those of a folder are only mapped."""
-    model = tiny_gpt()
-    held = sum(weight.nbytes for weight in model.parameters())
-    needed = training_bytes(model.config, micro_batch=4, context=64)
-    monkeypatch.setattr(finetune, "available_bytes", lambda device: needed - held)
-    for name in ("x.gguf", "folder"):
-        cfg = finetune.Config(model=name, context=64)
-        with pytest.raises(UserError) if name == "folder" else contextlib.nullcontext():
-            finetune.check_memory(cfg, model, "cpu", ["x" * 99] * 9)
+def test_the_memory_is_that_before_the_model_is_loaded(merged, corpus, tmp_path, monkeypatch):
+    base, *_ = merged
+    model, loaded = load_checkpoint(base, "cpu", torch.float32).model, []
+    needed = training_bytes(model.config, micro_batch=2, context=64, labels=64)
+    monkeypatch.setattr(finetune, "given_model", lambda *some: loaded.append(some) or given_model(
+        *some))
+    monkeypatch.setattr(finetune, "available_bytes", lambda device: 1 if loaded else needed)
+    status, _, stderr = in_process("finetune", "--model", base, "--corpus", corpus, "--out",
+                                   tmp_path / "out", *FINETUNE)
+    assert status == 0, stderr
+    with pytest.raises(UserError, match="but only"):
+        finetune.check_memory(finetune.Config(context=64, micro_batch=2), model, "cpu",
+                              ["x" * 99] * 9, needed / 2)
 
 
-def test_short_programs_take_less_memory(capsys, monkeypatch):
+def test_short_programs_take_less_memory(capsys):
     """A token is at least a byte, and the start token comes before."""
-    monkeypatch.setattr(finetune, "available_bytes", lambda device: None)
     with torch.device("meta"):
         model, cfg = GPT(GPTConfig(50_000, 2048, 8192)), finetune.Config(context=250)
     for text, context in (("x" * 99, 100), ("é" * 60, 121), ("", 16), ("x" * 999, 250)):
-        finetune.check_memory(cfg, model, "cpu", [text] * 9)
+        finetune.check_memory(cfg, model, "cpu", [text] * 9, None)
         needed = training_bytes(model.config, context=context, micro_batch=4)
         assert f"takes about {needed / 1e9:.1f} GB" in capsys.readouterr().out
     assert needed > 1.05 * training_bytes(model.config, context=121, micro_batch=4)

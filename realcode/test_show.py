@@ -174,16 +174,48 @@ def greedy(model, text, most, stops):
 @torch.no_grad()
 def healed(network, encoding, ids):
     """Token healing as a loop over the vocabulary and one full pass: (ids, typed bytes, bits)."""
-    typed = encoding.decode_single_token_bytes(ids[-1])
-    p = network(torch.tensor([[encoding.start, *ids[:-1]]]))[0, -1].double().softmax(-1)
-    fits = {}
+    p = network(torch.tensor([[encoding.start, *ids]]))[0].double().softmax(-1)
+    fits, words, first = {}, {}, max(0, len(ids) - 8)
     for i in range(encoding.size):
         with contextlib.suppress(KeyError):
-            if i not in encoding._special_tokens.values() and \
-                    encoding.decode_single_token_bytes(i).startswith(typed):
-                fits[i] = p[i].item()
+            if i not in encoding._special_tokens.values():
+                words[i] = encoding.decode_single_token_bytes(i)
+    for k in range(first, len(ids)):
+        typed = encoding.decode_bytes(ids[k:])
+        kept = math.prod(p[n, ids[n]].item() for n in range(first, k))
+        fits |= {(k, i): kept * p[k, i].item() for i in words if words[i].startswith(typed)}
+    start = min(k for k, _ in fits)  # nothing fits before it, so these tokens are given
     best = max(fits, key=fits.get)
-    return [*ids[:-1], best], len(typed), -math.log2(fits[best] / sum(fits.values()))
+    given = math.prod(p[n, ids[n]].item() for n in range(first, start))
+    assert sum(fits.values()) <= given + 1e-9
+    return ([*ids[:best[0]], best[1]], len(encoding.decode_bytes(ids[best[0]:])),
+            -math.log2(fits[best] / sum(fits.values())))
+
+
+@torch.no_grad()
+def test_a_word_of_several_tokens_is_healed(monkeypatch):
+    """" retu" is two tokens, but " return" one: by hand, and with a random model."""
+    encoding = data.train_tokenizer([" return"] * 20 + [" ret", " set"] * 9, 275)
+    ids = encoding.encode_ordinary("x retu")
+    [whole] = [i for i in range(encoding.size - 1) if encoding.decode([i]) == " return"]
+    before, word = suggest.split_word(encoding, ids)
+    assert encoding.decode(before) == "x" and len(word) == 2
+    logits = torch.full((2, encoding.size), -50.0)
+    logits[0, whole], logits[0, word[0]] = math.log(0.6), math.log(0.4)
+    logits[1, word[1]], logits[1, encoding.encode_ordinary("v")[0]] = math.log(0.5), math.log(0.5)
+    found, typed, bits = suggest.heal(encoding, before, word, logits)
+    assert found == [*before, whole] and encoding.decode(found)[1 + typed:] == "rn"
+    assert bits == pytest.approx(-math.log2(0.6 / (0.6 + 0.4 * 0.5)), abs=1e-4)
+    logits[0, whole], logits[0, word[0]] = math.log(0.1), math.log(0.9)
+    assert suggest.heal(encoding, before, word, logits)[:2] == (ids, 1)
+    network = tiny_gpt(vocab_size=encoding.size)
+    for text in ("x retu", "x ret", "x", " re", "\n return retur", "é"):
+        ids = encoding.encode_ordinary(text)
+        before, word = suggest.split_word(encoding, ids)
+        logits = network(torch.tensor([[encoding.start, *ids]]))[0, len(before):len(ids)]
+        found, wanted = suggest.heal(encoding, before, word, logits), healed(network, encoding, ids)
+        assert found[:2] == wanted[:2] and found[2] == pytest.approx(wanted[2], abs=1e-4)
+    assert suggest.split_word(encoding, []) == ([], [])
 
 
 def test_only_the_suggestion_is_printed(tmp_path):
@@ -221,7 +253,7 @@ def test_what_was_typed_may_be_half_a_token(likely, share, suggestion, tmp_path,
     logits[0, 0, long], logits[0, 0, other] = math.log(share), math.log(1 - share)
     logits[0, 0, encoding.encode_single_token("d")] = 3.0  # likelier, but does not fit
     asked = []
-    monkeypatch.setattr(suggest, "extend", lambda model, cache, texts: (
+    monkeypatch.setattr(suggest, "extend", lambda model, cache, texts, more: (
         asked.extend(texts) or logits))
     monkeypatch.setattr(suggest, "sample", lambda *rest, **options: ([[]], [True]))
     tiny_gpt(vocab_size=encoding.size).save_pretrained(tmp_path)
@@ -238,7 +270,7 @@ def test_the_token_at_the_cursor_is_part_of_what_a_suggestion_costs(
     first, second = (i for i in range(encoding.size - 1) if encoding.decode([i]) in ("(", "():"))
     logits, given_room = torch.full((1, 1, encoding.size), -50.0), []
     logits[0, 0, first], logits[0, 0, second] = math.log(share), math.log(1 - share + 1e-20)
-    monkeypatch.setattr(suggest, "extend", lambda model, cache, texts: logits)
+    monkeypatch.setattr(suggest, "extend", lambda model, cache, texts, more: logits)
     monkeypatch.setattr(suggest, "sample", lambda *rest, max_cost, **options: (
         given_room.append(max_cost) or [[]], [True]))
     tiny_gpt(vocab_size=encoding.size).save_pretrained(tmp_path)
@@ -354,7 +386,7 @@ USES = ["replay --corpus corpus --out new", "finetune --corpus corpus --out new"
     ("show empty", "cannot read empty .*: give"),
     ("show latin.py", "latin.py is not UTF-8 text: convert"),
     ("show a.py", "there is no small GPT in out: run python empower.py first"),
-    ("show long.py --model model", "long.py has .* tokens, .* at most 255: show a part of it"),
+    ("show long.py --model model", "long.py has .* tokens, .* at most 256: show a part of it"),
     ("show nothing.py --model model", "nothing.py is empty: show another file"),
     ("show blank.py --model model", "blank.py has 1,000,000 characters: give at most 400,000"),
     ("suggest blank.py:1:9 --model model", "blank.py has 1,000,000 characters: give"),

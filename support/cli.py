@@ -164,7 +164,7 @@ def parse(argv, config, command, others):
 def add_flag(parser, field):
     """Adds the flag of one field to a parser; if it is not given, the field keeps its default."""
     text = field.metadata["help"]
-    if field.default not in (None, "", False, ()):
+    if field.default not in (None, "", ()) and field.default is not False:
         text += f" (default: {field.default})"
     options = {"help": text.replace("%", "%%"), "default": argparse.SUPPRESS}
     options |= ({"action": "store_true"} if field.type is bool else

@@ -57,7 +57,7 @@ def processes(device):
     dist.init_process_group(
         "gloo" if device == "cpu" else "nccl", timeout=datetime.timedelta(30),
         device_id=None if device == "cpu" else torch.device(device))
-    before = signal.signal(signal.SIGTERM, lambda *_: lost("and so has torchrun ended this one"))
+    before = signal.signal(signal.SIGTERM, lambda *_: lost("torchrun has ended this one"))
     try:
         with contextlib.ExitStack() as silence:
             if rank():

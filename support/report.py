@@ -69,6 +69,11 @@ def paper_gain(name, metric, humans=tuple(PAPER)):
 UNLIMITED, CEILING = "Human alone, no round limit", "Base, knows the goal"
 
 
+def counted(n, what):
+    """A number of things. Example: 1, "piece" is "1 piece"; 1234, "piece" is "1,234 pieces"."""
+    return f"{n:,} {what}{'s' * (n != 1)}"
+
+
 def summarize(name, episodes, cfg):
     """One row of the table; all counts are means over problems, ratios are pooled."""
     n, turns = len(episodes), sum(len(episode.turns) for episode in episodes)
@@ -231,6 +236,8 @@ def as_text(results):
              "program is right in the end, so DPR is only the discount")
     columns = {header: template for header, template in RESULTS.items()
                if header != ("share saved" if "pass@1" in rows[0] else "Pass@1")}
+    unseen = "programs held out of fine-tuning" if "pass@1" in rows[0] else (
+        "pieces held out of fine-tuning, often of programs learned from")
     return "\n\n".join([
         f"The game on {results['problems']} held-out problems. {first};\naccept ratio: accepted "
         "over offered suggestions; DPR: discounted pass rate; ± one\nstandard error over "
@@ -238,7 +245,7 @@ def as_text(results):
         "tokens per suggestion; share of silent rounds.",
         table(rows, columns),
         "Did the assistants learn to stop? Lengths that the rule asks for and lengths written "
-        "without a\ncap, mean ± standard deviation in tokens, on programs held out of fine-tuning; "
+        f"without a\ncap, mean ± standard deviation in tokens, on {unseen}; "
         "the share of states\nwhere they differ by at most 2; the share of each that is empty; the "
         "distance between the two\ndistributions (Kolmogorov-Smirnov). Learned: at most 0.1.",
         table(with_learned(results["stopping"]), STOPPING),

@@ -1,4 +1,8 @@
-"""A digest of the code that a result depends on, computed from the text of the project's files."""
+"""A digest of the code that a result depends on, computed from the text of the project's files.
+
+It covers functions, classes and assignments at the top level of a file, but no other statements
+there, such as a call that changes a table.
+"""
 
 import ast
 import functools
