@@ -38,7 +38,7 @@ def test_the_loss_is_that_of_the_examples_of_all_states():
         example = all_states_example(encoding, program, lengths, ends)
         scale = places(lengths, ends).sum() / len(example[2])
         together = all_states_loss(model, *all_states.collate([example], 99), encoding.stop)
-        assert float(together) * scale == pytest.approx(float(one_by_one), rel=1e-5)
+        assert together.item() * scale == pytest.approx(one_by_one.item(), rel=1e-5)
         assert example[2].mean() * 2 == pytest.approx(1)
 
 
