@@ -246,8 +246,8 @@ def train(model, examples, batch_size, optimizers, rng, label, micro_batch=None,
             bar.set_postfix_str(f"loss {np.mean(losses[-50:]):.3f}, "
                                 f"{tokens / (time.time() - begin):,.0f} tokens/s", refresh=False)
             bar.update()
-            if progress and len(losses) < len(batches):
-                progress.save(losses, *parts)
+            if progress:
+                progress.save(losses, *parts, last=len(losses) == len(batches))
     return losses
 
 

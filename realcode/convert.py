@@ -29,7 +29,8 @@ def convert(cfg):
         raise UserError(f"{cfg.model or 'FILE'} is not a GGUF file: name one, such as those of "
                         "llama.cpp or Ollama")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} is not empty: name a new folder")
+        raise UserError(f"{folder} is {'not empty' if folder.is_dir() else 'a file'}: name a new "
+                        "folder")
     problem = try_to_rename(folder)
     if problem:
         raise UserError(f"{folder} cannot be replaced by a finished folder ({problem}): name a "
@@ -38,6 +39,10 @@ def convert(cfg):
     try:
         save_checkpoint(checkpoint.model, checkpoint, new)
         os.replace(new, folder)
+    except OSError as error:
+        if not folder.is_dir() or not any(folder.iterdir()):
+            raise
+        raise UserError(f"another run has just made {folder}: nothing is left to do") from error
     finally:
         shutil.rmtree(new, ignore_errors=True)
     print(f"The checkpoint is in {folder}. Try: python empower.py show FILE --model {folder}")

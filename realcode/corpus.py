@@ -24,16 +24,18 @@ from support import parallel
 from support.cache import reading
 from support.cli import UserError, checked, python_generator
 from support.files import read_bytes, read_text, temporary_name
+from support.report import counted
 
 CORPUS = "a folder of .py files, one file, a JSONL file, or the word stdlib"
 FIELD = "the JSONL field that holds the code (default: found automatically)"
-STATEMENTS_FLAG = ("put the statement of a JSONL row before its program, as comments; the scorer "
+STATEMENTS_FLAG = ("put the statement of a JSONL row (its field prompt, statement, problem, "
+                   "description, question or text) before its program, as comments; the scorer "
                    "then reads it, unlike in Section 4.1")
 
 # ------------------------------------------------------------------- reading
 
 FIELDS = ("code", "program", "content", "solution", "canonical_solution", "completion", "text")
-STATEMENTS = ("prompt", "description", "question", "text")
+STATEMENTS = ("prompt", "statement", "problem", "description", "question", "text")
 JSON = (".jsonl", ".json", ".ndjson")
 LONGEST = 400_000  # characters in a program; tiktoken fails on a million of white space
 _SKIPPED = {"site-packages", "dist-packages", "__pycache__", "node_modules"}
@@ -269,8 +271,8 @@ def read_programs(cfg):
     learned, held_out = checked(split_corpus, texts, min(cfg.held_out, len(texts) // 5),
                                 python_generator(cfg, "split"))
     if len(held_out) < min(cfg.held_out, len(texts) // 5):
-        print(f"  only {len(held_out)} programs are held out: the others are near-duplicates of "
-              "each other")
+        print(f"  {counted(len(held_out), 'program')} held out: more would be near-duplicates of "
+              "those learned from")
     return learned, held_out
 
 

@@ -24,7 +24,7 @@ from support import parallel
 from support.cache import Progress, save_checkpoint
 from support.cli import (UserError, check_ranges, describe, flag, numpy_generator,
                          python_generator, torch_generator, values)
-from support.files import remove_leftovers, temporary_name, write_text
+from support.files import read_text, remove_leftovers, temporary_name, write_text
 from support.gguf_file import is_gguf
 from support.lora import add_lora, merge_lora, save_adapter
 from support.memory import LABELS, available_bytes, training_bytes
@@ -33,6 +33,9 @@ from support.report import STOPPING, check_stopping, counted, table, with_learne
 from support.source import code_of, fingerprint
 
 
+CHECK = "check.txt"  # in the folder of the checkpoint: what was found
+NOT_LEARNED = ("It has not learned to stop as the rule asks: give more programs, --all-states or a "
+               "larger --lr; or suggest with --eta.")
 SAVERS = {"--lora 16": {"lora": 16}, "--recompute": {"recompute": True},  # of memory
           "--micro-batch 1": {"micro_batch": 1}, "--context 256": {"context": 256}}
 
@@ -113,6 +116,9 @@ def finetune(cfg):
                             + " or a GGUF file" * (name == "model"))
     out, partial = Path(cfg.out), Path(f"{cfg.out.rstrip('/')}.partial")
     rule = rule_named(cfg.rule, cfg.eta)
+    if cfg.rule.startswith("sft") and cfg.max_suggestion <= most_asked(cfg):
+        raise UserError(f"--max-suggestion is {cfg.max_suggestion}: to check how it stops, give "
+                        f"more than the {most_asked(cfg)} tokens of --rule {cfg.rule}")
     with parallel.processes(cfg.device) as device:
         texts, free = read_programs(cfg), available_bytes(device)
         base = given_model(cfg, device)
@@ -122,31 +128,44 @@ def finetune(cfg):
             cfg, "seed", "dtype", "rule", "eta", "context", "all_states", "lora", "adapter",
             "rate", "batch", "clip"), "code": code_of(rule_named, examples_and_held_out, tune, GPT)}
         if parallel.by_rank_0(is_finished, out, partial, inputs):
-            return print(f"{out} is finished: nothing is left to do")
+            return print(f"{out} is finished: nothing is left to do.\n\n"
+                         f"{parallel.by_rank_0(what_was_found, cfg)}")
         with contextlib.ExitStack() as lock:
             if parallel.rank() == 0:
                 lock.enter_context(only_one(partial, out))
             finished, begun = parallel.by_rank_0(state_of, out, partial, inputs)
             if finished:
-                return print(f"another run has just finished {out}: nothing is left to do")
+                return print(f"another run has just finished {out}: nothing is left to do.\n\n"
+                             f"{parallel.by_rank_0(what_was_found, cfg)}")
             first = f"score, choose completions by {cfg.rule}, train" if rule else "train"
             print(f"{counted(len(texts[0]), 'program')} to learn from: {first} one epoch, "
                   f"{'resuming' if begun else 'starting'} in {partial}; the bars show how long it "
                   "takes.")
             describe(cfg, base.model, device)
-            check_memory(cfg, base.model, device, texts[0], free)
+            pieces = [cut(base.encoding, some, cfg.context) for some in texts]
+            check_memory(cfg, base.model, device, [len(ids) for ids, _ in pieces[0]], free)
             parallel.by_rank_0(write_text, partial / "inputs.json",
                                json.dumps(inputs, indent=2) + "\n")
-            examples, held_out = examples_and_held_out(cfg, base, texts, rule, partial)
+            examples, held_out = examples_and_held_out(cfg, base, *pieces, rule, partial)
             tuned = tune(cfg, base, examples, partial)
             if parallel.rank() == 0:
+                check = how_it_stops if rule else how_it_adapted
+                write_text(partial / CHECK, check(cfg, tuned, base, held_out))
                 os.replace(partial, out)
                 tidy(out)
-                show = show_stopping if rule else show_adapted
-                show(cfg, tuned, base.encoding, held_out)
-        print(f"The adapter is in {out}, for PEFT and for servers that load it over {cfg.model}"
-              if cfg.adapter else f"The checkpoint is in {out}. Try: python empower.py suggest "
-              f"--model {out} FILE:LINE:COL" + ("" if rule else f" --eta {cfg.eta:g}"))
+        print(parallel.by_rank_0(what_was_found, cfg))
+
+
+def what_was_found(cfg):
+    """What was found when the finished checkpoint was checked, and what to do with it."""
+    path = Path(cfg.out, CHECK)
+    said = read_text(path) if path.exists() else ""
+    if cfg.adapter:
+        return (f"{said}The adapter is in {cfg.out}, for PEFT and for servers that load it over "
+                f"{cfg.model}")
+    needs_eta = cfg.rule == "whole" or NOT_LEARNED in said
+    return (f"{said}The checkpoint is in {cfg.out}. Try: python empower.py suggest --model "
+            f"{cfg.out} FILE:LINE:COL" + f" --eta {cfg.eta:g}" * needs_eta)
 
 
 def is_finished(out, partial, inputs):
@@ -167,26 +186,29 @@ def state_of(out, partial, inputs):
     return begun_before(out, inputs), begun_before(partial, inputs)
 
 
-def longest_completion(cfg):
-    """About the most tokens that a completion has: in training, each needs its logits."""
+def most_asked(cfg):
+    """About the most tokens that the rule asks for."""
     kind, _, n = cfg.rule.partition("-")
     # `empower`: a run of tokens that cost nearly nothing, and another token for each bit of eta.
-    longest = {"sft": int(n) if n.isdigit() else 30, "empower": LABELS + int(cfg.eta),
-               "whole": cfg.context}[kind]
-    return cfg.context if cfg.all_states else min(cfg.context, longest)
+    return {"sft": int(n) if n.isdigit() else 30, "empower": LABELS + int(cfg.eta),
+            "whole": cfg.context}[kind]
 
 
-def check_memory(cfg, model, device, texts, free):
+def longest_completion(cfg):
+    """About the most tokens that a completion has: in training, each needs its logits."""
+    return cfg.context if cfg.all_states else min(cfg.context, most_asked(cfg))
+
+
+def check_memory(cfg, model, device, lengths, free):
     """Says how much memory the training takes; a UserError if the machine does not have it.
 
-    free: bytes before the model was loaded, or None if they are not known.
+    lengths: of the pieces, in tokens. free: bytes before the model was loaded, or None if they are
+    not known.
     """
-    longest = 1 + max(len(text.encode()) for text in texts)  # tokens, at most
-
     def bytes_with(**changes):
         some = dataclasses.replace(cfg, **changes)
-        some = dataclasses.replace(some, context=max(16, min(some.context, longest)))
-        pieces = len(texts) + sum(map(len, texts)) // some.context  # at most
+        some = dataclasses.replace(some, context=max(16, min(some.context, 1 + max(lengths))))
+        pieces = len(lengths) + sum(lengths) // some.context  # at most
         return training_bytes(
             model.config, some.lora, model.dtype.itemsize,
             min(some.micro_batch, parallel.share(min(some.batch, pieces))), some.context,
@@ -219,14 +241,13 @@ def remedy(bytes_with, free):
             + (f"even with {' '.join(helpful)}" if helpful else "at least"))
 
 
-def examples_and_held_out(cfg, base, texts, rule, folder):
+def examples_and_held_out(cfg, base, pieces, unseen, rule, folder):
     """(examples to learn from, completions that are held out), one for each piece.
 
     If no program can be held out, a fifth of the pieces is. Without a rule, what is held out are
     whole pieces, with their costs.
     """
-    pieces, unseen = (cut(base.encoding, some, cfg.context) for some in texts)
-    if not texts[1]:
+    if not unseen:
         n = len(pieces) // 5
         pieces, unseen = pieces[:len(pieces) - n], pieces[len(pieces) - n:]
         print(f"  no program can be held out; {counted(n, 'piece')} of programs that are learned "
@@ -281,9 +302,11 @@ def tune(cfg, base, examples, folder):
     parallel.shard(model, full=not cfg.lora)
     every = {"collate": all_states.collate, "loss_of": functools.partial(
         all_states.all_states_loss, stop=base.encoding.stop)} if cfg.all_states else {}
-    losses = train(model, examples, cfg.batch, adamw(model, cfg.rate),
-                   python_generator(cfg, "batches"), cfg.rule, cfg.micro_batch, cfg.clip,
-                   Progress(folder / "progress.pt", 60 * cfg.save_minutes), **every)
+    progress = Progress(folder / "progress.pt", 60 * cfg.save_minutes)
+    with progress.saved_on_interrupt():
+        losses = train(model, examples, cfg.batch, adamw(model, cfg.rate),
+                       python_generator(cfg, "batches"), cfg.rule, cfg.micro_batch, cfg.clip,
+                       progress, **every)
     few = min(10, -(-len(losses) // 2))
     print(f"  {counted(len(losses), 'update')}; loss from {np.mean(losses[:few]):.3f} to "
           f"{np.mean(losses[-few:]):.3f} nats a token (first and last {few})")
@@ -328,27 +351,32 @@ def whole_model(model, lora, dtype):
     return found.eval()
 
 
-def show_stopping(cfg, model, encoding, held_out):
-    """Prints the lengths that the rule asks for on held-out completions, and those written.
+def how_it_stops(cfg, model, base, held_out):
+    """The lengths that the rule asks for on held-out completions, and those written, as text.
 
     Sampled, as it was trained, and greedy, as `suggest` writes: greedy text stops more often.
     """
-    if held_out:
-        rows = [check_stopping(f"{cfg.rule}, {way}", Assistant(
-            model, cfg.max_suggestion, temperature=temperature), encoding, held_out[:200],
-            torch_generator(cfg, "stopping", model.device))
-            for way, temperature in (("sampled", 1.0), ("greedy", 0.0))]
-        print("Did it learn to stop? On held-out pieces (suggest is greedy):\n\n"
-              f"{table(with_learned(rows), STOPPING)}\n")
+    if not held_out:
+        return ""
+    held_out = held_out[:200]
+    print(f"  checking on {counted(len(held_out), 'held-out piece')} how it stops")
+    rows = with_learned([check_stopping(f"{cfg.rule}, {way}", Assistant(
+        model, cfg.max_suggestion, temperature=temperature), base.encoding, held_out,
+        torch_generator(cfg, "stopping", model.device))
+        for way, temperature in (("sampled", 1.0), ("greedy", 0.0))])
+    learned = all(row["learned"] == "yes" for row in rows)
+    return (f"Did it learn to stop? On {counted(len(held_out), 'held-out piece')} (suggest is "
+            f"greedy):\n\n{table(rows, STOPPING)}\n\n" + f"{NOT_LEARNED}\n" * (not learned))
 
 
-def show_adapted(cfg, model, encoding, held_out):
-    """Prints what a token of held-out pieces cost before and costs now, in bits."""
-    if held_out:
-        before = np.concatenate([nll for _, nll, _ in held_out]).mean()
-        after = np.concatenate(score(model, [ids for ids, *_ in held_out], encoding.start)).mean()
-        print(f"Did it adapt? Held-out pieces cost {before:.2f} bits a token before, and "
-              f"{after:.2f} now.")
+def how_it_adapted(cfg, model, base, held_out):
+    """What a token of held-out pieces cost before and costs now, in bits, as text."""
+    if not held_out:
+        return ""
+    before = np.concatenate([nll for _, nll, _ in held_out]).mean()
+    after = np.concatenate(score(model, [ids for ids, *_ in held_out], base.encoding.start)).mean()
+    return (f"Did it adapt? {counted(len(held_out), 'held-out piece')}: {before:.2f} bits a token "
+            f"before, {after:.2f} now.\n")
 
 
 # ------------------------------------------------------------------- the folder of the checkpoint
@@ -363,10 +391,15 @@ def begun_before(folder, inputs):
         found = json.loads((folder / "inputs.json").read_text())
     except (OSError, ValueError):
         found = None
-    if found != inputs:
-        raise UserError(f"{folder} holds something else, or was begun with other settings or other "
-                        "code: choose another --out")
-    return True
+    if found == inputs:
+        return True
+    if not isinstance(found, dict) or found.keys() != inputs.keys():
+        raise UserError(f"{folder} holds something else: choose another --out")
+    names = {"base": "--model", "texts": "--corpus", "rate": "--lr", "code": "version of the code"}
+    changed = [names.get(name, f"--{name.replace('_', '-')}") for name in inputs
+               if found[name] != inputs[name]]
+    raise UserError(f"{folder} was begun with another {', '.join(changed)}: choose another --out, "
+                    "or remove it")
 
 
 def tidy(out):

@@ -17,6 +17,7 @@ from support import parallel
 from support.cache import load_checkpoint, reading
 from support.cli import UserError, checked, pick_device
 from support.files import read_text
+from support.gguf_file import is_gguf
 
 DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
 DTYPE = ("type of the checkpoint's weights: float32, bfloat16, or auto (the file's, but float32 if "
@@ -41,6 +42,10 @@ def loaded(cfg, device):
     """The Checkpoint given by --model."""
     if cfg.dtype not in DTYPES:
         raise UserError(f"--dtype is {cfg.dtype!r}: choose {', '.join(DTYPES)}")
+    path = Path(cfg.model)
+    if not path.is_dir() and not is_gguf(path):
+        raise UserError(f"--model {path} is {'no GGUF file' if path.exists() else 'not there'}: "
+                        "name a folder in Hugging Face's layout, or a GGUF file")
     return checked(load_checkpoint, cfg.model, device, DTYPES[cfg.dtype])
 
 

@@ -198,7 +198,8 @@ def drawn_goals(cfg, base, texts):
     unseen = np.concatenate(score(base.model, [goal[:end] for goal, end in zip(goals, ends)],
                                   base.encoding.start))
     print(f"  {unseen.mean():.2f} bits a token on one piece of each of {len(goals)} held-out "
-          f"programs, {np.mean(ends):.0f} tokens on average")
+          f"programs, {np.mean(ends):.0f} tokens on average"
+          + "; with so few, the intervals mean little" * (len(goals) < 10))
     return goals, ends
 
 

@@ -34,7 +34,10 @@ class Config:
 
 
 def show(cfg):
-    """Figure 1 on your own code: tokens shaded by cost, a bar where Algorithm 1 stops."""
+    """Figure 1 on your own code: tokens shaded by cost, a bar where Algorithm 1 stops.
+
+    Without colours, the tokens that the human types are between ‹ and ›.
+    """
     text = read_source(cfg.file)
     place = None if cfg.at == "every" else offset(text, cfg.at, cfg.file)
     base = model_at_hand(cfg, lambda config: "base")
@@ -75,9 +78,10 @@ def picture_at(texts, nll, eta, place):
     stop = n + empower_length(nll[n:], eta)
     completion, before = "".join(texts[n:stop]), "".join(texts[:n])
     line, column = before.count("\n") + 1, len(before) - before.rfind("\n")
-    said = f"At {line}:{column} the assistant would have written " + (
+    inside = ", where the token begins," * (len(before) != place)
+    said = f"At {line}:{column}{inside} the assistant would have written " + (
         f"{completion!r}, {nll[n:stop].sum():.2f} bits" if completion else "nothing") + (
-        f"; the next token costs {nll[stop]:.2f}" if stop < len(texts) else "")
+        f"; the next token costs {nll[stop]:.2f} bits" if stop < len(texts) else "")
     marks = {n: "▸", stop: "┃"} if stop > n else {n: "▸┃"}
     return f"{before}▸{completion}┃{''.join(texts[stop:])}", marks, said
 

@@ -5,6 +5,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -52,7 +53,7 @@ def tuned(corpus, tmp_path_factory):
 def test_a_fine_tuned_checkpoint_is_as_complete_as_its_base(tuned, corpus, tmp_path):
     base, out, stdout = tuned
     before, after = contents(base), contents(out)
-    assert after.keys() - before.keys() == {"inputs.json"} and before.keys() < after.keys()
+    assert after.keys() - before.keys() == {"inputs.json", "check.txt"} and before.keys() < after.keys()
     assert [name for name in before if before[name] != after[name]] == [
         "config.json", "model.safetensors"]  # which name the type
     assert read_safetensors(base / "model.safetensors")["lm_head.weight"].dtype == torch.bfloat16
@@ -111,6 +112,7 @@ def test_a_checkpoint_is_trained_on_prefix_completion_and_stop(corpus, tmp_path,
         assert ids == [base.encoding.start, *piece[:n], *completion, *[base.encoding.stop] * stop]
         seen.add((len(completion), stop))
     assert len(seen) > 3 and {stop for _, stop in seen} == {True, False}
+    arguments = *arguments, "--max-suggestion", "31"
     ten = examples_of(monkeypatch, *arguments, "--out", tmp_path / "b", "--rule", "sft-10")
     assert [ids[:start + 10] for ids, start in ten] == [
         [*ids[:start], *piece[start - 1:start + 9], *[base.encoding.stop] * ends][:start + 10]
@@ -139,7 +141,7 @@ def test_a_model_adapts_to_whole_pieces(corpus, tmp_path, monkeypatch):
     before, after = (np.concatenate(score(load_checkpoint(some, "cpu").model, pieces, start)).mean()
                      for some in (folder, tmp_path / "b"))
     assert after < before - 0.5 and "--eta 60\n" in stdout and "Did it learn" not in stdout
-    assert f"cost {before:.2f} bits a token before, and {after:.2f} now" in stdout
+    assert f"5 held-out pieces: {before:.2f} bits a token before, {after:.2f} now" in stdout
     status, _, stderr = in_process("finetune", *command, "--all-states", "--out", tmp_path / "c")
     assert status == 2 and "leave it out with --rule whole" in stderr
 
@@ -187,28 +189,75 @@ def test_an_interrupted_fine_tuning_goes_on_to_the_same_weights(
 
 def test_what_is_trained_is_kept_when_the_check_of_stopping_is_interrupted(
         tuned, corpus, tmp_path, monkeypatch):
-    base, whole, _ = tuned
+    base, whole, printed = tuned
     out = tmp_path / "tuned"
-    command = "finetune", "--model", base, "--corpus", corpus, "--out", out, *FINETUNE
+    command = ("finetune", "--model", base, "--corpus", corpus, "--out", out, *FINETUNE,
+               "--save-minutes", "9")
     interrupt(monkeypatch, finetune, "check_stopping", 0)
     status, _, _ = in_process(*command)
-    assert status == 130 and contents(out) == contents(whole)
-    assert not (tmp_path / "tuned.partial").exists()
+    assert status == 130 and not out.exists()
+    monkeypatch.undo()
+    monkeypatch.setattr(empower, "sft_loss", None)  # nothing is trained again
+    status, stdout, stderr = in_process(*command)
+    assert status == 0 and contents(out) == contents(whole), stderr
+    assert stdout[stdout.index("Did it"):].split("The check")[0] == (
+        printed[printed.index("Did it"):].split("The check")[0])
+    assert "It has not learned to stop" in stdout and f"--model {out} FILE:LINE:COL --eta" in stdout
+
+
+@pytest.mark.parametrize("presses", [1, 2])
+def test_ctrl_c_saves_the_update_at_hand_and_a_second_ends_at_once(
+        tuned, corpus, tmp_path, monkeypatch, presses):
+    base, whole, _ = tuned
+    out, loss, calls = tmp_path / "tuned", empower.sft_loss, []
+    command = ("finetune", "--model", base, "--corpus", corpus, "--out", out, *FINETUNE,
+               "--save-minutes", "9")
+
+    def pressed(*arguments):
+        calls.append(arguments)
+        if len(calls) == 5:  # the third update, of two micro-batches
+            for _ in range(presses):
+                signal.raise_signal(signal.SIGINT)
+        return loss(*arguments)
+
+    monkeypatch.setattr(empower, "sft_loss", pressed)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        status, _, stderr = in_process(*command)
+        assert status == 130 and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    saved = tmp_path / "tuned.partial" / "progress.pt"
+    assert saved.exists() == (presses == 1) and len(calls) == 7 - presses
+    if presses == 1:
+        assert len(torch.load(saved, weights_only=True)["losses"]) == 3
+        monkeypatch.undo()
+        assert in_process(*command)[0] == 0 and contents(out) == contents(whole)
+
+
+def test_a_check_that_could_not_tell_is_refused(tmp_path):
+    for rule, n in (("sft-10", 10), ("sft-rand", 30)):
+        with pytest.raises(UserError, match=f"more than the {n} tokens of --rule {rule}"):
+            finetune.finetune(finetune.Config(out=str(tmp_path / "out"), model="m", rule=rule,
+                                              max_suggestion=n, all_states=True))
 
 
 def test_a_finished_checkpoint_is_left_alone(tuned, corpus):
-    base, out, _ = tuned
+    base, out, printed = tuned
     before = contents(out.parent)
     command = "finetune", "--model", base, "--corpus", corpus, "--out", out, *FINETUNE
     status, stdout, _ = in_process(*command)
     assert status == 0 and "is finished: nothing is left to do" in stdout
-    for command in ([*command, "--eta", "9"], [*command, "--rule", "sft-10"],
-                    [*command[:-1], "cpu", "--out", str(corpus)],
-                    [*command, "--out", base], [*command, "--out", base / "config.json"]):
-        status, _, stderr = in_process(*command)
+    assert printed[printed.index("Did it"):] in stdout
+    for flags, message in (
+            (["--eta", "9"], "was begun with another --eta: choose another --out, or remove it"),
+            (["--rule", "sft-7", "--lr", "1"], "was begun with another --rule, --lr: choose"),
+            (["--out", str(corpus)], "holds something else: choose another --out"),
+            (["--out", base], "holds something else: choose another --out"),
+            (["--out", base / "config.json"], "holds something else: choose another --out")):
+        status, _, stderr = in_process(*command, *flags)
         slow, sentence = stderr.splitlines()
-        assert status == 2 and "bfloat16" in slow
-        assert "holds something else, or was begun with other settings or other code" in sentence
+        assert status == 2 and "bfloat16" in slow and message in sentence
     assert contents(out.parent) == before
 
 
@@ -233,7 +282,7 @@ def test_other_code_does_not_resume(tuned, corpus, tmp_path, monkeypatch):
     monkeypatch.undo()
     monkeypatch.setattr(finetune, "code_of", lambda *parts: "edited")
     status, _, stderr = in_process(*command)
-    assert status == 2 and "begun with other settings or other code" in stderr
+    assert status == 2 and "begun with another version of the code: choose" in stderr
 
 
 def test_another_run_may_take_the_empty_folder_of_the_trial_away(tmp_path, monkeypatch):
@@ -284,7 +333,8 @@ def test_some_pieces_of_a_single_file_are_held_out(tuned, corpus, tmp_path, monk
                                         tmp_path / "tuned", *FINETUNE)
     assert status == 0, stderr
     assert re.search(r"no program can be held out; [1-9]\d* pieces? of programs that", stdout)
-    assert "Did it learn to stop? On held-out pieces (suggest is greedy):\n\n| assistant" in stdout
+    assert re.search(r"Did it learn to stop\? On \d+ held-out pieces? \(suggest is greedy\):\n\n\|",
+                     stdout)
     pieces = corpora.cut(load_checkpoint(base, "cpu").encoding, [one.read_text()], 64)
     for rule in ("sft-2", "whole"):
         examples = examples_of(monkeypatch, "--model", base, "--corpus", one, "--out",
@@ -321,7 +371,7 @@ def test_an_adapter_and_its_base_are_the_merged_checkpoint(merged, corpus, tmp_p
                                         tmp_path / "adapter", *LORA, "--adapter")
     assert status == 0 and "for PEFT" in stdout, stderr
     assert {path.name for path in (tmp_path / "adapter").iterdir()} == {
-        "adapter_config.json", "adapter_model.safetensors", "inputs.json"}
+        "adapter_config.json", "adapter_model.safetensors", "check.txt", "inputs.json"}
     adapter = read_safetensors(tmp_path / "adapter" / "adapter_model.safetensors")
     before, after = (read_safetensors(folder / "model.safetensors") for folder in (base, out))
     for name in [name for name in before if "_proj.weight" in name]:
@@ -397,15 +447,15 @@ def test_the_memory_is_that_before_the_model_is_loaded(merged, corpus, tmp_path,
     assert status == 0, stderr
     with pytest.raises(UserError, match="but only"):
         finetune.check_memory(finetune.Config(context=64, micro_batch=2), model, "cpu",
-                              ["x" * 99] * 9, needed / 2)
+                              [64] * 9, needed / 2)
 
 
 def test_short_programs_take_less_memory(capsys):
-    """A token is at least a byte, and the start token comes before."""
+    """The start token comes before them."""
     with torch.device("meta"):
         model, cfg = GPT(GPTConfig(50_000, 2048, 8192)), finetune.Config(context=250)
-    for text, context in (("x" * 99, 100), ("é" * 60, 121), ("", 16), ("x" * 999, 250)):
-        finetune.check_memory(cfg, model, "cpu", [text] * 9, None)
+    for length, context in ((99, 100), (120, 121), (0, 16), (250, 250)):
+        finetune.check_memory(cfg, model, "cpu", [1, length] * 9, None)
         needed = training_bytes(model.config, context=context, micro_batch=4)
         assert f"takes about {needed / 1e9:.1f} GB" in capsys.readouterr().out
     assert needed > 1.05 * training_bytes(model.config, context=121, micro_batch=4)

@@ -17,6 +17,7 @@ import json
 import os
 import pickle
 import shutil
+import signal
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -225,7 +226,7 @@ def save_checkpoint(model, tokenizer, folder):
 
 
 class Progress:
-    """The state of an unfinished training in one file, saved every so many seconds.
+    """The state of a training in one file, saved every so many seconds, and when it ends.
 
     Of a model it holds the weights that are trained: with LoRA, not the frozen ones. Another number
     of processes can resume from it.
@@ -233,6 +234,28 @@ class Progress:
 
     def __init__(self, path, seconds):
         self.path, self.seconds, self.saved = Path(path), seconds, time.time()
+        self.interrupted = False
+
+    @contextlib.contextmanager
+    def saved_on_interrupt(self):
+        """Inside, Ctrl-C ends the training after the update at hand and saves it; a second at once.
+
+        torchrun ends its processes in its own way.
+        """
+        def later(*_):
+            self.interrupted = True
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            os.write(2, b"\nending after this update; Ctrl-C again ends at once\n")
+
+        alone = parallel.size() == 1 and signal.getsignal(
+            signal.SIGINT) is signal.default_int_handler
+        if alone:
+            signal.signal(signal.SIGINT, later)
+        try:
+            yield
+        finally:
+            if alone:
+                signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def load(self, *parts):
         """Restores the state of the parts (model, optimizers, ...); returns the losses so far."""
@@ -251,11 +274,17 @@ class Progress:
             raise UserError(f"{self.path} cannot be read ({error}): remove it to start training "
                             "from the beginning") from None
 
-    def save(self, losses, *parts):
-        """Saves the state if it is time to, all or nothing."""
-        if not parallel.by_rank_0(lambda: time.time() - self.saved > self.seconds):
+    def save(self, losses, *parts, last=False):
+        """Saves the state if it is time to, or after Ctrl-C or the last update, all or nothing.
+
+        After the last update, only the weights are needed. Raises KeyboardInterrupt after Ctrl-C.
+        """
+        if not parallel.by_rank_0(lambda: last or self.interrupted
+                                  or time.time() - self.saved > self.seconds):
             return
-        state = {"losses": losses, "parts": [gathered(trained_state(part)) for part in parts]}
+        state = {"losses": losses, "parts": [
+            {} if last and not isinstance(part, torch.nn.Module) else gathered(trained_state(part))
+            for part in parts]}
         if parallel.rank() == 0:
             temporary = temporary_name(self.path)
             try:
@@ -264,6 +293,8 @@ class Progress:
             finally:
                 temporary.unlink(missing_ok=True)
         self.saved = time.time()
+        if self.interrupted:
+            raise KeyboardInterrupt
 
 
 def trained_state(part):
@@ -288,6 +319,8 @@ def gathered(state):
 
 def restore(part, values):
     """Gives an optimizer, a schedule or a model the state that `trained_state` returned."""
+    if not values:  # the training had ended
+        return None
     if isinstance(part, torch.nn.Module):
         weights = trained_state(part)
         if values.keys() != weights.keys():

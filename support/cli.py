@@ -155,6 +155,9 @@ def parse(argv, config, command, others):
         module = importlib.import_module(others[name])
         config, command = module.Config, getattr(module, name)
         description = command.__doc__
+    elif argv and not argv[0].startswith("-"):
+        raise UserError(f"there is no command {argv[0]!r}: choose from {', '.join(others)}, or "
+                        "give none")
     parser = Parser(prog=f"empower.py {name}".strip(), description=description, epilog=epilog)
     for field in dataclasses.fields(config):
         add_flag(parser, field)

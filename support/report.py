@@ -236,10 +236,11 @@ def as_text(results):
              "program is right in the end, so DPR is only the discount")
     columns = {header: template for header, template in RESULTS.items()
                if header != ("share saved" if "pass@1" in rows[0] else "Pass@1")}
+    goals = "problems" if "pass@1" in rows[0] else "programs"
     unseen = "programs held out of fine-tuning" if "pass@1" in rows[0] else (
         "pieces held out of fine-tuning, often of programs learned from")
     return "\n\n".join([
-        f"The game on {results['problems']} held-out problems. {first};\naccept ratio: accepted "
+        f"The game on {results['problems']} held-out {goals}. {first};\naccept ratio: accepted "
         "over offered suggestions; DPR: discounted pass rate; ± one\nstandard error over "
         "problems. The other columns: tokens read, tokens written and\nsuggestions per problem; "
         "tokens per suggestion; share of silent rounds.",
