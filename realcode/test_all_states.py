@@ -28,6 +28,7 @@ def some_programs(encoding, rng):
             for N, ends in ((7, True), (4, False), (1, True), (12, True))]
 
 
+@torch.no_grad()
 def test_the_loss_is_that_of_the_examples_of_all_states():
     encoding, rng = family("qwen"), np.random.default_rng(0)
     model = tiny_gpt(vocab_size=encoding.size)
@@ -42,6 +43,7 @@ def test_the_loss_is_that_of_the_examples_of_all_states():
         assert example[2].mean() * 2 == pytest.approx(1)
 
 
+@torch.no_grad()
 def test_padding_changes_nothing():
     encoding, rng = family("qwen"), np.random.default_rng(1)
     model = tiny_gpt(vocab_size=encoding.size)
