@@ -146,8 +146,11 @@ def score(model, programs, start, batch_tokens=8192, cost=token_nll):
             for i, row in zip(some, nll):
                 costs[i] = row[:len(programs[i])]
             if not np.isfinite(nll).all():
-                raise UserError(f"the model's costs are not numbers: {model.dtype} may be too "
-                                "narrow for it, so give --dtype float32, or another model")
+                raise UserError("the model's costs are not numbers: " + (
+                    "it is damaged, or was trained at too large a rate, so give another one"
+                    if model.dtype == torch.float32 else
+                    f"{str(model.dtype).removeprefix('torch.')} may be too narrow for it, so give "
+                    "--dtype float32"))
             bar.update(sum(len(programs[i]) for i in some))
     return costs
 

@@ -507,8 +507,10 @@ def test_scores_of_a_batch_are_the_scores_of_each_program():
     with pytest.raises(ValueError, match="256"):
         score(model, [[1] * 300], 0)
     model.norm.weight.data.fill_(math.inf)
-    with pytest.raises(UserError, match="costs are not numbers: .* give --dtype float32"):
-        score(model, programs, 0)
+    for dtype, remedy in ((torch.float32, "it is damaged, .* give another"),
+                          (torch.bfloat16, "bfloat16 may be .* give --dtype float32")):
+        with pytest.raises(UserError, match=f"costs are not numbers: {remedy}"):
+            score(model.to(dtype), programs, 0)
 
 
 def test_a_document_as_long_as_the_context_loses_nothing():

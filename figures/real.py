@@ -16,7 +16,7 @@ The author wants exactly the program that was written (realcode/replay.py). K_H 
 20 as in the paper and also 3 and 5, decoding is greedy.
 
 An assistant is the base model with low-rank updates, trained on pieces of other programs in one of
-two ways: on one state of each piece, as in Section 4.1, or on all of its states at once
+three ways: on one state of each piece, as in Section 4.1, or on all of its states at once
 (realcode/all_states.py); or, as "all weights", all of its weights in place of updates, on all
 states. It decides to stop in one of two ways: greedily, when the stop token is the likeliest; or
 with an offset on that token's logit, by which it is silent in as many states as its rule asks for.

@@ -2,7 +2,8 @@
 
 All requests wait in one line that a single thread serves: those of the same assistant go through
 the model as a batch. Each model has a KV cache with rows for many editors, so after a key only the
-tokens that changed are read again. A newer request of an editor takes the place of an older one.
+tokens that changed, and those of the word at the caret, are read again. A newer request of an
+editor takes the place of an older one.
 """
 
 import codecs
@@ -225,7 +226,7 @@ class Models:
                         [word[:-1] for _, word in split])                  # (B, M + 1, V)
         healed = []
         for row, (before, word) in enumerate(split):
-            healed.append(heal(encoding, before, word, logits[row, :len(word), :model.writable]))
+            healed.append(heal(encoding, before, word, logits[row, :len(word)]))
             part.rollback(row, 1 + len(before))
         texts = [[encoding.start, *ids] for ids, _, _ in healed]
         first = requests[0]

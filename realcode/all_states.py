@@ -60,7 +60,7 @@ def all_states_example(encoding, program, lengths, ends=True):
 def collate(batch, limit):
     """(ids (B, T), labels (B, T), weights (B, T, 2)) of examples; the stop token is the last label.
 
-    ValueError: a program is longer than `limit`, the model's context.
+    ValueError: an example is longer than `limit`.
     """
     ids, labels = data.collate([(ids, start) for ids, start, _ in batch], limit)
     weights = torch.zeros(*ids.shape, 2)

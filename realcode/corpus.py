@@ -51,7 +51,8 @@ def read_corpus(source, field=None, statements=False):
     Example report: "1,634 programs of 1,918 in kattis.jsonl (field code): 284 duplicates".
     """
     path, where = Path(source), str(source)
-    if (field or statements) and path.suffix not in JSON and path.exists():
+    if (field or statements) and path.suffix not in JSON and (
+            path.exists() or source == "stdlib"):
         raise ValueError(f"{path} has no fields: leave out --field and --statements")
     if source == "stdlib":
         where = f"the standard library of Python {platform.python_version()}"
@@ -113,8 +114,9 @@ def _read_rows(path, field, statements):
     """The program of each JSON row (None if it has none), and the field that holds them."""
     content = read_bytes(path).removeprefix(codecs.BOM_UTF8)
     whole = _json_row(content)
-    rows = whole if isinstance(whole, list) else [whole] if whole else map(
-        _json_row, filter(bytes.strip, content.splitlines()))
+    if whole is None and not content.lstrip().startswith(b"["):
+        whole = list(map(_json_row, filter(bytes.strip, content.splitlines())))
+    rows = whole if isinstance(whole, list) else [whole]
     rows = [row if isinstance(row, dict) else {} for row in rows]
     first = next(filter(None, rows), {})
     if not first:
@@ -145,8 +147,8 @@ def _program_of_row(row, field, statements):
     itself the beginning of the program, as in HumanEval, always stays.
     """
     code = row.get(field)
-    statement = next((row[name] for name in STATEMENTS
-                      if name != field and isinstance(row.get(name), str)), "")
+    statement = next((row[name] for name in STATEMENTS if name != field
+                      and isinstance(row.get(name), str) and row[name].strip()), "")
     if not isinstance(code, str) or not code.strip() or not statement.strip():
         return code
     if _parses(statement + code) and not _parses(code):

@@ -5,6 +5,7 @@ import dataclasses
 import fcntl
 import functools
 import json
+import math
 import os
 import re
 import shutil
@@ -50,7 +51,7 @@ class Config:
     model: str = flag("", "the checkpoint to start from, a folder or GGUF file: Llama, Mistral, "
                           "Qwen2 or Qwen3")
     dtype: str = flag("auto", DTYPE + "; weights that are trained are float32, and "
-                               "saved as such")
+                               "saved as such, but with --lora merged into the others' type")
     corpus: str = flag("", CORPUS)
     field: str = flag("", FIELD)
     statements: bool = flag(False, STATEMENTS_FLAG)
@@ -65,8 +66,8 @@ class Config:
     context: int = flag(1024, "tokens of a piece; longer programs are cut into pieces", 16)
     lora: int = flag(0, "rank of low-rank updates (LoRA) with alpha twice the rank, for less "
                         "memory, e.g. 16; 0 trains all weights: the paper names no LoRA", 0)
-    adapter: bool = flag(False, "with --lora, save only the updates, in PEFT's format; added to "
-                                "weights of 16 bits, they lose a little")
+    adapter: bool = flag(False, "with --lora, save only the updates, in PEFT's format; otherwise "
+                                "they are merged, and rounded if the weights have 16 bits")
     lr: float = flag(None, "AdamW's learning rate (default: 1e-5, or 1e-4 with --lora)", 0)
     batch: int = flag(16, "examples per update", 1)
     micro_batch: int = flag(4, "examples at a time; their gradients are summed", 1)
@@ -120,7 +121,7 @@ def finetune(cfg):
         raise UserError(f"--max-suggestion is {cfg.max_suggestion}: to check how it stops, give "
                         f"more than the {most_asked(cfg)} tokens of --rule {cfg.rule}")
     with parallel.processes(cfg.device) as device:
-        texts, free = read_programs(cfg), available_bytes(device)
+        texts, free = read_programs(cfg), parallel.by_rank_0(available_bytes, device)
         base = given_model(cfg, device)
         check_context(cfg, base.model.config.max_position_embeddings,
                       cfg.max_suggestion if rule else 0)
@@ -208,7 +209,7 @@ def check_memory(cfg, model, device, lengths, free):
     def bytes_with(**changes):
         some = dataclasses.replace(cfg, **changes)
         some = dataclasses.replace(some, context=max(16, min(some.context, 1 + max(lengths))))
-        pieces = len(lengths) + sum(lengths) // some.context  # at most
+        pieces = sum(max(1, math.ceil(n / some.context)) for n in lengths)
         return training_bytes(
             model.config, some.lora, model.dtype.itemsize,
             min(some.micro_batch, parallel.share(min(some.batch, pieces))), some.context,
@@ -319,9 +320,14 @@ def tune(cfg, base, examples, folder):
         merge_lora(model)
     if not cfg.adapter:
         save_checkpoint(model, base, folder)
-    if parallel.size() > 1:  # this GPU may have had room only for the base model in its type
-        model.to(device) if cfg.lora else model.to(device, dtype)
-    return model
+    if parallel.size() == 1:
+        return model
+    free, needed = available_bytes(device), 1.2 * sum(w.nbytes for w in model.parameters())
+    if cfg.lora or free is None or needed < free:
+        return model.to(device)
+    print(f"  {device} has no room for the model in float32: it is checked in "
+          f"{str(dtype).removeprefix('torch.')}")
+    return model.to(device, dtype)
 
 
 def whole_model(model, lora, dtype):
@@ -365,8 +371,9 @@ def how_it_stops(cfg, model, base, held_out):
         torch_generator(cfg, "stopping", model.device))
         for way, temperature in (("sampled", 1.0), ("greedy", 0.0))])
     learned = all(row["learned"] == "yes" for row in rows)
-    return (f"Did it learn to stop? On {counted(len(held_out), 'held-out piece')} (suggest is "
-            f"greedy):\n\n{table(rows, STOPPING)}\n\n" + f"{NOT_LEARNED}\n" * (not learned))
+    return (f"Did it learn to stop? On {counted(len(held_out), 'held-out piece')}, up to "
+            f"{cfg.max_suggestion} tokens (suggest is greedy):\n\n{table(rows, STOPPING)}\n\n"
+            + f"{NOT_LEARNED}\n" * (not learned))
 
 
 def how_it_adapted(cfg, model, base, held_out):
@@ -395,7 +402,8 @@ def begun_before(folder, inputs):
         return True
     if not isinstance(found, dict) or found.keys() != inputs.keys():
         raise UserError(f"{folder} holds something else: choose another --out")
-    names = {"base": "--model", "texts": "--corpus", "rate": "--lr", "code": "version of the code"}
+    names = {"base": "model or type of its files", "texts": "corpus or split of it", "rate": "--lr",
+             "code": "version of the code"}
     changed = [names.get(name, f"--{name.replace('_', '-')}") for name in inputs
                if found[name] != inputs[name]]
     raise UserError(f"{folder} was begun with another {', '.join(changed)}: choose another --out, "

@@ -80,12 +80,11 @@ def heal(encoding, before, word, logits):
     """
     log_p, kept, found = logits.float().log_softmax(-1), 0.0, []
     for k in range(len(word)):
-        fits = [i for i in tokens_beginning_with(encoding, encoding.decode_bytes(word[k:]))
-                if i < log_p.shape[1]]
+        fits = tokens_beginning_with(encoding, encoding.decode_bytes(word[k:]))
         found += zip((kept + log_p[k, fits]).tolist(), fits, [k] * len(fits))
         kept += log_p[k, word[k]].item()
     if not found:
-        return [*before, *word], 0, 0.0
+        return before, len(encoding.decode_bytes(before[-1:])), 0.0
     best, token, k = max(found)
     bits = (torch.tensor([each[0] for each in found]).double().logsumexp(0).item() - best) \
         / math.log(2)

@@ -19,6 +19,7 @@ def write_rows(path, *rows):
 @pytest.mark.parametrize("row, program, with_statement", [
     ({"text": "b", "content": "a"}, "a\n", "# b\na\n"),
     ({"text": "an essay", "program": "a = 1"}, "a = 1\n", "# an essay\na = 1\n"),
+    ({"prompt": " ", "text": "Add.", "code": "a + b"}, "a + b\n", "# Add.\na + b\n"),
     ({"prompt": "Add.", "text": "a + b"}, "a + b\n", "# Add.\na + b\n"),
     ({"prompt": "Add.\nTwo.\n\nDone.", "code": "a + b"}, "a + b\n",
      "# Add.\n# Two.\n#\n# Done.\na + b\n"),
@@ -65,6 +66,8 @@ def test_flags_without_an_effect_are_refused(tmp_path):
     for options in ({"field": "code"}, {"statements": True}):
         with pytest.raises(ValueError, match="has no fields: leave out --field and --statements"):
             read_corpus(tmp_path, **options)
+        with pytest.raises(ValueError, match="stdlib has no fields"):
+            read_corpus("stdlib", **options)
     path = write_rows(tmp_path / "rows.jsonl", {"code": "a", "title": "b"}, {"code": "c"})
     with pytest.raises(ValueError, match="has a statement .*: leave out --statements"):
         read_corpus(path, statements=True)
@@ -74,6 +77,7 @@ def test_flags_without_an_effect_are_refused(tmp_path):
     ("absent", None, "there is no .*absent: name"),
     ("rows.jsonl", '{"id": 1, "body": "x"}', "no field code, .*; its first row has id, body: name"),
     ("rows.jsonl", "", "holds no JSON object, or is damaged: give one object a line"),
+    ("rows.json", '[\n{"code": "a"},\n{"code": "b"}', "holds no JSON object, or is damaged: give"),
     ("rows.json", '[{"code": "a"},', "holds no JSON object, or is damaged: give one object a line"),
     ("rows.json", '{\n"code": "a"\n', "holds no JSON object, or is damaged: give one object"),
     ("rows.jsonl", '{"code": ""}\n{"code": 1}', "no usable program: .*: 1 empty, 1 unreadable;"),

@@ -216,6 +216,7 @@ def test_a_word_of_several_tokens_is_healed(monkeypatch):
         found, wanted = suggest.heal(encoding, before, word, logits), healed(network, encoding, ids)
         assert found[:2] == wanted[:2] and found[2] == pytest.approx(wanted[2], abs=1e-4)
     assert suggest.split_word(encoding, []) == ([], [])
+    assert suggest.heal(encoding, [5, 9], [], logits) == ([5, 9], len(encoding.decode([9])), 0.0)
 
 
 def test_only_the_suggestion_is_printed(tmp_path):

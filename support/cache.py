@@ -256,6 +256,8 @@ class Progress:
         finally:
             if alone:
                 signal.signal(signal.SIGINT, signal.default_int_handler)
+        if self.interrupted:  # and no update followed
+            raise KeyboardInterrupt
 
     def load(self, *parts):
         """Restores the state of the parts (model, optimizers, ...); returns the losses so far."""
