@@ -224,10 +224,8 @@ class Models:
         split = [split_word(encoding, ids) for ids in written]
         logits = extend(model, part, [[encoding.start, *before] for before, _ in split],
                         [word[:-1] for _, word in split])                  # (B, M + 1, V)
-        healed = []
-        for row, (before, word) in enumerate(split):
-            healed.append(heal(encoding, before, word, logits[row, :len(word)]))
-            part.rollback(row, 1 + len(before))
+        healed = [heal(encoding, before, word, row[:len(word)])
+                  for (before, word), row in zip(split, logits)]
         texts = [[encoding.start, *ids] for ids, _, _ in healed]
         first = requests[0]
         generator = torch.Generator(model.device).manual_seed(first.seed)

@@ -105,6 +105,15 @@ def rule_named(name, eta):
     raise UserError(f"--rule is {name!r}: choose empower, sft-rand, whole or sft-N, as in sft-10")
 
 
+def rule_of(cfg):
+    """The completion rule of these settings; a UserError if its check could not tell."""
+    rule = rule_named(cfg.rule, cfg.eta)
+    if cfg.rule.startswith("sft") and cfg.max_suggestion <= most_asked(cfg):
+        raise UserError(f"--max-suggestion is {cfg.max_suggestion}: to check how it stops, give "
+                        f"more than the {most_asked(cfg)} tokens of --rule {cfg.rule}")
+    return rule
+
+
 def finetune(cfg):
     """Section 4.2 on your own code and checkpoint: costs, completions, one epoch of SFT.
 
@@ -116,10 +125,7 @@ def finetune(cfg):
             raise UserError(f"--{name} is missing: give a folder"
                             + " or a GGUF file" * (name == "model"))
     out, partial = Path(cfg.out), Path(f"{cfg.out.rstrip('/')}.partial")
-    rule = rule_named(cfg.rule, cfg.eta)
-    if cfg.rule.startswith("sft") and cfg.max_suggestion <= most_asked(cfg):
-        raise UserError(f"--max-suggestion is {cfg.max_suggestion}: to check how it stops, give "
-                        f"more than the {most_asked(cfg)} tokens of --rule {cfg.rule}")
+    rule = rule_of(cfg)
     with parallel.processes(cfg.device) as device:
         texts, free = read_programs(cfg), parallel.by_rank_0(available_bytes, device)
         base = given_model(cfg, device)

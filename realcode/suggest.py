@@ -51,7 +51,6 @@ def suggest(cfg):
     before, word = split_word(encoding, ids)
     logits = extend(model, cache, [[encoding.start, *before]], [word[:-1]])[0]
     ids, typed, bits = heal(encoding, before, word, logits)
-    cache.rollback(0, 1 + len(before))
     if bits > (HEALING if cfg.eta is None else cfg.eta):
         return  # the cursor is inside a choice: nothing is obvious
     [new], _ = sample(model, cache, [[encoding.start, *ids]], cfg.max_suggestion,
@@ -77,6 +76,9 @@ def heal(encoding, before, word, logits):
     again: its first ones are kept, from none to all but one, and one token that begins with the
     text of the others takes their place. The cost of the best choice, among all of them, counts
     towards the cost of the suggestion. logits (tokens of the word, V): for each of them.
+
+    A cache that holds the word as typed, without its last token, serves the result too: what
+    is kept is the same, and the last token of a text is always read again.
     """
     log_p, kept, found = logits.float().log_softmax(-1), 0.0, []
     for k in range(len(word)):

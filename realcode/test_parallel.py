@@ -293,7 +293,7 @@ def test_finetune_makes_the_same_files_with_two_processes(tmp_path):
     assert status == 0, stderr
     done = torchrun("empower.py", *flags, tmp_path / "two")
     assert done.returncode == 0, done.stderr
-    assert "in each process" in done.stdout
+    assert "in each process" in done.stdout and "has no room" not in done.stdout
     for text in ("Did it learn to stop?", "The checkpoint is in", " updates; loss from"):
         assert done.stdout.count(text) == 1, text
     on_two = on_two_machines(tmp_path, "empower.py", *flags, tmp_path / "two-machines")

@@ -111,6 +111,9 @@ def test_a_replay_makes_the_paper_s_rows_and_the_run_s_fields(replayed, tmp_path
         "Human alone", "Base", "Base-4", "Base-8", "Base stopped at 1 bits", "SFT-4", "SFT-8",
         "SFT-RAND", "Empower (1)", "Empower (4)"]
     assert all(f"| {name} " in stdout for name in rows_of(out))
+    assert "tokens on average; with so few, the intervals mean little" in stdout
+    assert "The game on 5 held-out programs." in stdout
+    assert "on pieces held out of fine-tuning, often of programs learned from;" in stdout
     results, other = (json.loads((folder / "results.json").read_text())
                       for folder in (out, tiny_run(tmp_path)[0]))
     assert results.keys() == other.keys() and results["problems"] == 5

@@ -105,6 +105,8 @@ def test_a_state_is_before_the_token_at_the_cursor(text, merges, at, n, tmp_path
     printed = show(monkeypatch, tmp_path, text, costs, "--at", at, merges=merges)
     assert f"nothing; the next token costs {n + 1}.00 bits (" in printed or n == size
     assert ("; the next" in printed) == (n < size)
+    if merges:  # tokens "ab": 1:2 and 1:4 are inside one
+        assert (", where the token begins, the" in printed) == (at in ("1:2", "1:4"))
 
 
 def plain(picture):
@@ -319,7 +321,7 @@ def shelf(tmp_path_factory):
         "latin.py": b"s = '\xe9'\n", "a.py": "x = 1\n", "rows.jsonl": '{"body": "x"}\n',
         "adapter/adapter_config.json": "{}",
         "given/results.json": json.dumps({"models": {}, "config": {"model": "there"}}),
-        "busy/note.txt": "mine"})
+        "lacking/results.json": json.dumps({"models": {}, "config": {}}), "busy/note.txt": "mine"})
     pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
     for name in ("model", "gpt2", "truncated", "pointer", "config-pointer", "unigram", "bare"):
         published(shelf / name)
@@ -370,6 +372,9 @@ USES = ["replay --corpus corpus --out new", "finetune --corpus corpus --out new"
     ("replay --corpus corpus --out new --model model --turn-tokens 150",
      "a round may take 250 tokens, but the model reads 256 in all: .* or --turn-tokens"),
     ("show a.py --out given", "the run in given used --model there: give it here too"),
+    ("show a.py --out lacking", "the run in lacking has no such model: run it again, or give"),
+    ("finetune --corpus corpus --out new --model model --context 256 --rule whole",
+     r"but the model reads 256 tokens: give at most 255\n$"),
     ("suggest a.py:1234567890:1 --model model", "is not a place in a.py"),
     ("replay --corpus corpus --out new --context 5000", "the model reads 4096 tokens: give at"),
     ("replay --corpus corpus --out new --context 8", "--context is 8: give"),

@@ -11,6 +11,7 @@ import torch
 import data
 from empower import score
 from model import GPT, GPTConfig, rotary_frequencies
+from realcode import convert
 from support import gguf_file
 from support.cache import load_checkpoint, save_checkpoint
 from support.gguf_file import llama3_scaling, read_gguf
@@ -373,6 +374,20 @@ def test_a_converted_file_is_the_same_checkpoint(file, tmp_path):
     assert here.encoding.stops == there.encoding.stops
     status, _, stderr = in_process("convert", str(file[0]), str(folder))
     assert status == 2 and "is not empty" in stderr
+
+
+def test_another_run_may_make_the_folder_first(file, tmp_path, monkeypatch):
+    folder, save = tmp_path / "folder", convert.save_checkpoint
+
+    def and_another_is_faster(*arguments):
+        save(*arguments)
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+
+    monkeypatch.setattr(convert, "save_checkpoint", and_another_is_faster)
+    status, _, stderr = in_process("convert", str(file[0]), str(folder))
+    assert status == 2 and f"another run has just made {folder}: nothing is left" in stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
 @pytest.mark.parametrize("arguments, sentence", [
