@@ -468,6 +468,9 @@ def test_short_programs_take_less_memory(capsys):
         needed = training_bytes(model.config, context=context, micro_batch=4)
         assert f"takes about {needed / 1e9:.1f} GB" in capsys.readouterr().out
     assert needed > 1.05 * training_bytes(model.config, context=121, micro_batch=4)
+    finetune.check_memory(cfg, model, "cpu", [250, 250, 99], None)  # fewer than a micro-batch
+    needed = training_bytes(model.config, context=250, micro_batch=3)
+    assert f"takes about {needed / 1e9:.1f} GB" in capsys.readouterr().out
 
 
 def test_an_adapter_needs_lora(tmp_path):

@@ -138,6 +138,15 @@ def test_a_token_is_shaded_by_its_cost(bits, colour):
     assert picture == f"{begin}a{end}\n{begin}{end}\nb"  # no colour goes on past a line
 
 
+def test_a_program_as_long_as_the_context_is_shown(tmp_path):
+    folder, path = published(tmp_path / "model"), tmp_path / "a.py"
+    encoding = load_checkpoint(folder, "cpu").encoding
+    for n, status in ((256, 0), (257, 2)):
+        path.write_text(encoding.decode(encoding.encode_ordinary("(=)" * 300)[:n]))
+        assert len(encoding.encode_ordinary(path.read_text())) == n
+        assert in_process("show", path, "--model", folder)[0] == status
+
+
 @pytest.mark.parametrize("text", ["ab\ncd\n", "a<b> & 'c'\n\n\tif \"d\":\n", "é = '😀漢'\n",
                                   "a\x0c\n\x0cb\x1b[2Jc\x00\n"])
 def test_an_svg_is_xml_with_every_character_and_a_bar_for_each_stop(text, tmp_path, monkeypatch):
