@@ -1,8 +1,8 @@
 """Training LLM agents to empower humans (arXiv 2510.13709): write what is obvious, then stop.
 
-The method needs nothing but programs that people wrote. An ordinary language model says how
-predictable each next token is. The assistant is fine-tuned to write exactly the predictable part
-and then a stop token, so that the human's next key is one that matters.
+All it takes is programs that people wrote. An ordinary language model gives the cost of each next
+token in bits; an assistant is fine-tuned to write exactly the cheap part and then a stop token, so
+that the human's next keystroke is one that matters.
 
     l_{1:N}   a program, N tokens          pi_hat  the scorer: the base model, without the goal
     l_{1:n}   its prefix, the state        pi_R    an assistant: pi_hat, fine-tuned
@@ -12,8 +12,8 @@ and then a stop token, so that the human's next key is one that matters.
     python empower.py            the whole experiment, a few minutes on a laptop CPU
     python empower.py --help     every setting with its unit and its place in the paper
 
-The method is in four files: this one, data.py (tokens, documents, batches), model.py (the GPT) and
-simhuman.py (the human, the game, the metrics). support/ is machinery: skip it at first.
+The method is in four files: this one, data.py (tokens, batches), model.py (the GPT), simhuman.py
+(the human, the game, the metrics). support/ holds the contest and the machinery: skip it at first.
 """
 
 import copy
@@ -26,19 +26,15 @@ import time
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch.optim.lr_scheduler import LambdaLR
-from tqdm import tqdm
 
 import data
 import simhuman
-from model import GPT, KVCache, sample, token_nll
+from model import KVCache, document_nll, sample, token_nll
 from simhuman import Assistant, Episode, Human
-from support import cli, contest, judge, parallel, report
-from support.cache import Cache, as_inputs, fingerprint, plain_fields
-from support.cli import UserError, flag, numpy_generator, python_generator, torch_generator, values
-from support.miniature import (contest_documents, contest_game, contest_texts, contest_tokenizer,
-                               goals, new_model)
-from support.optim import adamw, muon_and_adamw
+from support import cli, miniature, report
+from support.cache import Cache
+from support.cli import bar, flag, numpy_generator, only, python_generator, torch_generator
+from support.optim import adamw
 
 # ------------------------------------------------------------------- Algorithm 1 (Section 4.2)
 
@@ -55,44 +51,27 @@ def empower_length(nll, eta):
 
 
 # Why cheap text leaves the human no choice (Section 4.3): her empowerment in a state is the
-# information that her next token carries about the future text l+, at most the entropy of that
-# token, which the cost of the token she wrote estimates from one sample:
+# information that her next token carries about the future text l+. It cannot exceed that token's
+# entropy, which the cost of the token she wrote estimates from one sample:
 #     I(l^H_{n+1}; l+ | l_{1:n})  <=  H(l^H_{n+1} | l_{1:n})  ~  -log2 pi_hat(l_{n+1} | l_{1:n})
-# Text that costs little decides little, so the assistant may write it. figures/bound.py measures
-# both steps.
+# So the assistant may write what costs little. figures/bound.py measures both steps.
 
 
 def empower_lengths(nll, eta):
     """i* for every state n = 0 .. N-1 of a program at once: finite costs (N,) -> lengths (N,).
 
-    i tokens from state n cost cum[n + i] - cum[n], and cum never falls: a binary search.
-    The sums are rounded in another way than those of `empower_length`, so where one of them equals
-    eta, the lengths may differ by that token and the free ones after it.
+    i tokens from state n cost cum[n + i] - cum[n], and cum never falls: a binary search. Its sums
+    are rounded differently, which matters only where one of them equals eta to the last bit.
     Example: costs [0.25, 0.5, 2, 0] with eta = 1: [2, 1, 0, 1].
     """
     cum = np.concatenate([[0.0], np.cumsum(nll, dtype=float)])                   # (N + 1,)
     return np.searchsorted(cum, cum[:-1] + eta, side="right") - 1 - np.arange(len(nll))
 
 
-def left_to_human(nll, eta):
-    """Positions (a list of int) of the tokens of a whole program that are left to the human.
-
-    The assistant writes as far as Algorithm 1 allows, she types the next token, and so on in turns
-    until one of them reaches the end.
-    Example: costs [3, 0, 0.2, 0.2, 2] with eta = 0.32: [0, 3, 4].
-    """
-    lengths, typed, n = empower_lengths(nll, eta), [], 0
-    while n < len(nll) and n + lengths[n] < len(nll):
-        typed.append(int(n + lengths[n]))
-        n = typed[-1] + 1
-    return typed
-
-
 # ------------------------------------------------------------------- completion rules (5.1)
 #
-# A rule says how many tokens an assistant learns to write: rule(costs after the prefix, rng) ->
-# length, with a numpy Generator. The length may exceed the number of costs; callers truncate.
-# In training, Empower and its baselines differ only in the rule, and in how batches are shuffled.
+# rule(costs after the prefix, numpy Generator) -> how many tokens an assistant learns to write,
+# which may exceed the number of costs. Empower differs from its baselines only in its rule.
 
 
 def empower(eta):
@@ -125,54 +104,27 @@ def completion_rules(cfg):
 
 
 @torch.no_grad()
-def score(model, programs, start, batch_tokens=8192, cost=token_nll):
+def score(model, programs, start, cost=token_nll):
     """Cost in bits of every token of every program: a list of arrays (N,).
 
     One forward pass serves all states, since a token's cost does not depend on the state that is
     drawn. The model reads the token `start`, which opens a document, and the program, nothing else.
-    `cost` is a function of (logits, ids). ValueError: a program is longer than the model's
-    context, or a cost is not a number.
+    cost: a function of (logits, ids). ValueError: a program is longer than the model's context.
     """
-    limit = model.config.max_position_embeddings
-    longest = max(map(len, programs), default=0)
-    if longest > limit:
-        raise ValueError(f"a program of {longest} tokens is longer than the model's {limit}")
-    costs = [None] * len(programs)
-    with tqdm(total=sum(map(len, programs)), desc="score", unit="token", unit_scale=True,
-              leave=False, disable=None) as bar:
-        for some in data.batches_by_length([len(program) for program in programs], batch_tokens):
-            ids, _ = data.collate([([start, *programs[i]], 0) for i in some], limit + 1)
-            nll = document_nll(model, ids.to(model.device), cost).cpu().numpy()  # (B, T-1)
-            for i, row in zip(some, nll):
-                costs[i] = row[:len(programs[i])]
-            if not np.isfinite(nll).all():
-                raise UserError("the model's costs are not numbers: " + (
-                    "it is damaged, or was trained at too large a rate, so give another one"
-                    if model.dtype == torch.float32 else
-                    f"{str(model.dtype).removeprefix('torch.')} may be too narrow for it, so give "
-                    "--dtype float32"))
-            bar.update(sum(len(programs[i]) for i in some))
+    costs, batches = [None] * len(programs), data.batches_by_length(list(map(len, programs)), 8192)
+    for some in bar(batches, "score"):
+        ids, _ = data.collate([([start, *programs[i]], 0) for i in some])
+        nll = document_nll(model, ids.to(model.device), cost).cpu().numpy()      # (B, T-1)
+        for i, row in zip(some, nll):
+            costs[i] = row[:len(programs[i])]
     return costs
-
-
-def document_nll(model, ids, cost=token_nll):
-    """Cost in bits of ids[:, 1:], each given all tokens before it: (B, T) -> (B, T-1).
-
-    The head takes a slice of positions at a time: with a large vocabulary, all logits at once
-    would not fit into memory.
-    """
-    hidden, targets = model.hidden(ids[:, :-1]), ids[:, 1:]                      # (B, T-1, C)
-    size = max(1, 2**26 // (len(ids) * model.config.vocab_size))
-    return torch.cat([cost(model.lm_head(h), t) for h, t in
-                      zip(hidden.split(size, 1), targets.split(size, 1))], 1)
 
 
 def choose_completions(programs, rule, states_rng, lengths_rng):
     """[(prefix, completion, whether it ends with a stop)], at one uniform state of each program.
 
     programs: [(token ids, costs in bits, whether the text ends there)]. A completion that reaches
-    the end of a piece of a longer text was cut off there, so it does not end with a stop. Both rngs
-    are NumPy generators.
+    the end of a piece gets no stop token, because the text went on. Both rngs are NumPy generators.
     """
     states = data.draw_states(states_rng, [len(ids) for ids, *_ in programs])
     completions = []
@@ -194,73 +146,50 @@ def sft_example(encoding, prefix, completion, stop=True):
 def sft_loss(model, ids, labels):
     """The sum of -log p(label), in nats, over all labels but -100: ids, labels (B, T).
 
-    The head is applied only where there is a label, since completions are short and vocabularies
-    large. On CUDA the forward pass is in bfloat16.
+    The head is applied only where there is a label: completions are short, vocabularies large.
     """
     ids, targets = ids[:, :-1].to(model.device), labels[:, 1:].to(model.device)  # (B, T-1)
-    with torch.autocast(ids.device.type, torch.bfloat16, enabled=ids.device.type == "cuda"):
-        logits = model.lm_head(model.hidden(ids)[targets >= 0])                  # (labels, V)
+    logits = model.lm_head(model.hidden(ids)[targets >= 0])                      # (labels, V)
     return F.cross_entropy(logits.float(), targets[targets >= 0], reduction="sum")
 
 
+def sft_gradient(model, batch):
+    """Adds the gradient of the mean loss over a batch; returns this loss in nats per label."""
+    ids, labels = data.collate(batch)
+    loss = sft_loss(model, ids, labels) / int((labels[:, 1:] >= 0).sum())
+    loss.backward()
+    return loss.item()
+
+
 def learning_rate(update, updates):
-    """The factor of the learning rate: up over the first 2% of updates, down over the last 60%."""
+    """Multiplier: linear warm-up over the first 2% of updates, linear decay over the last 60%."""
     return min(1, (update + 1) / (0.02 * updates), (updates - update) / (0.6 * updates))
 
 
-def train(model, examples, batch_size, optimizers, rng, label, micro_batch=None, clip=None,
-          progress=None, collate=data.collate, loss_of=None):
-    """One pass over `examples`, (token ids, start) each, with loss only on ids[start:].
+def train(model, examples, batch_size, optimizers, rng, gradient=sft_gradient, done=0):
+    """One pass over `examples`, (token ids, where the loss starts) each: yields each update's loss.
 
-    Pre-training and fine-tuning share this loop. A batch goes through the model `micro_batch`
-    examples at a time; gradients are clipped to the norm `clip`. optimizers: a list of them. rng:
-    a random.Random, which orders the examples. label: of the bar. progress: a cache.Progress to
-    resume from. collate, loss_of: for examples of another kind (default: `sft_loss`). Returns the
-    mean loss of each update, in nats per token.
+    Pre-training and fine-tuning share this loop. It is a generator: nothing happens until its
+    losses are consumed, and between two of them the caller may show or save the training, or resume
+    it later, after `done` updates. gradient: like `sft_gradient`; realcode/training.py has one that
+    works in micro-batches and several processes. ArithmeticError: a loss is not finite.
     """
     batches = data.make_batches(examples, batch_size, rng)
-    schedules = [LambdaLR(optimizer, functools.partial(learning_rate, updates=len(batches)))
-                 for optimizer in optimizers]
-    parts = (model, *optimizers, *schedules)
-    losses = progress.load(*parts) if progress else []
-    limit = model.config.max_position_embeddings + 1  # the last token is only a label
-    begin, tokens = time.time(), 0
-    with tqdm(total=len(batches), initial=len(losses), desc=label, unit="update", leave=False,
-              disable=None) as bar:
-        for batch in batches[len(losses):]:
-            size = min(micro_batch or len(batch), parallel.share(len(batch)))
-            micro = [collate(batch[i:i + size], limit) for i in range(0, len(batch), size)]
-            count = sum(int((labels[:, 1:] >= 0).sum()) for _, labels, *_ in micro)
-            losses.append(0.0)
-            for tensors in parallel.mine(micro):
-                loss = (loss_of or sft_loss)(model, *tensors) / count
-                (loss * parallel.size()).backward()  # gradients are averaged over processes
-                losses[-1] += loss.item()
-            losses[-1] = parallel.total(losses[-1])
-            if not math.isfinite(losses[-1]):
-                raise UserError(f"{label}: the loss of update {len(losses)} is not finite: give a "
-                                "smaller learning rate")
-            if clip:
-                torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
-            for part in parts[1:]:
-                part.step()
-            model.zero_grad()
-            tokens += sum(len(ids) for ids, *_ in batch)
-            bar.set_postfix_str(f"loss {np.mean(losses[-50:]):.3f}, "
-                                f"{tokens / (time.time() - begin):,.0f} tokens/s", refresh=False)
-            bar.update()
-            if progress:
-                progress.save(losses, *parts, last=len(losses) == len(batches))
-    return losses
+    for update in range(done, len(batches)):
+        loss = gradient(model, batches[update])
+        if not math.isfinite(loss):
+            raise ArithmeticError(f"the loss of update {update + 1} is not finite")
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = optimizer.defaults["lr"] * learning_rate(update, len(batches))
+            optimizer.step()
+        model.zero_grad()
+        yield loss
 
 
 # ------------------------------------------------------------------- settings
 
-MINUTES = 7  # duration of the default run on 2 CPU cores
 UNLIMITED_TOKENS = 400  # a cap on what she writes without a round limit: six programs' length
-# Settings on which pre-training depends, and those on which everything sampled depends.
-PRETRAINING = ("seed", "vocab_size", "width", "layers", "pretrain_batch", "pretrain_lr")
-SAMPLING = ("seed", "temperature", "top_p")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -280,7 +209,7 @@ class Config:
     dev_problems: int = flag(100, "problems on which constants are chosen", 1)
     held_out_problems: int = flag(300, "problems for the results, with meanings never seen", 2)
     vocab_size: int = flag(640, "maximum size of the vocabulary, including all 256 bytes", 257)
-    width: int = flag(128, "hidden size of the model", 32)
+    width: int = flag(128, "hidden size of the model, a multiple of 32", 32)
     layers: int = flag(3, "layers of the model", 1)
     pretrain_steps: int = flag(1400, "updates of pre-training", 1)
     pretrain_batch: int = flag(16, "documents per update", 1)
@@ -300,27 +229,13 @@ class Config:
     alpha: float = flag(0.1, "weight of a token read in DPR (5.1)", 0)
     beta: float = flag(0.5, "weight of a token written in DPR (5.1)", 0)
 
-    def __post_init__(self):
-        if self.width % 32:
-            raise UserError(f"--width is {self.width}: give a multiple of 32, the size of a head")
-        cli.check_ranges(self)
+    __post_init__ = cli.check_ranges
 
 
 # ------------------------------------------------------------------- the roles (5.1)
 #
-# These functions return what they make; none of them touches a folder. support/miniature.py has the
-# model's shape, the texts that it reads, and the game on the problems of the contest.
-
-
-def pretrain(cfg, encoding, documents, device):
-    """A new GPT, trained on the documents (token ids each) for one epoch."""
-    model = new_model(cfg, encoding.n_vocab).to(device)
-    losses = train(model, [(ids, 1) for ids in documents], cfg.pretrain_batch,
-                   muon_and_adamw(model, cfg.pretrain_lr), python_generator(cfg, "batches"),
-                   "pre-train")
-    print(f"  {sum(map(len, documents)):,} tokens seen; loss from {losses[0]:.2f} to "
-          f"{np.mean(losses[-50:]):.3f} nats per token")
-    return model
+# Each of these is a pure function: it reads only its arguments and touches no folder, so the cache
+# can keep its result under a digest of the call.
 
 
 def write_programs(cfg, base, human, problems):
@@ -330,10 +245,9 @@ def write_programs(cfg, base, human, problems):
     cost in bits of each token under pi_hat, which does not read the statement; her_nll: under pi_H,
     which does. Empty programs are left out.
     """
-    encoding, knows = base.encoding, goals(base.encoding, problems)
+    encoding, knows = base.encoding, miniature.goals(base.encoding, problems)
     generator, programs, ended = torch_generator(cfg, "programs", human.device), [], []
-    for k in tqdm(range(0, len(problems), 512), "human writes", unit="batch", leave=False,
-                  disable=None):
+    for k in bar(range(0, len(problems), 512), "human writes"):
         texts = knows[k:k + 512]
         new, stopped = sample(human, KVCache(human, len(texts)), texts, UNLIMITED_TOKENS,
                               encoding.stops, cfg.temperature, cfg.top_p, generator=generator)
@@ -348,135 +262,102 @@ def write_programs(cfg, base, human, problems):
                 problems, programs, ended, costs, her_costs) if ids]
 
 
-def fine_tune(cfg, base, examples, rng, label, optimizers=adamw, **options):
-    """Section 4.2: a copy of pi_hat in float32, fine-tuned on the examples of `sft_example`.
-
-    It stays in float32: most steps would be lost if it were rounded to bfloat16.
-    """
-    model = copy.deepcopy(base.model).float()
-    train(model, examples, cfg.sft_batch, optimizers(model, cfg.sft_lr), rng, label, **options)
-    return model
+def fine_tune(cfg, base, examples, name, optimizers=adamw, gradient=sft_gradient):
+    """The Checkpoint of a copy of pi_hat, fine-tuned on the examples of `sft_example`."""
+    model = copy.deepcopy(base.model).float()  # in bfloat16 most steps would be rounded away
+    list(bar(train(model, examples, cfg.sft_batch, optimizers(model, cfg.sft_lr),
+                   python_generator(cfg, name), gradient),
+             name, math.ceil(len(examples) / cfg.sft_batch)))
+    return dataclasses.replace(base, model=model)
 
 
 # ------------------------------------------------------------------- the experiment
 
 
 class Lab:
-    """All that the rows of the table share. Each part is made once and kept in cfg.out.
+    """What the rows of the table share. Each part is made once and kept in cfg.out.
 
-    contest: the problems. base: pi_hat, from which the assistants start. human: pi_H; hers: the
-    Checkpoint of her language model. written: what `write_programs` returned.
-    programs: (token ids, costs in bits, whether she ended it) of each program in `written`.
-    human_cfg: settings for a model of her own; without them she is the base model.
+    Three lines try an idea: lab = Lab(Config()); lab.play("Mine", lab.train("Mine", my_rule)).
+    base: pi_hat, from which the assistants start. human: pi_H. hers: the Checkpoint of her model,
+    pre-trained with `human_cfg` if that is given. written: what `write_programs` returned, and
+    programs: (token ids, costs in bits, whether she ended it) of each program in it.
     """
 
-    fine_tuning = {}  # options of `fine_tune`
+    fine_tuning = ()  # more arguments for `fine_tune`
 
     def __init__(self, cfg, human_cfg=None):
         self.cfg, self.device = cfg, cli.pick_device(cfg.device)
-        self.cache = Cache(cfg.out, self.device)
-        cli.checked(judge.check_judge)
-        self.contest = cli.checked(contest.make_contest, python_generator(cfg, "contest"),
-                                   cfg.train_problems, cfg.dev_problems, cfg.held_out_problems)
-        self.first_statement = self.contest.held_out[0].statement
+        self.kept, self.contest = Cache(cfg.out, self.device), miniature.new_contest(cfg)
         self.base = self.hers = self.language_model("base", cfg)
         if human_cfg:
-            self.hers = self.language_model("human", human_cfg, self.base)
+            self.hers = self.language_model("human", human_cfg, self.base.encoding)
         self.written = self.write("programs", self.contest.learn)
         self.programs = [(self.base.encoding.encode_ordinary(row["program"]), np.array(row["nll"]),
                           row["ended"]) for row in self.written]
         self.human = self.human_with(cfg.care)
 
+    def language_model(self, name, cfg, encoding=None):
+        """The Checkpoint of a GPT pre-trained on the contest, with a new tokenizer or this one."""
+        texts = miniature.contest_texts(cfg, self.contest.learn)
+        encoding = encoding or miniature.contest_tokenizer(cfg, texts)
+        settings = only(cfg, "seed", "width", "layers", "pretrain_batch", "pretrain_lr")
+        return self.kept(name, miniature.pretrain, train, settings, encoding,
+                         miniature.contest_documents(encoding, texts), device=self.device)
+
     def write(self, name, problems):
         """What she writes alone for these problems, as in `write_programs`."""
-        inputs = {"base": self.base.name, "human": self.hers.name, "statements": fingerprint(
-            [problem.statement for problem in problems]), **values(self.cfg, *SAMPLING)}
-        return self.cache.data(name, inputs, lambda: write_programs(
-            self.cfg, self.base, self.hers.model, problems), code=(GPT,))
+        return self.kept(name, write_programs, only(self.cfg, "seed", "temperature", "top_p"),
+                         self.base, self.hers.model, problems)
 
     def human_with(self, care):
-        """A simhuman.Human who would reject this share of her text, the programs to learn from."""
-        cfg, costs = self.cfg, [row["her_nll"] for row in self.written]
-        limits = self.cache.data(
-            f"limits of care {care:g}", {"costs": fingerprint(costs), "care": care,
-                                         **values(cfg, "max_suggestion")},
-            lambda: simhuman.typical_limits(costs, care, cfg.max_suggestion))
+        """A simhuman.Human who would reject this share of her own training programs."""
+        limits = self.kept(f"limits of care {care:g}", simhuman.typical_limits,
+                           [row["her_nll"] for row in self.written], care, self.cfg.max_suggestion)
         return Human(self.hers.model, functools.partial(simhuman.typical, limits=limits),
-                     cfg.turn_tokens, cfg.temperature, cfg.top_p)
-
-    def language_model(self, name, cfg, other=None):
-        """A GPT pre-trained on the contest, with the tokenizer of a Checkpoint `other` if given."""
-        texts = contest_texts(cfg, self.contest.learn)
-
-        def make():
-            encoding = other.encoding if other else contest_tokenizer(cfg, texts)
-            documents = contest_documents(encoding, texts)
-            return pretrain(cfg, encoding, documents, self.device), encoding
-
-        inputs = {"texts": fingerprint(texts), "other": other and other.name,
-                  **values(cfg, "pretrain_steps", *PRETRAINING)}
-        return self.cache.model(name, inputs, make, code=(GPT,))
+                     self.cfg.turn_tokens, self.cfg.temperature, self.cfg.top_p)
 
     def completions(self, rule, programs=None):
         """The completions to learn from, one of each program (4.1), and the test split (5.1).
 
         The test split is the last fifth. Its problems are not those that are played.
         """
-        cfg = self.cfg  # the seeds are the same for every rule, so the states are too
-        completions = choose_completions(programs or self.programs, rule,
-                                         numpy_generator(cfg, "states"),
-                                         numpy_generator(cfg, "lengths"))
+        completions = choose_completions(  # the seeds are the same for all rules, so the states are
+            programs or self.programs, rule, numpy_generator(self.cfg, "states"),
+            numpy_generator(self.cfg, "lengths"))
         n_train = len(completions) - len(completions) // 5
         return completions[:n_train], completions[n_train:]
 
     def train(self, name, rule, programs=None):
         """Section 4.2: the simhuman.Assistant that has learned the completions of a rule.
 
-        It never writes more than the longest of them: a text does not show where a suggestion
-        began, so a model cannot count to N.
+        Its suggestions are capped at the longest of them: nothing in the text marks where a
+        suggestion began, so a model cannot count to N.
         """
-        cfg, (learned, _) = self.cfg, self.completions(rule, programs)
+        learned, _ = self.completions(rule, programs)
         examples = [sft_example(self.base.encoding, *completion) for completion in learned]
-        checkpoint = self.cache.model(
-            name, {"base": self.base.name, "examples": fingerprint(examples), "name": name,
-                   "options": as_inputs(self.fine_tuning),
-                   **values(cfg, "seed", "sft_batch", "sft_lr")},
-            lambda: (fine_tune(cfg, self.base, examples, python_generator(cfg, name), name,
-                               **self.fine_tuning), self.base),
-            code=(GPT, *filter(callable, self.fine_tuning.values())))
-        longest = max(len(completion) for _, completion, _ in learned)
-        return new_assistant(cfg, checkpoint, max_tokens=longest)
+        checkpoint = self.kept(name, fine_tune, only(self.cfg, "seed", "sft_batch", "sft_lr"),
+                               self.base, examples, name, *self.fine_tuning)
+        return new_assistant(self.cfg, checkpoint, max(len(text) for _, text, _ in learned))
 
     def stopping(self, name, rule, assistant, programs=None):
         """What `report.check_stopping` finds on the test split."""
-        cfg, (_, held_out) = self.cfg, self.completions(rule, programs)
-        uncapped = dataclasses.replace(assistant, max_tokens=cfg.max_suggestion)
-        inputs = {"assistant": plain_fields(uncapped), "held_out": fingerprint(held_out),
-                  "base": self.base.name, "name": name, **values(cfg, "seed")}
-        return self.cache.data(
-            f"stopping of {name}", inputs, lambda: report.check_stopping(
-                name, uncapped, self.base.encoding, held_out,
-                torch_generator(cfg, f"stopping of {name}", self.device)),
-            code=(type(assistant), GPT))
+        _, held_out = self.completions(rule, programs)
+        uncapped = dataclasses.replace(assistant, max_tokens=self.cfg.max_suggestion)
+        return self.kept(f"stopping of {name}", report.check_stopping, name, uncapped,
+                         self.base.encoding, held_out,
+                         cli.derived_seed(self.cfg.seed, f"stopping of {name}"))
 
     def play(self, name, assistant, human=None, problems=None, rounds=None):
         """Section 3: the judged episodes of a row, one for each problem (default: held out).
 
         assistant: a simhuman.Assistant, or None if she is alone. human: default self.human.
         """
-        cfg, human = self.cfg, human or self.human
-        problems, rounds = problems or self.contest.held_out, rounds or cfg.rounds
-        inputs = {"problems": fingerprint(list(map(dataclasses.astuple, problems))),
-                  "human": plain_fields(human), "assistant": assistant and plain_fields(assistant),
-                  "rounds": rounds, "name": name, "seed": cfg.seed}
-        code = [type(human), GPT, judge.HELPER]
-        if assistant:
-            code += [human.accepts, type(assistant)]
-        else:
-            del inputs["human"]["accepts"]  # nothing is suggested, so her care does not matter
-        episodes = self.cache.data(f"row {name}", inputs, lambda: contest_game(
-            problems, self.base.encoding, human, assistant, rounds,
-            torch_generator(cfg, f"game of {name}", self.device), name), code)
+        human = human or self.human
+        if not assistant:
+            human = dataclasses.replace(human, accepts=None)  # there is nothing to accept
+        episodes = self.kept(f"row {name}", miniature.contest_game, only(self.cfg, "seed"), name,
+                             problems or self.contest.held_out, self.base.encoding, human,
+                             assistant, rounds or self.cfg.rounds)
         return list(map(Episode.from_dict, episodes))
 
 
@@ -489,8 +370,7 @@ def new_assistant(cfg, checkpoint, max_tokens=math.inf, **options):
 def rows_of_the_table(cfg, base, trained):
     """{name: Assistant, or None if she is alone}; trained: {name: Assistant}."""
     row, K = functools.partial(new_assistant, cfg, base), cfg.turn_tokens
-    return {"Human alone": None, "Base": row(), f"Base-{K}": row(max_tokens=K),
-            f"Base-{2 * K}": row(max_tokens=2 * K),
+    return {"Human alone": None, "Base": row(), f"Base-{K}": row(K), f"Base-{2 * K}": row(2 * K),
             f"Base stopped at {cfg.eta:g} bits": row(max_cost=cfg.eta), **trained,
             report.CEILING: row(knows_goal=True)}
 
@@ -498,18 +378,12 @@ def rows_of_the_table(cfg, base, trained):
 def run(cfg):
     """The paper's experiment in miniature, from nothing to the tables. Returns the results."""
     begin, rules = time.time(), completion_rules(cfg)
-    print(f"Pre-train a GPT, let the human write {cfg.train_problems} programs, fine-tune "
-          f"{len(rules)} assistants\nand play {cfg.held_out_problems} unseen problems with each: "
-          f"about {MINUTES} minutes on 2 CPU cores at the default "
-          "settings,\nless if stages are reused.")
-    cli.describe(cfg, new_model(cfg, cfg.vocab_size), cli.pick_device(cfg.device))
+    report.announce(cfg, rules)
 
     # Section 5.1: problems; one language model, which is pi_H, pi_hat and Base; her programs.
     lab = Lab(cfg)
     ids, nll, _ = lab.programs[0]
-    picture = report.marked(report.token_texts(lab.base.encoding, ids), left_to_human(nll, cfg.eta))
-    print("\nThe human's first program; in ‹angles›, what is not obvious without the problem "
-          f"statement:\n\n{picture}")
+    report.show_program(lab.base.encoding, ids, empower_lengths(nll, cfg.eta))
 
     # Section 4: train the assistants, and check how well they have learned to stop.
     trained, stopping = {}, []
@@ -520,22 +394,17 @@ def run(cfg):
     # Section 3: the game, on problems whose meaning was never trained on.
     unlimited = UNLIMITED_TOKENS // cfg.turn_tokens + 1
     episodes = {report.UNLIMITED: lab.play("Human alone", None, rounds=unlimited)}
-    episodes |= {name: lab.play(name, assistant)
-                 for name, assistant in rows_of_the_table(cfg, lab.base, trained).items()}
+    for name, assistant in rows_of_the_table(cfg, lab.base, trained).items():
+        episodes[name] = lab.play(name, assistant)
 
     # Section 5.2: the tables, and whether the paper's claims hold.
     return report.conclude(lab, begin, trained, stopping, episodes)
 
 
-COMMANDS = {"show": "realcode.show", "suggest": "realcode.suggest", "replay": "realcode.replay",
-            "finetune": "realcode.finetune", "convert": "realcode.convert",
-            "collect": "section5.collect", "play": "section5.play", "page": "page.server"}
-
-
 def main(argv=None):
-    """The command line. A command with a name is imported only when it is asked for."""
+    """The command line: this experiment, or one of the commands of other folders."""
     with cli.plain_errors("empower.py"):
-        command, cfg = cli.parse(argv, Config, run, COMMANDS)
+        command, cfg = cli.parse(argv, Config, run)
         command(cfg)
 
 

@@ -1,8 +1,8 @@
-"""A Llama-style language model: forward pass, costs in bits, KV cache, sampling, load and save.
+"""A small language model: the network, costs in bits, a cache of keys and values, sampling.
 
-One network covers the published families Llama 3, SmolLM2, Mistral, Qwen2 and Qwen3: RMSNorm,
-RoPE, SwiGLU and grouped-query attention. Our own models are Qwen3 (normalised queries and keys)
-with the head tied to the embedding. Weights are named as in published checkpoints.
+The network is that of Qwen3: RMSNorm, RoPE, grouped-query attention with normalised queries and
+keys, and SwiGLU. Its weights have the names that published checkpoints give them, so realcode/ can
+fill it with theirs.
 
     B  rows of a batch       C  hidden_size           H    num_attention_heads
     T  positions in a call   D  head_dim              Hkv  num_key_value_heads
@@ -14,19 +14,12 @@ This file knows nothing about problems, humans or the paper.
 import copy
 import dataclasses
 import functools
-import json
 import math
 import os
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.checkpoint import checkpoint as recomputed
-
-from support.checkpoint import LLAMA3, read_config, weight_files
-from support.files import read_safetensors, write_safetensors, write_text
-
 
 # ------------------------------------------------------------------- the network
 
@@ -45,25 +38,7 @@ class GPTConfig:
     max_position_embeddings: int = 512
     rms_norm_eps: float = 1e-6
     rope_theta: float = 10000.0
-    rope_scaling: dict | None = None           # or {"rope_type": "llama3", and four numbers}
     tie_word_embeddings: bool = True
-    attention_bias: bool = False               # on q, k, v and o
-    mlp_bias: bool = False
-    architecture: str = "Qwen3ForCausalLM"     # the first of config.json's "architectures"
-    bos_token_id: int | None = None            # these two are for software that serves the model
-    eos_token_id: int | list | None = None
-
-    @property
-    def model_type(self):
-        return self.architecture.removesuffix("ForCausalLM").lower()
-
-    @property
-    def qkv_bias(self):
-        return self.attention_bias or self.model_type == "qwen2"  # has no config key for it
-
-    @property
-    def qk_norm(self):
-        return self.model_type == "qwen3"
 
 
 class RMSNorm(nn.Module):
@@ -75,25 +50,17 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x):
-        # Normalise in float32 and cast back before applying the weight, as published models do.
-        # Under autocast the weight is wider than x, but queries must stay as narrow as values.
+        # We normalise in float32 and cast back before applying the weight, as published models do.
+        # The weight may be wider than x in mixed precision, but q, k and v must have one dtype.
         normed = F.rms_norm(x.float(), x.shape[-1:], eps=self.eps).to(x.dtype)
         return normed * self.weight.to(x.dtype)
 
 
-def rotary_frequencies(cfg):
+def rotary_frequencies(head_dim, theta):
     """How far each pair of features turns per position, in radians: (D / 2,)."""
-    # On the CPU even if the model is built without memory; in float32 and with the operations in
-    # the same order as in transformers: after a few thousand positions the last bit matters.
-    D = cfg.head_dim
-    frequency = 1 / cfg.rope_theta ** (torch.arange(0, D, 2, device="cpu") / D)
-    if cfg.rope_scaling is None:
-        return frequency
-    # llama3: slow pairs (fewer than `low` turns over the original context) become `factor` times
-    # slower, fast ones (more than `high` turns) stay the same, those in between are interpolated.
-    factor, low, high, context = (cfg.rope_scaling[name] for name in LLAMA3)
-    keep = ((context / (2 * math.pi / frequency) - low) / (high - low)).clamp(0, 1)
-    return (1 - keep) * frequency / factor + keep * frequency
+    # We compute this on the CPU, even for a model without memory, and in the order of operations
+    # that transformers uses: after a few thousand positions the last bit matters.
+    return 1 / theta ** (torch.arange(0, head_dim, 2, device="cpu") / head_dim)
 
 
 def rotate(x, cos, sin):
@@ -123,12 +90,12 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = (cfg.num_attention_heads, cfg.num_key_value_heads, cfg.head_dim)
         H, Hkv, D = self.heads
-        self.q_proj = nn.Linear(cfg.hidden_size, H * D, bias=cfg.qkv_bias)
-        self.k_proj = nn.Linear(cfg.hidden_size, Hkv * D, bias=cfg.qkv_bias)
-        self.v_proj = nn.Linear(cfg.hidden_size, Hkv * D, bias=cfg.qkv_bias)
-        self.o_proj = nn.Linear(H * D, cfg.hidden_size, bias=cfg.attention_bias)
-        self.q_norm = RMSNorm(D, cfg.rms_norm_eps) if cfg.qk_norm else nn.Identity()
-        self.k_norm = RMSNorm(D, cfg.rms_norm_eps) if cfg.qk_norm else nn.Identity()
+        self.q_proj = nn.Linear(cfg.hidden_size, H * D, bias=False)
+        self.k_proj = nn.Linear(cfg.hidden_size, Hkv * D, bias=False)
+        self.v_proj = nn.Linear(cfg.hidden_size, Hkv * D, bias=False)
+        self.o_proj = nn.Linear(H * D, cfg.hidden_size, bias=False)
+        self.q_norm = RMSNorm(D, cfg.rms_norm_eps)
+        self.k_norm = RMSNorm(D, cfg.rms_norm_eps)
 
     def forward(self, x, cos, sin, mask, store):
         B, T, _ = x.shape
@@ -153,9 +120,9 @@ class MLP(nn.Module):
     def __init__(self, cfg):
         super().__init__()
         C, inner = cfg.hidden_size, cfg.intermediate_size
-        self.gate_proj = nn.Linear(C, inner, bias=cfg.mlp_bias)
-        self.up_proj = nn.Linear(C, inner, bias=cfg.mlp_bias)
-        self.down_proj = nn.Linear(inner, C, bias=cfg.mlp_bias)
+        self.gate_proj = nn.Linear(C, inner, bias=False)
+        self.up_proj = nn.Linear(C, inner, bias=False)
+        self.down_proj = nn.Linear(inner, C, bias=False)
 
     def forward(self, x):
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
@@ -177,19 +144,13 @@ class Layer(nn.Module):
 
 
 class GPT(nn.Module):
-    """The network.
-
-    writable: ids from this one up have a row in the head but no token in the tokenizer.
-    recompute: in training, keep only each layer's input and recompute the rest in the backward
-    pass, which saves most of the memory and takes about a third longer.
-    name: identifies a loaded checkpoint; None for a new model.
-    """
+    """The network. `generator` draws the weights of a new one."""
 
     def __init__(self, cfg, generator=None):
         super().__init__()
         self.config = cfg
-        self.writable, self.recompute, self.name = cfg.vocab_size, False, None
-        self.frequencies = rotary_frequencies(cfg)
+        self.writable = cfg.vocab_size  # ids from this one up are padding and are never written
+        self.frequencies = rotary_frequencies(cfg.head_dim, cfg.rope_theta)
         self.embed_tokens = nn.Embedding(cfg.vocab_size, cfg.hidden_size)
         self.layers = nn.ModuleList(Layer(cfg) for _ in range(cfg.num_hidden_layers))
         self.norm = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
@@ -199,7 +160,7 @@ class GPT(nn.Module):
         for name, weight in self.named_parameters():
             if weight.dim() == 2:
                 nn.init.normal_(weight, std=0.02, generator=generator)
-            if name.endswith(("o_proj.weight", "down_proj.weight", "bias")):
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
                 nn.init.zeros_(weight)  # each layer starts as the identity
 
     @property
@@ -218,8 +179,12 @@ class GPT(nn.Module):
         """The input of the head at every position: ids (B, T) -> (B, T, C).
 
         With a KVCache, the ids continue its rows, each from its own length; the caller then adds
-        the number of ids that are not padding to `cache.lengths`.
+        the number of ids that are not padding to `cache.lengths`. ValueError: the text is longer
+        than the model's context.
         """
+        limit = self.config.max_position_embeddings
+        if ids.shape[1] > limit:
+            raise ValueError(f"a text of {ids.shape[1]} tokens is longer than the model's {limit}")
         positions = torch.arange(ids.shape[1], device=ids.device)[None]
         mask = stores = None
         if cache is not None:
@@ -228,76 +193,10 @@ class GPT(nn.Module):
         angle = positions[..., None].float() * self.frequencies            # (B or 1, T, D/2)
         cos = angle.cos().repeat(1, 1, 2)[:, :, None]                      # (B or 1, T, 1, D)
         sin = torch.cat((-angle.sin(), angle.sin()), -1)[:, :, None]
-        recompute = self.recompute and cache is None and torch.is_grad_enabled()
         h = self.embed_tokens(ids)                                         # (B, T, C)
         for i, layer in enumerate(self.layers):
-            run = functools.partial(recomputed, layer, use_reentrant=False) if recompute else layer
-            h = run(h, cos, sin, mask, stores and stores[i])
+            h = layer(h, cos, sin, mask, stores and stores[i])
         return self.norm(h)                                                # (B, T, C)
-
-    def save_pretrained(self, directory):
-        """Writes config.json and model.safetensors, which transformers can read too."""
-        os.makedirs(directory, exist_ok=True)
-        fields = dataclasses.asdict(self.config)
-        config = {"architectures": [fields.pop("architecture")],
-                  "model_type": self.config.model_type, "hidden_act": "silu",
-                  "torch_dtype": str(self.dtype).removeprefix("torch."),
-                  # max_position_embeddings never exceeds the window: see `parse_config`.
-                  "sliding_window": None, "use_sliding_window": False, **fields}
-        write_text(Path(directory, "config.json"), json.dumps(config, indent=2) + "\n")
-        write_safetensors(Path(directory, "model.safetensors"),  # a tied head is written once
-                          {name if name == "lm_head.weight" else f"model.{name}": weight
-                           for name, weight in self.named_parameters()})
-
-    @classmethod
-    def from_pretrained(cls, directory, device="cpu", dtype=None):
-        """The model in a folder with the Hugging Face layout; weights stay mapped if possible.
-
-        dtype: None for the file's own. FileNotFoundError or ValueError says what is missing,
-        damaged or not supported by this network.
-        """
-        fields, weights = read_config(directory), {}
-        for path in weight_files(directory):
-            weights |= {name.removeprefix("model."): weight
-                        for name, weight in read_safetensors(path).items()
-                        if not name.endswith("rotary_emb.inv_freq")}  # in old files; we compute it
-        return cls.from_weights(fields, weights, directory, device, dtype)
-
-    @classmethod
-    def from_weights(cls, fields, weights, source, device="cpu", dtype=None):
-        """The model with these fields of a GPTConfig and weights {name: tensor}, which it empties.
-
-        A weight may be anything with shape, dtype and to(device, dtype). source: for messages.
-        """
-        cfg = GPTConfig(**fields)
-        largest = max((max(weight.shape, default=0) for weight in weights.values()), default=0)
-        if cfg.head_dim > largest or cfg.num_hidden_layers > len(weights) // 4:
-            # Before a billion layers, or heads of a billion features, are built to be compared.
-            raise ValueError(f"{source}: the weights do not match its configuration: "
-                             f"{len(weights)} are too few for {cfg.num_hidden_layers} layers, or "
-                             f"too small for heads of {cfg.head_dim} features")
-        embedding = weights.get("embed_tokens.weight", torch.empty(0))
-        head = weights.get("lm_head.weight", embedding)
-        if cfg.tie_word_embeddings and (head is embedding or torch.equal(head, embedding)):
-            weights.pop("lm_head.weight", None)
-        else:  # a head in the file is used whatever config.json says, as in transformers
-            cfg = dataclasses.replace(cfg, tie_word_embeddings=False)
-        with torch.device("meta"):
-            model = cls(cfg)  # takes no memory
-        expected = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
-        found = {name: tuple(weight.shape) for name, weight in weights.items()}
-        wrong = sorted(name for name in expected | found if expected.get(name) != found.get(name))
-        if wrong:
-            raise ValueError(
-                f"{source}: the weights do not match its configuration: {len(wrong)} differ, "
-                f"first: {wrong[0]} is {found.get(wrong[0], 'absent')} in the file but should be "
-                f"{expected.get(wrong[0], 'absent')}")
-        for name in weights:  # one at a time: never two copies of all of them
-            weights[name] = weights[name].to(device, dtype or embedding.dtype)
-        model.load_state_dict(weights, strict=False, assign=True)
-        if cfg.tie_word_embeddings:
-            model.lm_head.weight = model.embed_tokens.weight  # assign=True untied them
-        return model
 
 
 # ------------------------------------------------------------------- costs in bits
@@ -312,23 +211,30 @@ def token_nll(logits, ids):
     return nll.view(ids.shape) / math.log(2)
 
 
-def token_entropy(logits):
-    """The entropy of the next token in bits: logits (..., V) -> (...).
+def document_nll(model, ids, cost=token_nll):
+    """Cost in bits of ids[:, 1:], each given all tokens before it: (B, T) -> (B, T-1).
 
-    This is the mean of `token_nll` over the tokens that could come next (Section 4.3).
-    Example: logits [0, 0, 0, 0] give 2 bits.
+    cost: a function of (logits, ids). ArithmeticError: a cost is not a number.
     """
-    return torch.special.entr(logits.float().softmax(-1)).sum(-1) / math.log(2)
+    # The head takes a slice of positions at a time: with a large vocabulary, the logits of all of
+    # them would not fit into memory.
+    hidden, targets = model.hidden(ids[:, :-1]), ids[:, 1:]                # (B, T-1, C)
+    size = max(1, 2**26 // (len(ids) * model.config.vocab_size))
+    nll = torch.cat([cost(model.lm_head(h), t) for h, t in
+                     zip(hidden.split(size, 1), targets.split(size, 1))], 1)
+    if not nll.isfinite().all():
+        raise ArithmeticError(f"the model's costs, in {model.dtype}, are not numbers")
+    return nll
 
 
 # ------------------------------------------------------------------- cache and sampling
 
 
 class KVCache:
-    """Keys and values of `rows` texts of different lengths, kept from call to call.
+    """Keys and values of several texts of different lengths, kept from call to call.
 
-    lengths[r] says how many positions of row r are real; later ones are overwritten before they
-    are ever attended to, so rolling a row back to an earlier length is one assignment.
+    held: for each row, the ids of a text and of what was written or tried after it, which are here.
+    `extend` compares them with its texts and feeds the rest, so nobody has to report a change.
     """
 
     def __init__(self, model, rows):
@@ -337,39 +243,33 @@ class KVCache:
         self.keys = torch.zeros(shape, device=weight.device, dtype=weight.dtype)
         self.values = torch.zeros_like(self.keys)                          # (layers, B, Hkv, S, D)
         self.lengths = torch.zeros(rows, dtype=torch.long, device=weight.device)
-        self.limit = cfg.max_position_embeddings
-
-    def rollback(self, row, length):
-        """Forgets everything in `row` after its first `length` positions."""
-        self.lengths[row] = self.lengths[row].clamp(max=length)
+        self.held, self.limit = [([], [])] * rows, cfg.max_position_embeddings
 
     def select(self, rows):
-        """Keeps only these rows, in this order, with at most 64 spare positions; any may repeat."""
-        self.lengths = self.lengths[rows]
-        room = int(self.lengths.max()) + 64
-        self.keys, self.values = self.keys[:, rows, :, :room], self.values[:, rows, :, :room]
-
-    def split(self, n):
-        """Views of n rows each. Call `reserve` first: a view that grows is a view no longer."""
-        for k in range(0, len(self.lengths), n):
-            part = copy.copy(self)
-            part.lengths = self.lengths[k:k + n]
-            part.keys, part.values = self.keys[:, k:k + n], self.values[:, k:k + n]
-            yield part
-
-    def copy(self, rows):
-        """A separate cache of these rows (a tensor of indices, or a mask)."""
-        part = copy.copy(self)
-        part.select(rows)
+        """A separate cache of these rows (a list of int), in this order; any may repeat."""
+        part = self._part(rows, int(self.lengths[rows].max()) + 64)  # a few spare positions
+        part.held = [self.held[row] for row in rows]
         return part
 
     def put_back(self, rows, part):
-        """Writes back `part`, which began as a `copy` of these rows and may have grown."""
+        """Writes back a part that was selected as these rows and may have grown."""
         S = int(part.lengths.max())
         self.reserve(S)
         self.keys[:, rows, :, :S] = part.keys[..., :S, :]
         self.values[:, rows, :, :S] = part.values[..., :S, :]
         self.lengths[rows] = part.lengths
+        for row, held in zip(rows, part.held):
+            self.held[row] = held
+
+    def split(self, n):
+        """Views of n rows each. Call `reserve` first: a view that grows is a view no longer."""
+        return [self._part(slice(k, k + n)) for k in range(0, len(self.lengths), n)]
+
+    def _part(self, rows, room=None):
+        part = copy.copy(self)
+        part.lengths = self.lengths[rows]
+        part.keys, part.values = self.keys[:, rows, :, :room], self.values[:, rows, :, :room]
+        return part
 
     def place(self, ids):
         """Where ids (B, T) go: positions (B, T), mask (B, 1, T, S), and a store for each layer."""
@@ -383,14 +283,13 @@ class KVCache:
                 torch.arange(S, device=ids.device) <= positions[:, None, :, None])
 
         def store(keys, values, k, v):
-            k, v = k.to(keys.dtype), v.to(keys.dtype)  # narrower under autocast
+            k, v = k.to(keys.dtype), v.to(keys.dtype)  # k and v are narrower in mixed precision
             keys[rows, :, positions] = k.transpose(1, 2)                   # (B, T, Hkv, D)
             values[rows, :, positions] = v.transpose(1, 2)
             return keys[:, :, :S], values[:, :, :S]                        # (B, Hkv, S, D)
 
-        stores = [functools.partial(store, keys, values)
-                  for keys, values in zip(self.keys, self.values)]
-        return positions, mask, stores
+        return positions, mask, [functools.partial(store, *layer)
+                                 for layer in zip(self.keys, self.values)]
 
     def reserve(self, size):
         """Makes room for `size` positions, plus 64 when it has to grow.
@@ -405,34 +304,41 @@ class KVCache:
             self.keys, self.values = F.pad(self.keys, grow), F.pad(self.values, grow)
 
 
+def shared(before, tried, text):
+    """How many tokens at the beginning of a text a cache can serve: all or none of what was tried.
+
+    Example: it holds [1, 2] and then [3, 4]: 4 of [1, 2, 3, 4, 5], but 2 of [1, 2, 3, 5].
+    """
+    whole = before + tried
+    return len(whole) if text[:len(whole)] == whole else len(os.path.commonprefix([before, text]))
+
+
 @torch.no_grad()
 def extend(model, cache, texts, more=None):
     """Logits (B, M + 1, V): [b, j] is for the token that follows texts[b] + more[b][:j].
 
     texts, more: a list of ids for each row of the cache (more: None for none; M is the length of
-    its longest). Before the call, row b may hold any prefix of texts[b]; afterwards it holds
-    texts[b] + more[b]. Each row is fed what it lacks, padded to the longest of these chunks;
-    ValueError if a row with this padding does not fit into the model's context.
+    its longest). Each row is fed what it lacks, padded to the longest of these chunks, and then
+    holds texts[b] + more[b]. ValueError: with this padding it does not fit the model's context.
     """
-    device = cache.lengths.device
-    more = more or [[] for _ in texts]
-    sizes = torch.tensor([len(text) for text in texts], device=device)
-    # The last token of a text is fed again even if it is cached: its logits are needed.
-    start = cache.lengths = torch.minimum(cache.lengths, sizes - 1)
-    chunks = [torch.tensor((text + tail)[begin:])
-              for text, tail, begin in zip(texts, more, start.tolist())]
-    ids = nn.utils.rnn.pad_sequence(chunks, batch_first=True).to(device)   # (B, T)
-    cache.reserve(int(start.max()) + ids.shape[1])
+    device, more = cache.lengths.device, more or [[] for _ in texts]
+    wholes = [text + tail for text, tail in zip(texts, more)]
+    # We feed the last token of a text even if it is cached, since its logits are needed.
+    start = [min(shared(*held, text), len(text) - 1) for held, text in zip(cache.held, texts)]
+    cache.lengths = torch.tensor(start, device=device)
+    ids = nn.utils.rnn.pad_sequence([torch.tensor(whole[begin:]) for whole, begin in zip(
+        wholes, start)], batch_first=True).to(device)                      # (B, T)
+    cache.reserve(max(start) + ids.shape[1])
     # About 4096 tokens at a time: this bounds the memory, and larger tensors are slow on a CPU.
     n = max(1, 4096 // ids.shape[1])
     hidden = torch.cat([model.hidden(some, part)                           # (B, T, C)
                         for some, part in zip(ids.split(n), cache.split(n))])
-    tails = torch.tensor([len(tail) for tail in more], device=device)
-    cache.lengths = sizes + tails
-    at = (sizes - 1 - start)[:, None] + torch.arange(int(tails.max()) + 1, device=device)
-    at = at.clamp(max=ids.shape[1] - 1)                                    # (B, M + 1)
+    cache.held = list(zip(texts, more))
+    cache.lengths = torch.tensor(list(map(len, wholes)), device=device)
+    at = (torch.tensor([len(text) - 1 - begin for text, begin in zip(texts, start)])[:, None]
+          + torch.arange(max(map(len, more)) + 1)).clamp(max=ids.shape[1] - 1)
     # Only these go through the head: with 150,000 tokens it is most of the work and the memory.
-    return model.lm_head(hidden[torch.arange(len(texts), device=device)[:, None], at])
+    return model.lm_head(hidden[torch.arange(len(texts))[:, None], at])    # at: (B, M + 1)
 
 
 def draw(logits, temperature, top_p, generator):
@@ -479,13 +385,16 @@ def sample(model, cache, texts, max_new_tokens, stop_tokens, temperature=1.0, to
         new[rows[alive], step] = token[alive]
         if not alive.any() or step + 1 == max_new_tokens:
             break
-        if alive.sum() <= 0.75 * len(rows):  # drop the rows that have ended
+        if alive.sum() <= 0.75 * len(rows):  # go on without the rows that have ended
             if part is not cache:
-                cache.put_back(rows[~alive], part.copy(~alive))
-            part = part.copy(alive)
+                cache.put_back(rows.tolist(), part)
+            part = part.select(alive.nonzero()[:, 0].tolist())
             rows, cost, token, alive = rows[alive], cost[alive], token[alive], alive[alive]
         logits = model(token[:, None], part)[:, -1]                        # (rows, V)
         part.lengths += alive
     if part is not cache:
-        cache.put_back(rows, part)
-    return [[i for i in row if i >= 0] for row in new.tolist()], stopped.tolist()
+        cache.put_back(rows.tolist(), part)
+    written = [[i for i in row if i >= 0] for row in new.tolist()]
+    cache.held = [(text, ids[:length - len(text)]) for text, ids, length in
+                  zip(texts, written, cache.lengths.tolist())]
+    return written, stopped.tolist()

@@ -14,6 +14,7 @@ Episodes are plain data, and the metrics of Section 5.1 are pure functions of th
 nothing about training, and it does not run programs: support/judge.py does.
 """
 
+import copy
 import dataclasses
 import math
 from typing import Callable
@@ -126,13 +127,34 @@ class Episode:
 # ------------------------------------------------------------------- the two players
 
 
-@dataclasses.dataclass
-class Human:
-    """pi_H: a language model that reads the problem statement, and how she behaves.
+class Player:
+    """A language model in a game: what it knows, and its cache of the code so far.
 
-    The game uses `turn_tokens` and calls `begin`; in each round `read` and `type`; after it
-    `has_room`, and `select` if episodes have ended. Any class with these can take her place.
+    The game calls `begin`; in each round `suggest` of the assistant, then `read` and `type` of the
+    human; `has_room` before the next round, and `select` when episodes have ended. Any class with
+    these methods can play: see realcode/replay.py and section5/players.py.
     """
+
+    def begin(self, known):
+        """Starts a game. known: what it reads before the code, as token ids, for each problem."""
+        self.known, self.cache = known, KVCache(self.model, len(known))
+
+    def select(self, rows):
+        """Continues with these rows only, in the order given."""
+        self.known, self.cache = [self.known[row] for row in rows], self.cache.select(rows)
+
+    def has_room(self, row, code, tokens):
+        """Whether this many more tokens fit into its context."""
+        return len(self.known[row]) + len(code) + tokens <= self.cache.limit
+
+    def texts(self, codes):
+        """What it reads: the code of each row, after what it knows."""
+        return [known + code for known, code in zip(self.known, codes)]
+
+
+@dataclasses.dataclass
+class Human(Player):
+    """pi_H: a language model that reads the problem statement, and how she behaves."""
 
     model: object
     accepts: Callable              # whether she accepts, given the costs in bits
@@ -140,41 +162,23 @@ class Human:
     temperature: float = 1.0
     top_p: float = 1.0
 
-    def begin(self, goals):
-        """Starts a game. goals: what she knows, as token ids, one row for each problem."""
-        self.goals, self.cache = goals, KVCache(self.model, len(goals))
-
-    def select(self, rows):
-        """Continues with these rows only, in the order given."""
-        self.goals = [self.goals[row] for row in rows]
-        self.cache.select(rows)
-
-    def has_room(self, row, code, tokens):
-        """Whether this many more tokens fit into her context."""
-        return len(self.goals[row]) + len(code) + tokens <= self.cache.limit
-
     def read(self, codes, suggestions):
         """(bits of each token, accepted or not) for each row; for silence it is ([], False)."""
         if not any(suggestions):
             return [([], False) for _ in suggestions]
-        texts = [goal + code for goal, code in zip(self.goals, codes)]
-        logits = extend(self.model, self.cache, texts, suggestions)        # (B, M + 1, V)
+        logits = extend(self.model, self.cache, self.texts(codes), suggestions)    # (B, M + 1, V)
         costs = [token_nll(row[:len(new)], torch.tensor(new, device=row.device)).tolist()
                  if new else [] for row, new in zip(logits, suggestions)]
         return [(nll, bool(nll and self.accepts(nll))) for nll in costs]
 
     def type(self, codes, stop_tokens, generator):
-        """(what she types after each code, whether she ended the episode with a stop token).
-
-        Rejected tokens are forgotten: `extend`, in `sample`, rolls the cache back to the code.
-        """
-        texts = [goal + code for goal, code in zip(self.goals, codes)]
-        return sample(self.model, self.cache, texts, self.turn_tokens, stop_tokens,
+        """(what she types after each code, whether she ended the episode with a stop token)."""
+        return sample(self.model, self.cache, self.texts(codes), self.turn_tokens, stop_tokens,
                       self.temperature, self.top_p, generator=generator)
 
 
-@dataclasses.dataclass(frozen=True)
-class Assistant:
+@dataclasses.dataclass
+class Assistant(Player):
     """pi_R: a language model that sees the code so far, with limits on a suggestion."""
 
     model: object
@@ -184,15 +188,28 @@ class Assistant:
     temperature: float = 1.0
     top_p: float = 1.0
 
-    def new_cache(self, rows):
-        """The cache of a game with this many rows."""
-        return KVCache(self.model, rows)
+    def suggest(self, codes, stop_tokens, generator):
+        """What it writes after each code, up to a stop token. [] is silence."""
+        return sample(self.model, self.cache, self.texts(codes), self.max_tokens, stop_tokens,
+                      self.temperature, self.top_p, self.max_cost, generator)[0]
 
-    def suggest(self, cache, texts, stop_tokens, generator):
-        """What it writes after each text, up to a stop token. [] is silence."""
-        suggestions, _ = sample(self.model, cache, texts, self.max_tokens, stop_tokens,
-                                self.temperature, self.top_p, self.max_cost, generator)
-        return suggestions
+
+class Nobody(Player):
+    """The assistant of a human who is alone: always silent."""
+
+    max_tokens, knows_goal = 0, False
+
+    def begin(self, known):
+        pass
+
+    def select(self, rows):
+        pass
+
+    def has_room(self, row, code, tokens):
+        return True
+
+    def suggest(self, codes, stop_tokens, generator):
+        return [[] for _ in codes]
 
 
 # ------------------------------------------------------------------- the game (Section 3)
@@ -212,40 +229,34 @@ def play(goals, human, assistant, rounds, start, stop_tokens, generator, label="
     goals: what she knows, as token ids: for a Human the token `start`, which opens a document, and
     the problem statement. assistant: None if she is alone. label: of the bar; None shows no bar.
     """
-    known = goals if assistant and assistant.knows_goal else [[start]] * len(goals)
-    codes, episodes = [[] for _ in goals], [Episode(problem) for problem in range(len(goals))]
+    # A copy, so that the assistant may play another game at the same time, and frees its cache.
+    assistant = copy.copy(assistant) if assistant else Nobody()
     human.begin(goals)
-    cache = assistant and assistant.new_cache(len(goals))
-    live = list(range(len(goals)))  # the problem of each row
-    longest_round = human.turn_tokens + (assistant.max_tokens if assistant else 0)
+    assistant.begin(goals if assistant.knows_goal else [[start]] * len(goals))
+    episodes, codes = [Episode(p) for p in range(len(goals))], [[] for _ in goals]
+    live, longest_round = list(range(len(goals))), human.turn_tokens + assistant.max_tokens
     with tqdm(total=len(goals), desc=label, unit="problem", leave=False,
               disable=None if label else True) as bar:
         for _ in range(rounds):
-            suggestions = [[] for _ in live] if not assistant else assistant.suggest(
-                cache, [known[p] + codes[p] for p in live], stop_tokens, generator)
+            suggestions = assistant.suggest([codes[p] for p in live], stop_tokens, generator)
             answers = human.read([codes[p] for p in live], suggestions)
-            for row, (p, new, (nll, accepted)) in enumerate(zip(live, suggestions, answers)):
+            for p, new, (nll, accepted) in zip(live, suggestions, answers):
                 episodes[p].turns.append(Turn(new, nll, accepted))
-                if accepted:
-                    codes[p] += new
-                elif new:  # rejected: `extend` must not take it for the beginning of what follows
-                    cache.rollback(row, len(known[p] + codes[p]))
+                codes[p] += new * accepted
             typed, finished = human.type([codes[p] for p in live], stop_tokens, generator)
             for p, tokens, done in zip(live, typed, finished):
-                episodes[p].turns[-1].typed = tokens
-                episodes[p].finished = done
+                episodes[p].turns[-1].typed, episodes[p].finished = tokens, done
                 codes[p] += tokens
             bar.update(sum(finished))
             # An episode without room for one more round ends as if its rounds were used up.
-            rows = [row for row, p in enumerate(live) if not episodes[p].finished
-                    and human.has_room(row, codes[p], longest_round)
-                    and (not cache or len(known[p] + codes[p]) + longest_round <= cache.limit)]
+            rows = [row for row, p in enumerate(live) if not episodes[p].finished and all(
+                player.has_room(row, codes[p], longest_round) for player in (human, assistant))]
             if not rows:
                 break
             if len(rows) < len(live):
                 live = [live[row] for row in rows]
-                for player in (human, cache) if assistant else (human,):
-                    player.select(rows)
+                human.select(rows)
+                assistant.select(rows)
     return episodes
 
 
@@ -266,7 +277,7 @@ def pass_at_1(episodes):
     return mean_and_error([episode.passed for episode in episodes])
 
 
-def _ratio(parts, wholes):
+def ratio_and_error(parts, wholes):
     """(sum of parts over sum of wholes, its standard error), one part and whole for each problem.
 
     The standard error of a ratio of sums comes from the residuals part - ratio * whole.
@@ -285,23 +296,8 @@ def accept_ratio(episodes):
     Example: one problem with 1 of 1 accepted, one with 1 of 3: 2/4, not the mean of 1 and 1/3.
     The residuals are .5 and -.5, so the error is sqrt(2 / 1 * .5) / 4 = .25. Nothing offered: nan.
     """
-    return _ratio([episode.accepted for episode in episodes],
+    return ratio_and_error([episode.accepted for episode in episodes],
                   [episode.offered for episode in episodes])
-
-
-def saved(episode):
-    """(tokens that the assistant wrote, all tokens) of one program; a wrong one saves nothing."""
-    accepted = episode.tokens_accepted
-    return accepted * episode.passed, accepted + episode.tokens_written
-
-
-def share_saved(episodes):
-    """(share of the programs' tokens that the assistant wrote, pooled; its standard error).
-
-    Example: a program of 8 tokens, 4 of them accepted, and one of 2 tokens, all typed: 4 / 10.
-    If the first is wrong, 0 / 10.
-    """
-    return _ratio(*zip(*map(saved, episodes)))
 
 
 def discounted(episode, gamma, alpha, beta):
@@ -318,22 +314,3 @@ def discounted_pass_rate(episodes, gamma, alpha, beta):
     Example: the episode of `discounted` (0.25) and a failed one: (0.125, 0.125).
     """
     return mean_and_error([discounted(episode, gamma, alpha, beta) for episode in episodes])
-
-
-def paired_difference(a, b, rng, samples=10_000):
-    """(difference of two ratios, low, high): the 95% interval of a paired bootstrap over problems.
-
-    a, b: (part, whole) for each problem, in the same order; the ratio of a row is the sum of its
-    parts over the sum of its wholes, and a mean if each whole is 1. rng: a numpy Generator.
-    (None, None, None) if the wholes of a row sum to 0.
-    """
-    both = np.array([a, b], dtype=float)                                   # (2, problems, 2)
-    if not both[..., 1].sum(1).all():
-        return None, None, None
-    n = both.shape[1]
-    sums = both[:, rng.integers(0, n, (samples, n))].sum(2)                # (2, samples, 2)
-    with np.errstate(invalid="ignore"):  # 0 / 0: a sample without a suggestion says nothing
-        ours, theirs = sums[..., 0] / sums[..., 1]
-    parts, wholes = both.sum(1).T
-    low, high = np.nanquantile(ours - theirs, [0.025, 0.975])
-    return float(parts[0] / wholes[0] - parts[1] / wholes[1]), float(low), float(high)

@@ -21,7 +21,7 @@ import empower
 import simhuman
 from support import cli, contest
 from support.contest import Domain, Part
-from support.report import RESULTS, summarize, table
+from support.report import RESULTS, paired_difference, summarize, table
 
 # ------------------------------------------------------------------- 4: a length penalty
 
@@ -242,7 +242,7 @@ def experiment(number, cfg):
         first = next(other for other in found if other.partition(",")[2] == name.partition(",")[2])
         if name == first:  # it is the first of its kind: with the same human
             continue
-        mean, low, high = simhuman.paired_difference(
+        mean, low, high = paired_difference(
             [(e.passed, 1) for e in found[first]], [(e.passed, 1) for e in row],
             cli.numpy_generator(cfg, "bootstrap"))
         print(f"Pass@1 of {first} minus {name}: {mean:+.3f} ({low:+.3f} to {high:+.3f})")

@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 EXERCISES = {  # number: (file, functions)
     1: ("empower.py", ["empower_length", "empower_lengths"]),
-    2: ("empower.py", ["left_to_human"]),
+    2: ("support/report.py", ["left_to_human"]),
     3: ("empower.py", ["empower", "sft", "sft_rand"]),
     4: ("course/exercises.py", ["priced_length"]),
     5: ("course/exercises.py", ["unigram_nll"]),

@@ -19,7 +19,7 @@ import exercises  # first: it sets the path to the other files
 import empower
 import stubs
 from simhuman import Episode, Turn, typical, typical_limits
-from support import contest
+from support import cli, contest
 from support.contest import compositions, draw_style, make_problem, swaps, write_program
 from support.testing import solves
 
@@ -234,7 +234,7 @@ def test_stubs_fail_and_differ_from_the_project_in_nothing_else(tmp_path, capsys
     assert stubs.main([str(out)]) == 0
     assert f"{len(stubs.EXERCISES)} exercises in {out}" in capsys.readouterr().out
     assert all((out / f"{module.replace('.', '/')}.py").exists()
-               for module in empower.COMMANDS.values())
+               for module in cli.COMMANDS.values())
     for file, names in stubs.EXERCISES.values():
         ours, theirs = ({getattr(node, "name", k): ast.unparse(node) for k, node in enumerate(
             ast.parse((root / file).read_text()).body)} for root in (stubs.ROOT, out))

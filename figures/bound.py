@@ -12,8 +12,17 @@ from tqdm import tqdm
 
 import data
 import empower
-from model import KVCache, extend, sample, token_entropy, token_nll
+from model import KVCache, extend, sample, token_nll
 from support.cli import numpy_generator, torch_generator
+
+
+def token_entropy(logits):
+    """The entropy of the next token in bits: logits (..., V) -> (...).
+
+    This is the mean of `token_nll` over the tokens that could come next (Section 4.3).
+    Example: logits [0, 0, 0, 0] give 2 bits.
+    """
+    return torch.special.entr(logits.float().softmax(-1)).sum(-1) / math.log(2)
 
 
 @torch.no_grad()
@@ -38,15 +47,12 @@ def future_information(model, prefix, stop, steps, samples, generator, least=1e-
     p = p[candidates] / p[candidates].sum()
     drawn = torch.multinomial(p, samples, replacement=True, generator=generator)  # (M,)
     beginnings = [[*prefix, int(x)] for x in candidates]
-    cache.select([0] * samples)
-    futures, stopped = sample(model, cache, [beginnings[i] for i in drawn], steps, stop,
-                              generator=generator)
+    futures, stopped = sample(model, cache.select([0] * samples), [beginnings[i] for i in drawn],
+                              steps, stop, generator=generator)
     futures = [future + [stop] * ended for future, ended in zip(futures, stopped)]
 
     # The cost of each future after each candidate, whichever candidate it was drawn after.
-    cache.select([0] * (samples * len(candidates)))
-    cache.lengths[:] = len(prefix)
-    logits = extend(model, cache, beginnings * samples,
+    logits = extend(model, cache.select([0] * (samples * len(candidates))), beginnings * samples,
                     [future for future in futures for _ in candidates])[:, :steps]
     ids = nn.utils.rnn.pad_sequence([torch.tensor(future, device=p.device) for future in futures
                                      for _ in candidates], batch_first=True, padding_value=-100)
@@ -73,7 +79,7 @@ def measured(cfg, base, programs, horizons, futures):
     exact one; information: what the token says about the tokens after it, for each horizon;
     entropy_counted: the entropy of the tokens that the information counts.
     """
-    model, encoding, _ = base
+    model, encoding = base.model, base.encoding
     drawn = data.draw_states(numpy_generator(cfg, "bound"), list(map(len, programs)))
     nll = empower.score(model, programs, encoding.start)
     entropy = entropies(model, programs, encoding.start)

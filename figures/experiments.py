@@ -16,12 +16,11 @@ import data
 import empower
 import simhuman
 from empower import Lab, completion_rules, new_assistant, rows_of_the_table
-from model import GPT, token_nll
-from support import judge
-from support.cli import derived_seed, numpy_generator
+from model import token_nll
+from support import judge, miniature
+from support.cli import derived_seed, numpy_generator, only
 from support.optim import adamw, muon_and_adamw
 from support.report import UNLIMITED, summarize
-from support.source import fingerprint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,16 +114,17 @@ def table(plan, lab):
 def by_exact_entropy(lab):
     """A row whose completions were cut by exact entropies, not costs, and its stopping (4.3)."""
     texts = [ids for ids, *_ in lab.programs]
-    entropies = lab.cache.data(
-        "entropies", {"base": lab.base.name, "programs": fingerprint(texts)},
-        lambda: [row.tolist() for row in bound.entropies(lab.base.model, texts,
-                                                         lab.base.encoding.start)],
-        code=(GPT,))
+    entropies = lab.kept("entropies", entropy_lists, lab.base, texts)
     programs = [(ids, np.array(entropy), ended)
                 for (ids, _, ended), entropy in zip(lab.programs, entropies)]
     name, rule = f"Empower ({lab.cfg.eta:g}), entropy", empower.empower(lab.cfg.eta)
     row = lab.train(name, rule, programs)
     return {name: row}, lab.stopping(name, rule, row, programs)
+
+
+def entropy_lists(base, texts):
+    """`bound.entropies` as plain data."""
+    return [row.tolist() for row in bound.entropies(base.model, texts, base.encoding.start)]
 
 
 def care(plan, lab):
@@ -159,17 +159,15 @@ def budget(plan, lab):
 
 def within(lab, episodes, limits):
     """Pass@1 of the same episodes within each limit of rounds, judged or reused."""
-    problems = lab.contest.held_out
+    return lab.kept("budget", passed_within, lab.contest.held_out, lab.base.encoding, episodes,
+                    limits)
 
-    def make():
-        cut = [[cut_off(episode, rounds) for episode in episodes] for rounds in limits]
-        judge.judge_episodes([episode for row in cut for episode in row], problems,
-                             lab.base.encoding.decode)
-        return [simhuman.pass_at_1(row)[0] for row in cut]
 
-    inputs = {"episodes": fingerprint([dataclasses.asdict(e) for e in episodes]), "rounds": limits,
-              "problems": fingerprint(list(map(dataclasses.astuple, problems)))}
-    return lab.cache.data("budget", inputs, make, code=(judge.HELPER,))
+def passed_within(problems, encoding, episodes, limits):
+    """Pass@1 of the episodes cut off at each limit of rounds."""
+    cut = [[cut_off(episode, rounds) for episode in episodes] for rounds in limits]
+    judge.judge_episodes([episode for row in cut for episode in row], problems, encoding.decode)
+    return [simhuman.pass_at_1(row)[0] for row in cut]
 
 
 def cut_off(episode, rounds):
@@ -194,7 +192,7 @@ def own_text(plan, lab):
     """
     encoding, hers = lab.base.encoding, [np.array(row["her_nll"]) for row in lab.written]
     episodes = play_on(lab, "Human alone", None)
-    knows = empower.goals(encoding, lab.contest.held_out)
+    knows = miniature.goals(encoding, lab.contest.held_out)
     costs = [nll[len(nll) - len(episode.code):] for nll, episode in zip(empower.score(
         lab.hers.model, [goal[1:] + episode.code for goal, episode in zip(knows, episodes)],
         encoding.start), episodes)]
@@ -222,10 +220,13 @@ def obvious(lab, trained):
     """
     programs = lab.programs[len(lab.programs) - len(lab.programs) // 5:]
     models = {"Base": lab.base.model, **{name: row.model for name, row in trained.items()}}
-    inputs = {"models": [model.name for model in models.values()], "seed": lab.cfg.seed}
-    return lab.cache.data("obvious tokens", inputs, lambda: [
-        {"name": name, "bits": cost_of_obvious(model, programs, lab.base.encoding)}
-        for name, model in models.items()], code=(GPT,))
+    return lab.kept("obvious tokens", costs_of_obvious, models, programs, lab.base.encoding)
+
+
+def costs_of_obvious(models, programs, encoding):
+    """[{"name", "bits"}] of `cost_of_obvious` for each model {name: GPT}."""
+    return [{"name": name, "bits": cost_of_obvious(model, programs, encoding)}
+            for name, model in models.items()]
 
 
 def cost_of_obvious(model, programs, encoding):
@@ -264,7 +265,7 @@ def tuned(plan, cfg, optimizer, rate):
     "mean" of these, "obvious": mean over the rules of the cost of obvious tokens}.
     """
     lab = Lab(dataclasses.replace(cfg, sft_lr=rate))
-    lab.fine_tuning = {"optimizers": OPTIMIZERS[optimizer]}
+    lab.fine_tuning = OPTIMIZERS[optimizer],
     rules, encoding = completion_rules(cfg), lab.base.encoding
     trained, losses = train(lab, rules), {}
     programs = [(encoding.encode_ordinary(row["program"]), np.array(row["nll"]), row["ended"])
@@ -285,7 +286,7 @@ def loss(model, examples, batch_size=64):
     """The mean cost in bits of a label, over examples of (token ids, where the loss starts)."""
     total, count = 0.0, 0
     for k in range(0, len(examples), batch_size):
-        ids, labels = data.collate(examples[k:k + batch_size], model.config.max_position_embeddings)
+        ids, labels = data.collate(examples[k:k + batch_size])
         total += empower.sft_loss(model, ids, labels).item()
         count += int((labels[:, 1:] >= 0).sum())
     return total / count / math.log(2)
@@ -301,7 +302,5 @@ def tightness(plan, lab):
     # The end is a choice too: a program that she ended has one more state, before its stop token.
     programs = [episode.code + [base.encoding.stop] * episode.finished for episode in episodes]
     programs = [program for program in programs if program]
-    inputs = {"base": base.name, "programs": fingerprint(programs), "horizons": plan.horizons,
-              "futures": plan.futures, "seed": lab.cfg.seed}
-    return lab.cache.data("bound", inputs, lambda: bound.measured(
-        lab.cfg, base, programs, plan.horizons, plan.futures), code=(GPT,))
+    return lab.kept("bound", bound.measured, only(lab.cfg, "seed"), base, programs, plan.horizons,
+                    plan.futures)

@@ -42,19 +42,19 @@ import torch
 import simhuman
 from empower import (choose_completions, empower, empower_length, new_assistant, score, sft,
                      sft_example, train)
-from model import GPT
 from realcode import all_states
 from realcode.all_states import (all_states_example, all_states_loss,
                                  lengths_in_every_state)
-from realcode.corpus import kept_costs
+from realcode.lora import add_lora, merge_lora
 from realcode.replay import Config, ReplayLab, replayed_game
+from realcode.training import gradient
 from real_tables import sized
 from simhuman import Episode, Turn
-from support.cli import (UserError, numpy_generator, python_generator, torch_generator, values)
-from support.lora import add_lora, merge_lora
+from support.cli import (UserError, bar, numpy_generator, only, python_generator,
+                         torch_generator)
+from support.digest import fingerprint
 from support.optim import adamw
-from support.report import check_stopping, metrics, summarize
-from support.source import code_of, fingerprint
+from support.report import check_stopping, metrics, paired_difference, summarize
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,13 +153,15 @@ class RealLab(ReplayLab):
             raise UserError(f"{self.cfg.corpus} has {len(self.programs)} pieces to learn from, but "
                             f"the plan asks for {most_pieces(plan)}: name a larger corpus")
         goals = [goal[:end] for goal, end in zip(self.goals, self.ends)]
-        key = fingerprint([self.base.name, goals, code_of(kept_costs, GPT)])
-        costs = kept_costs(self.cache.stages / f"costs-{key}", self.base, goals)
         self.unseen = [(goal, nll, len(goal) == len(whole))  # without what follows, it ends there
-                       for goal, nll, whole in zip(goals, costs, self.goals)]
+                       for goal, nll, whole in zip(goals, self.costs(goals), self.goals)]
         self.inputs = {"base": self.base.name, "seed": seed, "pieces": fingerprint([
-            piece[0] for piece in self.programs + self.measured]), **values(
-                plan, "batch", "rank", "rates", "full_rates", "rate_pieces", "states")}
+            piece[0] for piece in self.programs + self.measured]), **vars(only(
+                plan, "batch", "rank", "rates", "full_rates", "rate_pieces", "states"))}
+
+    def keep(self, name, inputs, make):
+        """What make() returns, kept under these inputs and under the code of this class."""
+        return self.kept(name, made, RealLab, inputs, make=make)
 
     def scored_pieces(self, texts, most):
         """The pieces to learn from; an eighth of the programs is for `measured`."""
@@ -200,8 +202,9 @@ class RealLab(ReplayLab):
             add_lora(model, plan.rank, torch_generator(cfg, "lora", "cpu"))
         options = {"collate": all_states.collate, "loss_of": self.loss_of} \
             if way in EVERY_STATE else {}
-        train(model, self.examples(rule, pieces, way), plan.batch, adamw(model, rate),
-              python_generator(cfg, "batches"), label, clip=1.0, **options)
+        list(bar(train(model, self.examples(rule, pieces, way), plan.batch, adamw(model, rate),
+                       python_generator(cfg, "batches"),
+                       functools.partial(gradient, clip=1.0, **options)), label))
         if lora:
             merge_lora(model)
         return model
@@ -223,13 +226,13 @@ class RealLab(ReplayLab):
         cfg, plan = self.cfg, self.plan
 
         def make():
-            base = self.base._replace(model=self.adapted_model(n))
+            base = dataclasses.replace(self.base, model=self.adapted_model(n))
             return {row: self.episodes(row, new_assistant(cfg, base, max_cost=eta))
                     for row, eta in ((f"Adapted, stopped at {eta:g} bits", eta)
                                      for eta in plan.etas)}
 
         inputs = self.inputs_of(n, self.rate("SFT", "all states"), etas=plan.etas)
-        return self.cache.data(f"adapted {n}", inputs, make, code=(RealLab, GPT))
+        return self.keep(f"adapted {n}", inputs, make)
 
     def adapted_first_rows(self, n):
         """{row: its results} of models that have read half of n pieces, and then learn to stop.
@@ -250,7 +253,7 @@ class RealLab(ReplayLab):
             return found
 
         inputs = self.inputs_of(n, rate, etas=plan.etas)
-        return self.cache.data(f"adapted first {n}", inputs, make, code=(RealLab, GPT))
+        return self.keep(f"adapted first {n}", inputs, make)
 
     def inputs_of(self, n, rate, **others):
         """The inputs of a stage that learns from n pieces."""
@@ -260,14 +263,14 @@ class RealLab(ReplayLab):
     def assistant(self, model, rule, pieces):
         """An Assistant with a model, capped at the longest completion in these pieces."""
         longest = max(max(lengths_in_every_state(rule, nll)) for _, nll, _ in pieces)
-        return new_assistant(self.cfg, self.base._replace(model=model), longest)
+        return new_assistant(self.cfg, dataclasses.replace(self.base, model=model),
+                             longest)
 
     @torch.no_grad()
     def loss(self, model, rule):
         """Nats per place on the pieces kept apart, all states together."""
         examples = self.examples(rule, self.measured, "all states")
-        limit = model.config.max_position_embeddings
-        total = sum(float(self.loss_of(model, *all_states.collate([example], limit)))
+        total = sum(float(self.loss_of(model, *all_states.collate([example])))
                     for example in examples)
         return total / sum(len(ids) - 1 for ids, *_ in examples)
 
@@ -282,8 +285,7 @@ class RealLab(ReplayLab):
                                                       f"{kind}, rate {rate:g}"), rule)
                     for rate in rates_of(plan, way)}
 
-        return self.cache.data(f"rates {kind} {way}", {**self.inputs, "kind": kind, "way": way},
-                               make, code=(RealLab, GPT))
+        return self.keep(f"rates {kind} {way}", {**self.inputs, "kind": kind, "way": way}, make)
 
     def rate(self, name, way):
         """The rate with the smallest loss for assistants with such a name, or the only one."""
@@ -327,8 +329,7 @@ class RealLab(ReplayLab):
             return found
 
         inputs = self.inputs_of(n, rate, name=name, way=way, offset=self.plan.offset)
-        return self.cache.data(f"{name} {n} {way}", inputs, make, code=(
-            RealLab, empower, sft, GPT))
+        return self.keep(f"{name} {n} {way}", inputs, make)
 
     def results(self, name, rule, assistant, unseen=None):
         """Its episodes, and how its lengths compare with those asked for on held-out pieces.
@@ -338,13 +339,18 @@ class RealLab(ReplayLab):
         rng = numpy_generator(self.cfg, "held-out states")
         completions = choose_completions((unseen or self.unseen) * self.plan.states, rule, rng,
                                          None)
-        return {"stopping": check_stopping(name, assistant, self.base.encoding, completions),
+        return {"stopping": check_stopping(name, assistant, self.base.encoding, completions, 0),
                 "episodes": self.episodes(name, assistant)}
 
     def episodes(self, name, assistant):
         """The episodes of an assistant as plain data, not kept."""
-        return replayed_game(self.cfg, self.base.encoding, self.goals, self.ends, assistant, name,
+        return replayed_game(self.cfg, name, self.base.encoding, self.goals, self.ends, assistant,
                              self.device)
+
+
+def made(code, inputs, make):
+    """make(), which depends on these inputs and this code."""
+    return make()
 
 
 def scored_by(model, encoding, pieces):
@@ -524,7 +530,7 @@ def differences(lab, plan, rows):
     for ours, other in compared(plan, rows):
         for metric, value in metrics(lab.cfg, replayed=True).items():
             a, b = ([value(episode) for episode in rows[name]] for name in (ours, other))
-            difference, low, high = simhuman.paired_difference(
+            difference, low, high = paired_difference(
                 a, b, numpy_generator(lab.cfg, "bootstrap"))
             found.append({"ours": ours, "other": other, "metric": metric,
                           "difference": difference, "low": low, "high": high})

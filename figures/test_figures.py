@@ -24,8 +24,9 @@ import real_tables
 import report
 from empower import Config
 from experiments import Plan
-from model import GPT, GPTConfig, token_entropy, token_nll
+from model import GPT, GPTConfig, token_nll
 from simhuman import Assistant, Human, play, typical
+from support.report import MINUTES
 from support.testing import in_process, random_texts, tiny_gpt
 from test_empower import random_goals
 
@@ -134,13 +135,11 @@ def test_the_second_human_is_larger_and_reads_the_same_tokens(swept):
     _, cfg, results = swept
     sizes = results["seeds"]["0"]["second human"]["parameters"]
     assert sizes["human"] > sizes["assistants"]
-    [base] = [p for p in Path(cfg.out, "stages").glob("base-*") if json.loads(
-        (p / "inputs.json").read_text())["seed"] == 0]
-    [human] = [p for p in Path(cfg.out, "stages").glob("human-*") if json.loads(
-        (p / "inputs.json").read_text())["other"] == base.name]
-    for path in base.glob("tokenizer*"):
-        assert path.read_bytes() == (human / path.name).read_bytes()
-    assert (base / "model.safetensors").read_bytes() != (human / "model.safetensors").read_bytes()
+    files = {(kind, file): {path.read_bytes() for path in Path(cfg.out, "stages").glob(
+        f"{kind}-*/{file}")} for kind in ("base", "human")
+        for file in ("tokenizer.json", "model.safetensors")}
+    assert files["human", "tokenizer.json"] <= files["base", "tokenizer.json"] != set()
+    assert not files["human", "model.safetensors"] & files["base", "model.safetensors"]
 
 
 def test_costs_entropies_and_information_are_not_negative(swept):
@@ -403,7 +402,7 @@ def test_information_leaves_out_what_is_unlikely():
 def test_information_grows_with_the_text_and_stays_below_the_entropy():
     model, generator = tiny_gpt(), torch.Generator().manual_seed(0)
     prefix = [0, 3, 5]
-    entropy = token_entropy(model(torch.tensor([prefix]))[0, -1]).item()
+    entropy = bound.token_entropy(model(torch.tensor([prefix]))[0, -1]).item()
     found, counted = bound.future_information(model, prefix, 1, 12, 800, generator)
     assert (np.diff(found) > -0.01).all() and 0 < found[0] < found[-1] < counted + 0.02
     assert counted == pytest.approx(entropy, abs=0.05) and counted <= entropy
@@ -413,7 +412,7 @@ def test_entropies_are_scored_as_costs_are():
     model, programs = tiny_gpt(), random_texts([5, 1, 17])
     for program, found in zip(programs, bound.entropies(model, programs, 0)):
         logits = model(torch.tensor([[0] + program]))[0, :-1]
-        assert np.allclose(found, token_entropy(logits).detach(), atol=1e-4)
+        assert np.allclose(found, bound.token_entropy(logits).detach(), atol=1e-4)
 
 
 # ------------------------------------------------------------------- intervals and budgets
@@ -534,7 +533,7 @@ def test_every_interval_on_a_page_is_in_a_row_with_its_mean(name):
 def test_durations_are_those_that_the_commands_announce():
     course = (HERE.parent / "course" / "README.md").read_text()
     for page in (PAGES["../README.md"], course):
-        assert f"about {empower.MINUTES} minutes" in page
+        assert f"about {MINUTES} minutes" in page
     for minutes in make.MINUTES.values():
         assert f"about {minutes} minutes" in PAGES["README.md"]
 
@@ -560,7 +559,7 @@ def test_the_default_of_fine_tuning_is_what_tune_has_chosen():
     losses = json.loads((HERE / "tune.json").read_text())
     best = min(losses, key=lambda row: row["mean"])
     assert (best["optimizer"], best["rate"]) == ("AdamW", Config().sft_lr)
-    assert empower.fine_tune.__defaults__ == (experiments.OPTIMIZERS["AdamW"],)
+    assert empower.fine_tune.__defaults__[0] is experiments.OPTIMIZERS["AdamW"]
 
 
 def test_the_committed_pictures_are_there_and_small():
@@ -584,3 +583,11 @@ def test_the_readme_is_short_and_its_links_lead_somewhere():
                 titles = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE)
                 assert anchor in [re.sub(r"[^\w -]", "", title).lower().replace(" ", "-")
                                   for title in titles], link
+
+
+def test_entropy_is_the_mean_cost_of_the_next_token():
+    assert bound.token_entropy(torch.zeros(4)).item() == pytest.approx(2)
+    assert bound.token_entropy(torch.tensor([0.0, 0.0, -math.inf])).item() == pytest.approx(1)
+    logits = torch.randn(3, 5, 7)
+    each = torch.stack([token_nll(logits, torch.full((3, 5), i)) for i in range(7)], -1)
+    assert torch.allclose(bound.token_entropy(logits), (logits.softmax(-1) * each).sum(-1), atol=1e-5)

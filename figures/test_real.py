@@ -1,6 +1,7 @@
 """Tests of the study of real code, with a tiny model and a small corpus."""
 
 import dataclasses
+import functools
 import json
 import signal
 import subprocess
@@ -18,7 +19,7 @@ from empower import empower, new_assistant, sft
 from model import KVCache, sample, token_nll
 from realcode.all_states import lengths_in_every_state
 from support.cli import UserError
-from support.testing import published, small_corpus
+from support.testing import interrupt, published, small_corpus
 
 PLAN = real.RealPlan(corpora=("small",), etas=(1, 20), thresholds=(1, 20), ns=(2, 5),
                      turn_tokens=4, held_out=3, context=40, pieces=10, also=(4,),
@@ -54,7 +55,7 @@ def test_every_row_has_its_numbers(found, at_hand, capsys, monkeypatch):
         (10, "all states"), (10, "one state"), (4, "all states"), (10, "adapted first"),
         (12, "adapted first")}
     assert all(row["tokens_written"] > 0 for row in some["rows"])
-    monkeypatch.setattr(real, "train", None)  # everything is kept
+    interrupt(monkeypatch, torch.Tensor, "backward", 0)  # everything is kept
     again = make.on_real_code("real", PLAN, str(at_hand / "out"), at_hand / "real.json", 1)
     assert again["seeds"] == found["seeds"] == json.loads(
         (at_hand / "real.json").read_text())["seeds"]
@@ -79,20 +80,26 @@ def test_other_seeds_have_other_programs_and_the_rate_is_given(at_hand):
                                 for line in game.splitlines()[2:]] == cells
 
 
+@functools.cache
+def trainings():
+    """What was trained, seen by tests; what a cached function holds is in no stage's key."""
+    return []
+
+
 def test_all_weights_learn_from_the_same_examples_at_a_rate_of_their_own(at_hand, monkeypatch):
     plan = dataclasses.replace(PLAN, etas=(1,), thresholds=(1,), ns=(), also=(), adapted=(),
                                adapted_first=(), ways=("all states", "all weights"), offset=False,
                                seeds=(1, 2), rates=(1e-3, 1e-2), full_rates=(1e-4, 2e-4))
-    learned = []
 
-    def train(model, examples, batch, optimizers, *rest, **options):
+    def train(model, examples, batch, optimizers, rng, work):
         weights = [weight for some in optimizers for group in some.param_groups
                    for weight in group["params"]]
-        learned.append((sum(weight.numel() for weight in weights), examples, options,
-                        optimizers[0].param_groups[0]["lr"]))
-        return before(model, examples, batch, optimizers, *rest, **options)
+        trainings().append((sum(weight.numel() for weight in weights), examples, work.keywords,
+                            optimizers[0].param_groups[0]["lr"]))
+        return before(model, examples, batch, optimizers, rng, work)
 
-    before = real.train
+    before, learned = real.train, trainings()
+    learned.clear()
     monkeypatch.setattr(real, "train", train)
     out = str(at_hand / "full")
     found = make.on_real_code("real --full", plan, out, at_hand / "full.json", 1)
@@ -147,7 +154,7 @@ def test_the_adapted_model_has_read_whole_pieces_and_is_stopped_by_a_threshold(f
     for n in (4, 10):
         model = lab.tuned(None, lab.programs[:n], "whole pieces", lab.rate("SFT", "all states"),
                           "Adapted")
-        assistant = new_assistant(lab.cfg, lab.base._replace(model=model), max_cost=20)
+        assistant = new_assistant(lab.cfg, dataclasses.replace(lab.base, model=model), max_cost=20)
         assert lab.episodes(name, assistant) == lab.adapted_rows(n)[name]
     assert {(some["ours"], some["other"]) for some in found["seeds"]["0"]["small"]["differences"]} \
         >= {("Empower (20), greedy", name), (name, "Base stopped at 20 bits"),
@@ -168,7 +175,7 @@ def test_adapted_first_learns_to_stop_from_text_that_the_scorer_has_not_read(
     monkeypatch.setattr(lab, "rate", lambda name, way: rates[name])
     monkeypatch.setattr(lab, "assistant", lambda *arguments: arguments)
     monkeypatch.setattr(lab, "results", lambda *arguments: played.append(arguments))
-    monkeypatch.setattr(lab.cache, "data", lambda name, inputs, make, code: make())
+    monkeypatch.setattr(lab, "keep", lambda name, inputs, make: make())
     lab.adapted_first_rows(10)
     (rule, read, way, rate, begin, adapted), *others = learned
     assert (rule, read, way, rate, begin) == (None, lab.programs[:5], "whole pieces", 1e-3, None)
@@ -203,7 +210,7 @@ def test_an_assistant_is_capped_at_the_longest_completion_of_all_pieces(
     lab, pieces = real.laboratory(PLAN, str(at_hand / "out"), "small", 0), []
     monkeypatch.setattr(lab, "assistant", lambda model, rule, some: pieces.append(some))
     monkeypatch.setattr(lab, "results", lambda *arguments: {})
-    monkeypatch.setattr(lab.cache, "data", lambda name, inputs, make, code: make()
+    monkeypatch.setattr(lab, "keep", lambda name, inputs, make: make()
                         if name.startswith("Empower (20) 4") else {"1": 0.0})
     lab.learned("Empower (20)", empower(20), 4, "all states")
     assert pieces == [lab.programs] and len(lab.programs) == 12
@@ -251,8 +258,9 @@ def test_how_many_trainings_there_are(at_hand, monkeypatch):
     assert real.count(real.FURTHER) == 3 * 3 + (4 + 2)
     assert real.count(real.FULL) == 2 * 3 * (2 * 3 + 2 * 2)
     plan = dataclasses.replace(PLAN, also=(), ways=("all states",))
-    calls = []
-    monkeypatch.setattr(real, "train", lambda *arguments, **options: calls.append(arguments))
+    calls = trainings()
+    calls.clear()
+    monkeypatch.setattr(real, "train", lambda *arguments: trainings().append(arguments) or [])
     real.answer(plan, str(at_hand / "count"), "small", 0)
     assert len(calls) == real.count(plan)
 
@@ -266,7 +274,7 @@ def test_the_tasks_make_every_stage_of_the_answer(at_hand, monkeypatch):
     for some in real.tasks(plan, out, 3):
         for function, arguments in some:
             function(*arguments)
-    monkeypatch.setattr(real, "train", None)
+    interrupt(monkeypatch, torch.Tensor, "backward", 0)
     answer = real.answer(plan, out, "small", 0)
     assert [row["name"] for row in answer["rows"]] == [
         "Human alone", "Base stopped at 20 bits", "Algorithm 1, 20 bits",

@@ -10,16 +10,14 @@ import codecs
 import dataclasses
 import functools
 import math
-import os
 import threading
 from collections import OrderedDict
 
 import torch
 
-from empower import document_nll
-from model import KVCache, extend, sample, token_nll
+from model import KVCache, document_nll, extend, sample, shared, token_nll
 from realcode.suggest import heal, split_word
-from support.cache import Checkpoint
+from support.checkpoint import Checkpoint
 from support.report import token_texts
 
 WINDOW = 2048        # tokens before the caret that an assistant reads at most
@@ -149,11 +147,10 @@ class EditorCaches:
         self.window = min(WINDOW, cfg.max_position_embeddings)
         self.size = max(1, min(EDITORS, MEMORY // (token * self.window)))
         self.cache = KVCache(model, self.size)
-        self.ids = [[] for _ in range(self.size)]         # what each row holds
         self.order = list(range(self.size))               # of the rows, least recently used first
 
-    def open(self, texts):
-        """(rows, a cache of these rows that holds what they have in common with the texts).
+    def rows_for(self, texts):
+        """The row of the cache for each text.
 
         A text gets the row that holds most of its beginning, unless most of that row is something
         else: then another editor will need it, and the least recently used row is taken.
@@ -161,21 +158,13 @@ class EditorCaches:
         rows = []
         for text in texts:
             free = [row for row in self.order if row not in rows]
-            same = {row: len(os.path.commonprefix([self.ids[row], text])) for row in free}
+            same = {row: shared(*self.cache.held[row], text) for row in free}
             best = max(free, key=same.get)
-            row = best if 2 * same[best] > len(self.ids[best]) else free[0]
-            self.cache.rollback(row, same[row])
+            row = best if 2 * same[best] > sum(map(len, self.cache.held[best])) else free[0]
             self.order.remove(row)
             self.order.append(row)
             rows.append(row)
-        rows = torch.tensor(rows, device=self.cache.lengths.device)
-        return rows, self.cache.copy(rows)
-
-    def close(self, rows, part, texts):
-        """Takes back a cache that `open` returned, which by now holds at most these texts."""
-        self.cache.put_back(rows, part)
-        for row, text in zip(rows.tolist(), texts):
-            self.ids[row] = text
+        return rows
 
     def window_of(self, ids, room):
         """The end of `ids` that an assistant reads, with `room` left for what it writes.
@@ -210,7 +199,7 @@ class Models:
 
     @torch.no_grad()
     def _suggest(self, choice, requests):
-        model, encoding, _ = choice.checkpoint
+        model, encoding = choice.checkpoint.model, choice.checkpoint.encoding
         if model.name not in self.caches:
             self.caches[model.name] = EditorCaches(model)
         caches = self.caches[model.name]
@@ -220,7 +209,8 @@ class Models:
         most = min(choice.max_tokens, requests[0].max_tokens, caches.window // 2)
         written = [caches.window_of(encoding.encode_ordinary(request.text), most + 2)
                    for request in requests]
-        rows, part = caches.open([[encoding.start, *ids] for ids in written])
+        rows = caches.rows_for([[encoding.start, *ids] for ids in written])
+        part = caches.cache.select(rows)  # a copy: if something fails, the cache stays as it was
         split = [split_word(encoding, ids) for ids in written]
         logits = extend(model, part, [[encoding.start, *before] for before, _ in split],
                         [word[:-1] for _, word in split])                  # (B, M + 1, V)
@@ -232,7 +222,7 @@ class Models:
         new, stopped = sample(model, part, texts, most, encoding.stops, first.temperature,
                               first.top_p, first.eta - healed[0][2], generator)
         costs = own_costs(model, part, texts, new) if first.costs else [None] * len(new)
-        caches.close(rows, part, [text + more for text, more in zip(texts, new)])
+        caches.cache.put_back(rows, part)
         return [finished(encoding, *each, min(choice.healing, first.eta), most)
                 for each in zip(healed, new, costs, stopped)]
 
@@ -266,7 +256,7 @@ def read_program(scorer, text):
 
     Of a long program only the beginning is read.
     """
-    model, encoding, _ = scorer
+    model, encoding = scorer.model, scorer.encoding
     whole = encoding.encode_ordinary(text)
     ids = whole[:min(WINDOW, model.config.max_position_embeddings) - 1]
     if not ids:

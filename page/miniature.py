@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from empower import Config, Lab, completion_rules, rows_of_the_table
 from page.offered import SHIPPED, as_text
-from support.cache import save_checkpoint
+from support.checkpoint import Checkpoint, save_checkpoint
 from support.cli import Parser, plain_errors
 from support.files import write_text
 
@@ -34,7 +34,7 @@ def make(out):
             rows_of_the_table(cfg, lab.base, trained).items() if name in SHOWN}
     empower = trained[TRAINED[0]]
     for name, model in (("base", lab.base.model), ("empower", empower.model)):
-        save_checkpoint(model.to(torch.bfloat16), lab.base.encoding, SHIPPED / name)
+        save_checkpoint(Checkpoint(model.to(torch.bfloat16), lab.base.encoding), SHIPPED / name)
     games = {"problems": [problem.statement for problem in lab.contest.held_out[:PROBLEMS]],
              "rows": {name: [as_text(episode, lab.base.encoding.decode)
                              for episode in rows[name][:PROBLEMS]] for name in SHOWN}}

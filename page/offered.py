@@ -13,16 +13,16 @@ import torch
 
 from empower import Config
 from page.assistants import Choice, Models
+from realcode.checkpoints import load_checkpoint
 from realcode.given import given_model
 from realcode.suggest import HEALING
 from simhuman import Episode
-from support.cache import load_checkpoint, reading
-from support.cli import UserError, checked, pick_device, python_generator
+from support.cli import UserError, checked, pick_device, python_generator, reading
 from support.contest import make_contest
 from support.files import read_text
-from support.source import ROOT
 
 SHIPPED = Path(__file__).parent / "models"
+EXAMPLE = Path(__file__).resolve().parent.parent / "figures" / "program.py"
 BEFORE_CONTEXT = 10   # the N of Base-N, as in the paper's simulation (Section 5.1)
 
 
@@ -49,7 +49,7 @@ def find_offer(cfg):
     choices = {**given_assistants(cfg, device), **trained,
                f"Base-{BEFORE_CONTEXT}": Choice(scorer, BEFORE_CONTEXT),
                "Base stopped at eta": Choice(scorer, cfg.max_suggestion, needs_eta=True)}
-    example = ("figures/program.py", read_text(ROOT / "figures" / "program.py"))
+    example = ("figures/program.py", read_text(EXAMPLE))
     return Offer(Models(scorer, choices), [*found["texts"], example], found["games"])
 
 
@@ -93,15 +93,14 @@ def of_a_run(out, device):
                         "first, or omit --out for the models that come with the page")
     with reading(out / "results.json"):
         results = json.loads(read_text(out / "results.json"))
-        stages = {name: out / "stages" / stage for name, stage in results["models"].items()}
-        config = results["config"]
-        rows = newest_rows(out, [row["name"] for row in results["rows"]], config.get("rounds"))
-        models = {name: kept_model(folder, device) for name, folder in stages.items()}
+        config, stages = results["config"], results["stages"]
+        models = {name: kept_model(out / "stages" / stage, device)
+                  for name, stage in results["models"].items()}
+        rows = {name: json.loads(read_text(out / "stages" / stages[f"row {name}"] / "value.json"))
+                for name in (row["name"] for row in results["rows"]) if f"row {name}" in stages}
         games = games_of(config, rows, models["base"].encoding)
-        caps = {name: (inputs["assistant"] or {}).get("max_tokens")
-                for name, (inputs, _) in rows.items()}
         return ({"scorer": models["base"], "games": games, "texts": texts_of(games)},
-                {name: trained_choice(name, model, caps.get(name) or config["max_suggestion"])
+                {name: trained_choice(name, model, results["caps"][name])
                  for name, model in models.items() if name != "base"})
 
 
@@ -109,16 +108,6 @@ def kept_model(folder, device):
     """The Checkpoint of a stage."""
     with reading(folder):
         return load_checkpoint(folder, device)
-
-
-def newest_rows(out, names, rounds):
-    """{name: (inputs, episodes as plain data)} of the newest rows of a run's table."""
-    rows = {}
-    for folder in sorted((out / "stages").glob("row-*"), key=lambda path: path.stat().st_mtime):
-        inputs = json.loads(read_text(folder / "inputs.json"))
-        if inputs["name"] in names and inputs.get("rounds") == rounds:  # a replay has none
-            rows[inputs["name"]] = inputs, json.loads(read_text(folder / "value.json"))
-    return rows
 
 
 def games_of(config, rows, encoding):
@@ -135,7 +124,7 @@ def games_of(config, rows, encoding):
     return {"problems": [problem.statement for problem in problems],
             "rows": {name: [as_text(Episode.from_dict(episode), encoding.decode)
                             for episode in episodes]
-                     for name, (_, episodes) in rows.items()}}
+                     for name, episodes in rows.items()}}
 
 
 def as_text(episode, decode):

@@ -4,9 +4,8 @@ import dataclasses
 import json
 import secrets
 
-from support.cache import slug
 from support.cli import UserError
-from support.files import read_text, write_text
+from support.files import read_text, slug, write_text
 
 CONSENT = """\
 You are asked to take part in a study of coding assistants.

@@ -10,7 +10,8 @@ import time
 
 import pytest
 
-from empower import left_to_human
+from empower import empower_lengths
+from support.report import left_to_human
 from page.study import analyse, read_study
 from support.testing import ROOT
 
@@ -125,7 +126,7 @@ def test_the_pages_algorithm_1_is_the_one_in_python(browser, served):
               rng.choice([0, 0.25, 0.32, 1, 8, rng.random()])) for _ in range(300)]
     cases.append(([3, 0, 0.2, 0.2, 2], 0.32))
     found = browser.script("return arguments[0].map(([nll, eta]) => leftToHuman(nll, eta))", cases)
-    assert found == [left_to_human(nll, eta) for nll, eta in cases]
+    assert found == [left_to_human(empower_lengths(nll, eta)) for nll, eta in cases]
     assert found[-1] == [0, 3, 4]
 
 
@@ -139,9 +140,9 @@ def test_reading_a_program(browser, served):
         spans = browser.all("#empower span")
         return [k for k, span in enumerate(spans) if "human" in span.get_attribute("class")]
 
-    assert bars() == left_to_human([bits for _, bits in tokens], 0.32)
+    assert bars() == left_to_human(empower_lengths([bits for _, bits in tokens], 0.32))
     browser.script("arguments[0].value = 4; arguments[0].dispatchEvent(new Event('input'))", eta)
-    assert bars() == left_to_human([bits for _, bits in tokens], 4)
+    assert bars() == left_to_human(empower_lengths([bits for _, bits in tokens], 4))
     assert browser.text("#eta-value") == "4.00 bits"
     human = len(bars())
     said = browser.text("#empower-shares")

@@ -65,7 +65,7 @@ def post(server, path, body, **headers):
 
 def alone(choice, text, eta=math.inf):
     """What an assistant suggests, computed without a cache that lives on: (text, bits)."""
-    model, encoding, _ = choice.checkpoint
+    model, encoding = choice.checkpoint.model, choice.checkpoint.encoding
     ids = encoding.encode_ordinary(text)
     before, word = split_word(encoding, ids)
     with torch.no_grad():
@@ -99,7 +99,7 @@ def test_the_page_and_what_it_offers(server):
 
 
 def test_a_program_is_read_as_the_scorer_reads_it(server, offer):
-    model, encoding, _ = offer.models.scorer
+    model, encoding = offer.models.scorer.model, offer.models.scorer.encoding
     found = post(server, "/api/read", {"client": "a", "text": PROGRAM})["tokens"]
     ids = encoding.encode_ordinary(PROGRAM)
     [nll] = score(model, [ids], encoding.start)

@@ -57,16 +57,11 @@ def all_states_example(encoding, program, lengths, ends=True):
     return ids, 1, weights * len(weights) / weights.sum()
 
 
-def collate(batch, limit):
-    """(ids (B, T), labels (B, T), weights (B, T, 2)) of examples; the stop token is the last label.
-
-    ValueError: an example is longer than `limit`.
-    """
-    ids, labels = data.collate([(ids, start) for ids, start, _ in batch], limit)
+def collate(batch):
+    """(ids (B, T), labels (B, T), weights (B, T, 2)): the stop token is the last label of a row."""
+    ids, labels = data.collate([(ids, start) for ids, start, _ in batch])
     weights = torch.zeros(*ids.shape, 2)
     for row, (tokens, _, some) in zip(weights, batch):
-        if len(tokens) > limit:
-            raise ValueError(f"a program of {len(tokens)} tokens is longer than {limit}")
         row[1:len(tokens)] = torch.from_numpy(some)
     return ids, labels, weights
 
@@ -79,8 +74,7 @@ def all_states_loss(model, ids, labels, weights, stop):
     there = labels[:, 1:] >= 0                                             # (B, T-1)
     ids, targets = ids[:, :-1].to(model.device), labels[:, 1:][there].to(model.device)
     weights = weights[:, 1:][there].to(model.device)                       # (places, 2)
-    with torch.autocast(ids.device.type, torch.bfloat16, enabled=ids.device.type == "cuda"):
-        logits = model.lm_head(model.hidden(ids)[there.to(ids.device)])   # (places, V)
+    logits = model.lm_head(model.hidden(ids)[there.to(ids.device)])        # (places, V)
     log_p = F.log_softmax(logits.float(), -1)
     both = torch.stack([log_p.gather(1, targets[:, None])[:, 0], log_p[:, stop]], 1)
     return -(weights * both).sum()

@@ -1,33 +1,29 @@
-"""python empower.py convert FILE.gguf DIR: a GGUF file as a folder in Hugging Face's layout."""
+"""python empower.py convert MODEL DIR: a GGUF file or a stage as a folder that others load."""
 
 import dataclasses
 import os
 import shutil
 from pathlib import Path
 
+from realcode.checkpoints import save_checkpoint
 from realcode.finetune import try_to_rename
 from realcode.given import DTYPE, loaded
-from support.cache import save_checkpoint
 from support.cli import UserError, flag
 from support.files import temporary_name
-from support.gguf_file import is_gguf
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """The file to convert, and where to."""
 
-    model: str = flag("", "the GGUF file", positional=True)
+    model: str = flag("", "a GGUF file, or the folder of a stage in --out", positional=True)
     folder: str = flag("", "the new folder", positional=True)
     dtype: str = flag("auto", DTYPE)
 
 
 def convert(cfg):
-    """Writes the checkpoint in a GGUF file as a folder that transformers reads too."""
+    """Writes the checkpoint in a GGUF file or a stage as a folder that transformers reads too."""
     folder = Path(cfg.folder)
-    if not is_gguf(cfg.model):
-        raise UserError(f"{cfg.model or 'FILE'} is not a GGUF file: name one, such as those of "
-                        "llama.cpp or Ollama")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is {'not empty' if folder.is_dir() else 'a file'}: name a new "
                         "folder")
@@ -35,9 +31,9 @@ def convert(cfg):
     if problem:
         raise UserError(f"{folder} cannot be replaced by a finished folder ({problem}): name a "
                         "new folder where you may write, not a link or a mount point")
-    checkpoint, new = loaded(cfg, "cpu"), temporary_name(folder)
+    found, new = loaded(cfg, "cpu"), temporary_name(folder)
     try:
-        save_checkpoint(checkpoint.model, checkpoint, new)
+        save_checkpoint(found, new)
         os.replace(new, folder)
     except OSError as error:
         if not folder.is_dir() or not any(folder.iterdir()):

@@ -18,11 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
-import data
 from empower import score
-from support import parallel
-from support.cache import reading
-from support.cli import UserError, checked, python_generator
+from realcode import parallel
+from support.cli import UserError, checked, python_generator, reading
 from support.files import read_bytes, read_text, temporary_name
 from support.report import counted
 
@@ -278,10 +276,26 @@ def read_programs(cfg):
     return learned, held_out
 
 
+def pieces(encoding, text, size):
+    """The token ids of a long text as lists of at most `size`, one per document.
+
+    Pieces end at the last newline that fits, or are cut at `size` if there is none; none is empty,
+    and together they are encode_ordinary(text). Example: 5 tokens "a", "\\n", "b", "c", "d" at
+    size 3 give ["a", "\\n"] and ["b", "c", "d"].
+    """
+    ids, cuts = encoding.encode_ordinary(text), [0]
+    while cuts[-1] < len(ids):
+        end = cuts[-1] + size
+        lines = (n for n in range(end, cuts[-1], -1)
+                 if b"\n" in encoding.decode_single_token_bytes(ids[n - 1]))
+        cuts.append(len(ids) if end >= len(ids) else next(lines, end))
+    return [ids[a:b] for a, b in zip(cuts, cuts[1:])]
+
+
 def cut(encoding, texts, size):
     """The pieces of all texts: [(at most `size` token ids, whether the text ends with them)]."""
     return [(ids, k == len(parts) - 1) for parts in (
-        data.pieces(encoding, text, size) for text in texts) for k, ids in enumerate(parts)]
+        pieces(encoding, text, size) for text in texts) for k, ids in enumerate(parts)]
 
 
 def kept_costs(folder, base, pieces, together=32):

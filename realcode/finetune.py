@@ -14,24 +14,25 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from empower import choose_completions, empower, score, sft, sft_example, sft_rand, train
+from empower import choose_completions, empower, score, sft, sft_example, sft_rand
 from model import GPT
-from realcode import all_states
+from realcode import all_states, parallel
 from realcode.all_states import all_states_example, lengths_in_every_state
+from realcode.checkpoints import save_checkpoint
 from realcode.corpus import CORPUS, FIELD, STATEMENTS_FLAG, cut, kept_costs, read_programs
+from realcode.gguf_file import is_gguf
 from realcode.given import DTYPE, ETA, check_context, given_model
+from realcode.lora import add_lora, merge_lora, save_adapter
+from realcode.memory import LABELS, available_bytes, training_bytes
+from realcode.pretrained import new_model
+from realcode.training import Progress, recomputing, train_and_save
 from simhuman import Assistant
-from support import parallel
-from support.cache import Progress, save_checkpoint
-from support.cli import (UserError, check_ranges, describe, flag, numpy_generator,
-                         python_generator, torch_generator, values)
+from support.cli import (UserError, check_ranges, derived_seed, describe, flag, numpy_generator,
+                         only, python_generator, torch_generator)
+from support.digest import fingerprint
 from support.files import read_text, remove_leftovers, temporary_name, write_text
-from support.gguf_file import is_gguf
-from support.lora import add_lora, merge_lora, save_adapter
-from support.memory import LABELS, available_bytes, training_bytes
 from support.optim import adamw
 from support.report import STOPPING, check_stopping, counted, table, with_learned
-from support.source import code_of, fingerprint
 
 
 CHECK = "check.txt"  # in the folder of the checkpoint: what was found
@@ -131,9 +132,10 @@ def finetune(cfg):
         base = given_model(cfg, device)
         check_context(cfg, base.model.config.max_position_embeddings,
                       cfg.max_suggestion if rule else 0)
-        inputs = {"base": base.name, "texts": fingerprint(texts), **values(
+        inputs = {"base": base.name, "texts": fingerprint(texts), **vars(only(
             cfg, "seed", "dtype", "rule", "eta", "context", "all_states", "lora", "adapter",
-            "rate", "batch", "clip"), "code": code_of(rule_named, examples_and_held_out, tune, GPT)}
+            "rate", "batch", "clip")),
+            "code": fingerprint([rule_named, examples_and_held_out, tune, GPT])}
         if parallel.by_rank_0(is_finished, out, partial, inputs):
             return print(f"{out} is finished: nothing is left to do.\n\n"
                          f"{parallel.by_rank_0(what_was_found, cfg)}")
@@ -303,17 +305,16 @@ def tune(cfg, base, examples, folder):
     bfloat16. Of several processes rank 0 returns the model, the others None.
     """
     model, dtype, device = base.model, base.model.dtype, base.model.device
-    model.recompute = cfg.recompute
     if cfg.lora:
         add_lora(model, cfg.lora, torch_generator(cfg, "lora", "cpu"))
     parallel.shard(model, full=not cfg.lora)
     every = {"collate": all_states.collate, "loss_of": functools.partial(
         all_states.all_states_loss, stop=base.encoding.stop)} if cfg.all_states else {}
     progress = Progress(folder / "progress.pt", 60 * cfg.save_minutes)
-    with progress.saved_on_interrupt():
-        losses = train(model, examples, cfg.batch, adamw(model, cfg.rate),
-                       python_generator(cfg, "batches"), cfg.rule, cfg.micro_batch, cfg.clip,
-                       progress, **every)
+    with recomputing(model, cfg.recompute):
+        losses = train_and_save(model, examples, cfg.batch, adamw(model, cfg.rate),
+                                python_generator(cfg, "batches"), cfg.rule, progress,
+                                micro_batch=cfg.micro_batch, clip=cfg.clip, **every)
     few = min(10, -(-len(losses) // 2))
     print(f"  {counted(len(losses), 'update')}; loss from {np.mean(losses[:few]):.3f} to "
           f"{np.mean(losses[-few:]):.3f} nats a token (first and last {few})")
@@ -325,7 +326,7 @@ def tune(cfg, base, examples, folder):
     elif cfg.lora:
         merge_lora(model)
     if not cfg.adapter:
-        save_checkpoint(model, base, folder)
+        save_checkpoint(dataclasses.replace(base, model=model), folder)
     if parallel.size() == 1:
         return model
     free, needed = available_bytes(device), 1.2 * sum(w.nbytes for w in model.parameters())
@@ -353,7 +354,7 @@ def whole_model(model, lora, dtype):
     if parallel.rank():
         return None
     with torch.device("meta"):
-        found = GPT(model.config)
+        found = new_model(model.config)
         if lora:
             add_lora(found, lora, None)
     found.load_state_dict(weights, strict=False, assign=True)
@@ -374,7 +375,7 @@ def how_it_stops(cfg, model, base, held_out):
     print(f"  checking on {counted(len(held_out), 'held-out piece')} how it stops")
     rows = with_learned([check_stopping(f"{cfg.rule}, {way}", Assistant(
         model, cfg.max_suggestion, temperature=temperature), base.encoding, held_out,
-        torch_generator(cfg, "stopping", model.device))
+        derived_seed(cfg.seed, "stopping"))
         for way, temperature in (("sampled", 1.0), ("greedy", 0.0))])
     learned = all(row["learned"] == "yes" for row in rows)
     return (f"Did it learn to stop? On {counted(len(held_out), 'held-out piece')}, up to "

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import torch
 
+from realcode import parallel
+from realcode.checkpoints import load_checkpoint
 from realcode.corpus import LONGEST
-from support import parallel
-from support.cache import load_checkpoint, reading
-from support.cli import UserError, checked, pick_device
+from realcode.gguf_file import is_gguf
+from support.cli import UserError, checked, pick_device, reading
 from support.files import read_text
-from support.gguf_file import is_gguf
 
 DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
 DTYPE = ("type of the checkpoint's weights: float32, bfloat16, or auto (the file's, but float32 if "

@@ -6,6 +6,7 @@ empower.py; this file has the author, and a Lab whose programs come from a corpu
 """
 
 import dataclasses
+import functools
 import math
 import time
 
@@ -13,16 +14,18 @@ import numpy as np
 
 import data
 import empower
-from empower import PRETRAINING, completion_rules, rows_of_the_table, score
-from model import GPT
-from realcode.corpus import CORPUS, FIELD, STATEMENTS_FLAG, cut, kept_costs, read_programs
+from empower import completion_rules, rows_of_the_table, score
+from realcode import checkpoints
+from realcode.corpus import CORPUS, FIELD, STATEMENTS_FLAG, cut, kept_costs, pieces, read_programs
 from realcode.given import DTYPE, check_context, given_model
-from simhuman import Assistant, Episode, play
-from support import cli, report
-from support.cache import Cache, plain_fields
-from support.cli import UserError, flag, numpy_generator, python_generator, values
-from support.packed import packed
-from support.source import code_of, fingerprint
+from realcode.packed import packed
+from realcode.training import gradient
+from simhuman import Episode, play
+from support import checkpoint, cli, miniature, report
+from support.cache import Cache
+from support.cli import UserError, flag, numpy_generator, only, python_generator
+from support.digest import fingerprint
+from support.optim import adamw
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,8 +74,6 @@ class Config:
                                   ("turn_tokens", 4, 10)):
             if getattr(self, name) is None:
                 object.__setattr__(self, name, given if self.model else ours)
-        if self.width % 32:
-            raise UserError(f"--width is {self.width}: give a multiple of 32, the size of a head")
         cli.check_ranges(self)
 
 
@@ -97,8 +98,6 @@ class ReplayLab(empower.Lab):
     goals: the tokens that the author wants and what follows them; ends: how many she wants.
     """
 
-    first_statement = ""
-
     def __init__(self, cfg):
         self.cfg, self.device = cfg, cli.pick_device(cfg.device)
         texts, held_out = read_programs(cfg)
@@ -107,80 +106,69 @@ class ReplayLab(empower.Lab):
                             f"{len(held_out)} can be held out: a replay needs 2, and so at least "
                             "10 programs that do not resemble each other")
         base = given_model(cfg, self.device) if cfg.model else None
-        model = base.model if base else empower.new_model(cfg, cfg.vocab_size)
+        model = base.model if base else miniature.new_model(cfg, cfg.vocab_size)
         check_context(cfg, model.config.max_position_embeddings,
                       cfg.max_suggestion + cfg.turn_tokens)
-        self.cache = Cache(cfg.out, self.device)
+        self.kept = Cache(cfg.out, self.device, checkpoints if base else checkpoint)
         print(f"Fine-tune {len(completion_rules(cfg))} assistants and replay {len(held_out)} "
               "programs with each" + (": the bars show how long it takes." if base else
                                       ", after pre-training a small GPT on the other programs:\n"
                                       "15 to 20 minutes on 2 CPU cores, less if stages are "
                                       "reused."))
         cli.describe(cfg, model, self.device)
-        self.base = base or self.small_gpt(texts)
+        self.base = base or self.kept("base", small_gpt, empower.train, only(
+            cfg, "seed", "context", "pretrain_tokens", "vocab_size", "width", "layers",
+            "pretrain_batch", "pretrain_lr"), texts, device=self.device)
         if base:
-            self.fine_tuning = {"micro_batch": 4, "clip": 1.0}
+            self.fine_tuning = adamw, functools.partial(gradient, micro_batch=4, clip=1.0)
         self.programs = self.scored_pieces(texts, cfg.train_programs)
         self.goals, self.ends = drawn_goals(cfg, self.base, held_out)
 
-    def small_gpt(self, texts):
-        """A small GPT pre-trained on the programs, repeated to make cfg.pretrain_tokens tokens."""
-        cfg = self.cfg
-
-        def make():
-            encoding = data.train_tokenizer(texts, cfg.vocab_size)
-            return empower.pretrain(cfg, encoding, documents(cfg, encoding, texts),
-                                    self.device), encoding
-
-        inputs = {"texts": fingerprint(texts), **values(
-            cfg, "context", "pretrain_tokens", *PRETRAINING)}
-        return self.cache.model("base", inputs, make, code=(GPT,))
-
     def scored_pieces(self, texts, most):
         """(token ids, costs, whether its program ends there) of `most` pieces of programs (4.1)."""
-        pieces = cut(self.base.encoding, texts, self.cfg.context)
-        pieces = python_generator(self.cfg, "pieces").sample(
-            pieces, min(len(pieces), self.cfg.train_programs))[:most]
-        texts = [ids for ids, _ in pieces]
-        key = fingerprint([self.base.name, texts, code_of(kept_costs, GPT)])
-        costs = kept_costs(self.cache.stages / f"costs-{key}", self.base, texts)
-        print(f"  {np.concatenate(costs).mean():.2f} bits a token on {len(pieces)} pieces to learn "
+        found = cut(self.base.encoding, texts, self.cfg.context)
+        found = python_generator(self.cfg, "pieces").sample(
+            found, min(len(found), self.cfg.train_programs))[:most]
+        costs = self.costs([ids for ids, _ in found])
+        print(f"  {np.concatenate(costs).mean():.2f} bits a token on {len(found)} pieces to learn "
               "from")
-        return [(ids, nll, ends) for (ids, ends), nll in zip(pieces, costs)]
+        return [(ids, nll, ends) for (ids, ends), nll in zip(found, costs)]
+
+    def costs(self, texts):
+        """The costs of texts (token ids), kept as soon as a few of them are known."""
+        key = fingerprint([self.base.model, texts, kept_costs])
+        return kept_costs(self.kept.stages / f"costs-{key}", self.base, texts)
 
     def play(self, name, assistant):
         """Section 3 with the replayed author: the episodes of a row, one for each goal."""
-        cfg = self.cfg
-
-        def make():
-            return replayed_game(cfg, self.base.encoding, self.goals, self.ends, assistant, name,
-                                 self.device)
-
-        inputs = {"goals": fingerprint(self.goals), "ends": self.ends, "name": name,
-                  "assistant": assistant and plain_fields(assistant),
-                  **values(cfg, "context", "turn_tokens", "seed")}
-        return list(map(Episode.from_dict, self.cache.data(f"row {name}", inputs, make,
-                                                           code=(Assistant, GPT))))
+        return list(map(Episode.from_dict, self.kept(
+            f"row {name}", replayed_game, only(self.cfg, "seed", "context", "turn_tokens"), name,
+            self.base.encoding, self.goals, self.ends, assistant, device=self.device)))
 
 
-def replayed_game(cfg, encoding, goals, ends, assistant, name, device):
+def replayed_game(cfg, name, encoding, goals, ends, assistant, device="cpu"):
     """Section 3 with the replayed author: the episodes, one for each goal, as plain data."""
-    models = [assistant.model] if assistant else []
-    with packed(*models):
+    with packed(*([assistant.model] if assistant else [])):
         episodes = play(goals, ReplayedAuthor(cfg.turn_tokens, ends), assistant, cfg.context,
                         encoding.start, encoding.stops,
                         cli.torch_generator(cfg, f"game of {name}", device), name)
     return list(map(dataclasses.asdict, map(cut_at_end, episodes, ends)))
 
 
+def small_gpt(train, cfg, texts, device="cpu"):
+    """The Checkpoint of a small GPT that has read cfg.pretrain_tokens of the programs, repeated."""
+    encoding = data.train_tokenizer(texts, cfg.vocab_size)
+    return miniature.pretrain(train, cfg, encoding, documents(cfg, encoding, texts), device)
+
+
 def documents(cfg, encoding, texts):
     """What the small GPT reads: pieces of programs, shuffled in each pass over the corpus."""
-    pieces = [[encoding.start, *ids] + [encoding.stop] * ends  # a stop token only at the end
-              for ids, ends in cut(encoding, texts, cfg.context)]
+    found = [[encoding.start, *ids] + [encoding.stop] * ends  # a stop token only at the end
+             for ids, ends in cut(encoding, texts, cfg.context)]
     rng = python_generator(cfg, "documents")
-    passes = cfg.pretrain_tokens / sum(map(len, pieces))
-    shuffled = [ids for _ in range(math.ceil(passes)) for ids in rng.sample(pieces, len(pieces))]
-    return shuffled[:math.ceil(passes * len(pieces))]
+    passes = cfg.pretrain_tokens / sum(map(len, found))
+    shuffled = [ids for _ in range(math.ceil(passes)) for ids in rng.sample(found, len(found))]
+    return shuffled[:math.ceil(passes * len(found))]
 
 
 def drawn_goals(cfg, base, texts):
@@ -190,11 +178,11 @@ def drawn_goals(cfg, base, texts):
     """
     rng, goals, ends = numpy_generator(cfg, "goals"), [], []
     for text in texts:
-        pieces = data.pieces(base.encoding, text, cfg.context)
-        k = int(rng.integers(len(pieces)))
-        following = [i for piece in pieces[k + 1:] for i in piece]
-        goals.append(pieces[k] + following[:cfg.max_suggestion])
-        ends.append(len(pieces[k]))
+        parts = pieces(base.encoding, text, cfg.context)
+        k = int(rng.integers(len(parts)))
+        following = [i for part in parts[k + 1:] for i in part]
+        goals.append(parts[k] + following[:cfg.max_suggestion])
+        ends.append(len(parts[k]))
     unseen = np.concatenate(score(base.model, [goal[:end] for goal, end in zip(goals, ends)],
                                   base.encoding.start))
     print(f"  {unseen.mean():.2f} bits a token on one piece of each of {len(goals)} held-out "

@@ -8,11 +8,11 @@ import sys
 
 import numpy as np
 
-from empower import empower_length, left_to_human, score
+from empower import empower_length, empower_lengths, score
 from realcode.given import DTYPE, ETA, model_at_hand, offset, read_source
 from support.cli import UserError, check_ranges, flag
 from support.files import write_text
-from support.report import marked, token_texts
+from support.report import left_to_human, marked, token_texts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +64,7 @@ def show(cfg):
 
 def picture_of_all(texts, nll, eta):
     """(plain text, marks {index: mark}, caption) of a program that both write in turns."""
-    human = left_to_human(nll, eta)
+    human = left_to_human(empower_lengths(nll, eta))
     return marked(texts, human), {k: "┃" for k in human}, (
         f"The assistant would have written {len(texts) - len(human)} of {len(texts)} tokens, and "
         f"the human {len(human)}, one where each suggestion stops")

@@ -41,7 +41,8 @@ def suggest(cfg):
         raise UserError(f"{cfg.place!r} is not a place: give FILE:LINE:COL, as in program.py:3:1")
     text = read_source(file)
     text = text[:offset(text, ":".join(place), file)]
-    model, encoding, _ = model_at_hand(cfg, lambda config: f"Empower ({config['eta']:g})")
+    found = model_at_hand(cfg, lambda config: f"Empower ({config['eta']:g})")
+    model, encoding = found.model, found.encoding
     room = model.config.max_position_embeddings - cfg.max_suggestion - 1
     if room < 1:
         raise UserError(f"--max-suggestion is {cfg.max_suggestion}, but the model reads "
@@ -100,7 +101,8 @@ def tokens_beginning_with(encoding, text):
     first = last = bisect.bisect_left(tokens, text)
     while last < len(tokens) and tokens[last].startswith(text):
         last += 1
-    return [i for i in map(encoding.encode_single_token, tokens[first:last]) if i < encoding.size]
+    ids = map(encoding.encode_single_token, tokens[first:last])
+    return [i for i in ids if i < encoding.n_vocab]
 
 
 @functools.lru_cache(maxsize=4)

@@ -6,9 +6,11 @@ import random
 
 import pytest
 
+import data
 from realcode import corpus
 from realcode.corpus import near_duplicates, read_corpus, split_corpus
-from support.testing import ROOT, write_files
+from support.contest import draw_style, write_program
+from support.testing import ROOT, small_contest, tokenizer, write_files
 
 def write_rows(path, *rows):
     path.write_text("".join(f"{row if isinstance(row, str) else json.dumps(row)}\n"
@@ -204,3 +206,21 @@ def test_near_duplicates_are_linked_through_any_chain_of_others():
             left -= group
             groups.append(sorted(group))
         assert near_duplicates(programs, least=2) == groups
+
+
+@pytest.mark.parametrize("size", [1, 3, 7, 10 ** 6])
+def test_the_pieces_of_a_text_are_cut_at_newlines_and_make_it_up(size):
+    rng = random.Random(0)
+    text = "".join(write_program(p.parts, draw_style(rng)) for p in small_contest().learn[:4])
+    parts = corpus.pieces(tokenizer(), text + "x" * 99, size)
+    assert sum(parts, []) == tokenizer().encode_ordinary(text + "x" * 99)
+    assert all(0 < len(ids) <= size for ids in parts)
+    for ids in parts[:-1]:
+        newline = ["\n" in tokenizer().decode([i]) for i in ids]
+        assert newline[-1] or not any(newline)
+    assert corpus.pieces(tokenizer(), "", size) == []
+
+
+def test_pieces_by_hand():
+    encoding = data.train_tokenizer([], 257)
+    assert list(map(encoding.decode, corpus.pieces(encoding, "a\nbcd", 3))) == ["a\n", "bcd"]

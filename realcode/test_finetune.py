@@ -13,16 +13,17 @@ import torch
 
 import empower
 from empower import score
-from model import GPT, GPTConfig
 from realcode import corpus as corpora
 from realcode import finetune
+from realcode.checkpoints import load_checkpoint
 from realcode.corpus import read_programs
 from realcode.given import given_model
-from support.cache import Progress, load_checkpoint
+from realcode.lora import add_lora
+from realcode.memory import training_bytes
+from realcode.pretrained import PublishedConfig, new_model
+from realcode.training import Progress
 from support.cli import UserError
 from support.files import read_safetensors
-from support.lora import add_lora
-from support.memory import training_bytes
 from support.testing import (contents, family, forked, in_process, interrupt, published,
                              small_corpus, tiny_gpt, weights)
 from test_empower import algorithm_1
@@ -89,7 +90,7 @@ def examples_of(monkeypatch, *arguments):
         return [0.0]
 
     found = []
-    monkeypatch.setattr(finetune, "train", seen)
+    monkeypatch.setattr(finetune, "train_and_save", seen)
     status, _, stderr = in_process("finetune", *arguments)
     assert status == 0, stderr
     return found
@@ -173,14 +174,14 @@ def test_an_interrupted_fine_tuning_goes_on_to_the_same_weights(
     base, whole, printed = tuned
     out, partial = tmp_path / "tuned", tmp_path / "tuned.partial"
     command = "finetune", "--model", base, "--corpus", corpus, "--out", out, *FINETUNE
-    interrupt(monkeypatch, empower, "sft_loss", 6)  # the fourth update, of two micro-batches
+    interrupt(monkeypatch, torch.Tensor, "backward", 6)  # the fourth update, of two micro-batches
     status, _, stderr = in_process(*command)
     assert status == 130 and "run again to go on" in stderr
     assert not out.exists() and (partial / "progress.pt").exists()
     (partial / "progress.pt.1.tmp").write_bytes(b"half")  # as if the computer had gone off
     (partial / "costs-train" / "nll-0.npy.1.tmp").write_bytes(b"half")
     monkeypatch.undo()
-    monkeypatch.setattr(corpora, "score", None)  # the costs are kept too
+    monkeypatch.setattr(np, "save", None)  # the costs are kept too
     status, stdout, stderr = in_process(*command, "--save-minutes", "9", "--recompute")
     assert status == 0 and "resuming in" in stdout, stderr
     assert contents(out) == contents(whole) and not partial.exists()
@@ -197,7 +198,7 @@ def test_what_is_trained_is_kept_when_the_check_of_stopping_is_interrupted(
     status, _, _ = in_process(*command)
     assert status == 130 and not out.exists()
     monkeypatch.undo()
-    monkeypatch.setattr(empower, "sft_loss", None)  # nothing is trained again
+    interrupt(monkeypatch, torch.Tensor, "backward", 0)  # nothing is trained again
     status, stdout, stderr = in_process(*command)
     assert status == 0 and contents(out) == contents(whole), stderr
     assert stdout[stdout.index("Did it"):].split("The check")[0] == (
@@ -219,7 +220,7 @@ def test_ctrl_c_after_the_last_update_is_not_forgotten(tmp_path):
 def test_ctrl_c_saves_the_update_at_hand_and_a_second_ends_at_once(
         tuned, corpus, tmp_path, monkeypatch, presses):
     base, whole, _ = tuned
-    out, loss, calls = tmp_path / "tuned", empower.sft_loss, []
+    out, backward, calls = tmp_path / "tuned", torch.Tensor.backward, []
     command = ("finetune", "--model", base, "--corpus", corpus, "--out", out, *FINETUNE,
                "--save-minutes", "9")
 
@@ -228,9 +229,9 @@ def test_ctrl_c_saves_the_update_at_hand_and_a_second_ends_at_once(
         if len(calls) == 5:  # the third update, of two micro-batches
             for _ in range(presses):
                 signal.raise_signal(signal.SIGINT)
-        return loss(*arguments)
+        return backward(*arguments)
 
-    monkeypatch.setattr(empower, "sft_loss", pressed)
+    monkeypatch.setattr(torch.Tensor, "backward", pressed)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         status, _, stderr = in_process(*command)
@@ -287,10 +288,10 @@ def test_other_code_does_not_resume(tuned, corpus, tmp_path, monkeypatch):
     base, _, _ = tuned
     command = ("finetune", "--model", base, "--corpus", corpus, "--out", tmp_path / "tuned",
                *FINETUNE)
-    interrupt(monkeypatch, empower, "sft_loss", 2)
+    interrupt(monkeypatch, torch.Tensor, "backward", 2)
     assert in_process(*command)[0] == 130
     monkeypatch.undo()
-    monkeypatch.setattr(finetune, "code_of", lambda *parts: "edited")
+    monkeypatch.setattr(empower, "learning_rate", lambda update, updates: 1)
     status, _, stderr = in_process(*command)
     assert status == 2 and "begun with another version of the code: choose" in stderr
 
@@ -393,7 +394,7 @@ def test_interrupted_lora_goes_on_to_the_same_weights(merged, corpus, tmp_path, 
     base, whole, printed = merged
     out = tmp_path / "merged"
     command = "finetune", "--model", base, "--corpus", corpus, "--out", out, *LORA
-    interrupt(monkeypatch, empower, "sft_loss", 6)
+    interrupt(monkeypatch, torch.Tensor, "backward", 6)
     assert in_process(*command)[0] == 130
     saved = torch.load(f"{out}.partial/progress.pt", weights_only=True)["parts"][0]
     assert saved and all(name[-2:] in (".A", ".B") for name in saved)  # not the frozen weights
@@ -424,7 +425,7 @@ def test_too_little_memory_is_said_before_any_work(merged, corpus, tmp_path, mon
 
 
 def test_only_what_makes_the_memory_suffice_is_advised():
-    cfg = GPTConfig(32000, 1024, 4096, 24, 16, 8, 64)
+    cfg = PublishedConfig(32000, 1024, 4096, 24, 16, 8, 64)
 
     def advice(gigabytes, **given):
         def bytes_with(**changes):
@@ -462,7 +463,7 @@ def test_the_memory_is_that_before_the_model_is_loaded(merged, corpus, tmp_path,
 def test_short_programs_take_less_memory(capsys):
     """The start token comes before them."""
     with torch.device("meta"):
-        model, cfg = GPT(GPTConfig(50_000, 2048, 8192)), finetune.Config(context=250)
+        model, cfg = new_model(PublishedConfig(50_000, 2048, 8192)), finetune.Config(context=250)
     for length, context in ((99, 100), (120, 121), (0, 16), (250, 250)):
         finetune.check_memory(cfg, model, "cpu", [1, length] * 9, None)
         needed = training_bytes(model.config, context=context, micro_batch=4)

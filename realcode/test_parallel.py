@@ -1,5 +1,6 @@
 """Tests of training with several processes: two on the CPU, or on GPUs where there are any."""
 
+import functools
 import importlib.util
 import json
 import os
@@ -18,14 +19,13 @@ import torch
 
 import empower
 from empower import train
-from realcode import gpus
+from realcode import gpus, parallel
 from realcode.finetune import whole_model
+from realcode.lora import add_lora
+from realcode.memory import parameter_counts, training_bytes
 from realcode.test_finetune import FINETUNE
-from support import parallel
-from support.cache import Progress
+from realcode.training import Progress, gradient, recomputing, train_and_save
 from support.cli import plain_errors
-from support.lora import add_lora
-from support.memory import parameter_counts, training_bytes
 from support.optim import adamw
 from support.testing import (ROOT, contents, forked, in_process, published, small_corpus, tiny_gpt,
                              weights)
@@ -65,12 +65,14 @@ def trained(kind, progress=None, device="cpu"):
     """(losses, {name: weight} or None) of a tiny model, in as many processes as there are."""
     lora, tied, dtype, recompute = KINDS[kind]
     model = tiny_gpt(seed=1, tie_word_embeddings=tied).to(device, dtype)
-    model.recompute = recompute
     if lora:
         add_lora(model, lora, torch.Generator().manual_seed(0))
     parallel.shard(model, full=not lora)
-    losses = train(model, examples(), 3, adamw(model, 0.01), random.Random(0), "test", 2, 1.0,
-                   progress)
+    work = model, examples(), 3, adamw(model, 0.01), random.Random(0)
+    options = {"micro_batch": 2, "clip": 1.0}
+    with recomputing(model, recompute):
+        losses = train_and_save(*work, "test", progress, **options) if progress else list(
+            train(*work, functools.partial(gradient, **options)))
     model = whole_model(model, lora, dtype)
     return losses, model and {name: weight.tolist() for name, weight in model.named_parameters()}
 
@@ -202,9 +204,9 @@ def two(tmp_path_factory):
 
 
 def close(a, b):
-    """Whether two results of `trained` agree: losses within 1e-4, weights within 1e-3."""
+    """Whether two results of `trained` agree: losses within 2e-3, weights within 1e-3."""
     assert len(a[0]) == len(b[0]) > UPDATES
-    assert a[0] == pytest.approx(b[0], abs=1e-4)
+    assert a[0] == pytest.approx(b[0], abs=2e-3)  # sums of bfloat16 in another order
     assert a[1].keys() == b[1].keys()
     for name, weight in a[1].items():
         assert np.abs(np.subtract(weight, b[1][name])).max() < 1e-3, name

@@ -18,12 +18,15 @@ import pytest
 import torch
 
 import data
-from empower import left_to_human
+from empower import empower_lengths
 from realcode import given, suggest
 from realcode import show as show_
 from realcode.corpus import read_corpus
-from support.cache import Checkpoint, load_checkpoint
+from realcode.checkpoints import load_checkpoint
+from realcode.pretrained import save_published
+from support.checkpoint import Checkpoint, save_tokenizer
 from support.cli import UserError
+from support.report import left_to_human
 from support.testing import (ROOT, TINY, contents, empower_py, in_process, published, small_corpus,
                              tiny_gpt, tiny_run, write_files)
 
@@ -51,7 +54,7 @@ def test_a_place_in_a_file_is_a_line_and_a_column_from_1(place, n):
 def show(monkeypatch, folder, text, costs, *arguments, merges=0, **options):
     """What `show` prints if each token is a byte, but for some merges, and has this cost."""
     encoding = data.train_tokenizer([text], 257 + merges)
-    base = Checkpoint(tiny_gpt(vocab_size=encoding.size), encoding, None)
+    base = Checkpoint(tiny_gpt(vocab_size=encoding.n_vocab), encoding, None)
     monkeypatch.setattr(show_, "model_at_hand", lambda cfg, name: base)
     monkeypatch.setattr(show_, "score", lambda model, programs, start: [
         np.array(costs, dtype=float)] if [len(costs)] == list(map(len, programs)) else None)
@@ -155,7 +158,7 @@ def test_an_svg_is_xml_with_every_character_and_a_bar_for_each_stop(text, tmp_pa
     root = ElementTree.parse(tmp_path / "a.svg").getroot()
     shapes = [(shape.tag.rpartition("}")[2], shape.attrib, shape.text) for shape in root]
     assert sum(tag == "rect" and of["fill"] == "#cc0000" for tag, of, _ in shapes) == len(
-        left_to_human(costs, 0.25)) == printed.count("‹")
+        left_to_human(empower_lengths(costs, 0.25))) == printed.count("‹")
     written = sorted((int(of["y"]), int(of["x"]), content)
                      for tag, of, content in shapes if tag == "text")
     lines = [[content for _, _, content in row]
@@ -187,7 +190,7 @@ def healed(network, encoding, ids):
     """Token healing as a loop over the vocabulary and one full pass: (ids, typed bytes, bits)."""
     p = network(torch.tensor([[encoding.start, *ids]]))[0].double().softmax(-1)
     fits, words, first = {}, {}, max(0, len(ids) - 8)
-    for i in range(encoding.size):
+    for i in range(encoding.n_vocab):
         with contextlib.suppress(KeyError):
             if i not in encoding._special_tokens.values():
                 words[i] = encoding.decode_single_token_bytes(i)
@@ -208,10 +211,10 @@ def test_a_word_of_several_tokens_is_healed(monkeypatch):
     """" retu" is two tokens, but " return" one: by hand, and with a random model."""
     encoding = data.train_tokenizer([" return"] * 20 + [" ret", " set"] * 9, 275)
     ids = encoding.encode_ordinary("x retu")
-    [whole] = [i for i in range(encoding.size - 1) if encoding.decode([i]) == " return"]
+    [whole] = [i for i in range(encoding.n_vocab - 1) if encoding.decode([i]) == " return"]
     before, word = suggest.split_word(encoding, ids)
     assert encoding.decode(before) == "x" and len(word) == 2
-    logits = torch.full((2, encoding.size), -50.0)
+    logits = torch.full((2, encoding.n_vocab), -50.0)
     logits[0, whole], logits[0, word[0]] = math.log(0.6), math.log(0.4)
     logits[1, word[1]], logits[1, encoding.encode_ordinary("v")[0]] = math.log(0.5), math.log(0.5)
     found, typed, bits = suggest.heal(encoding, before, word, logits)
@@ -219,7 +222,7 @@ def test_a_word_of_several_tokens_is_healed(monkeypatch):
     assert bits == pytest.approx(-math.log2(0.6 / (0.6 + 0.4 * 0.5)), abs=1e-4)
     logits[0, whole], logits[0, word[0]] = math.log(0.1), math.log(0.9)
     assert suggest.heal(encoding, before, word, logits)[:2] == (ids, 1)
-    network = tiny_gpt(vocab_size=encoding.size)
+    network = tiny_gpt(vocab_size=encoding.n_vocab)
     for text in ("x retu", "x ret", "x", " re", "\n return retur", "é"):
         ids = encoding.encode_ordinary(text)
         before, word = suggest.split_word(encoding, ids)
@@ -233,7 +236,8 @@ def test_a_word_of_several_tokens_is_healed(monkeypatch):
 def test_only_the_suggestion_is_printed(tmp_path):
     folder, path = published(tmp_path / "model", "llama3"), tmp_path / r"C:\new\a b.py"
     path.write_text("x = int(input())\nprint(é\n")
-    network, encoding, *_ = load_checkpoint(folder, "cpu")
+    found = load_checkpoint(folder, "cpu")
+    network, encoding = found.model, found.encoding
     written = set()
     for place, text in [("2:8", "x = int(input())\nprint(é"), ("2:7", "x = int(input())\nprint("),
                         ("1:4", "x ="), ("1:2", "x"), ("2:1", "x = int(input())\n"), ("1:1", "")]:
@@ -258,18 +262,18 @@ def test_only_the_suggestion_is_printed(tmp_path):
 def test_what_was_typed_may_be_half_a_token(likely, share, suggestion, tmp_path, monkeypatch):
     encoding = data.train_tokenizer(["():"] * 9 + ["def go"], 262)
     ids = encoding.encode_ordinary("def go(")
-    [long] = [i for i in range(encoding.size - 1) if encoding.decode([i]) == likely]
+    [long] = [i for i in range(encoding.n_vocab - 1) if encoding.decode([i]) == likely]
     other = ids[-1] if long != ids[-1] else max(
-        i for i in range(encoding.size - 1) if encoding.decode([i]).startswith("("))
-    logits = torch.full((1, 1, encoding.size), -50.0)
+        i for i in range(encoding.n_vocab - 1) if encoding.decode([i]).startswith("("))
+    logits = torch.full((1, 1, encoding.n_vocab), -50.0)
     logits[0, 0, long], logits[0, 0, other] = math.log(share), math.log(1 - share)
     logits[0, 0, encoding.encode_single_token("d")] = 3.0  # likelier, but does not fit
     asked = []
     monkeypatch.setattr(suggest, "extend", lambda model, cache, texts, more: (
         asked.extend(texts) or logits))
     monkeypatch.setattr(suggest, "sample", lambda *rest, **options: ([[]], [True]))
-    tiny_gpt(vocab_size=encoding.size).save_pretrained(tmp_path)
-    data.save_tokenizer(encoding, tmp_path)
+    save_published(tiny_gpt(vocab_size=encoding.n_vocab), tmp_path)
+    save_tokenizer(encoding, tmp_path)
     (tmp_path / "a.py").write_text("def go(")
     assert in_process("suggest", tmp_path / "a.py:1:8", "--model", tmp_path) == (0, suggestion, "")
     assert asked == [[encoding.start, *ids[:-1]]]
@@ -279,14 +283,14 @@ def test_what_was_typed_may_be_half_a_token(likely, share, suggestion, tmp_path,
 def test_the_token_at_the_cursor_is_part_of_what_a_suggestion_costs(
         share, room, tmp_path, monkeypatch):
     encoding = data.train_tokenizer(["():"] * 9 + ["def go"], 262)
-    first, second = (i for i in range(encoding.size - 1) if encoding.decode([i]) in ("(", "():"))
-    logits, given_room = torch.full((1, 1, encoding.size), -50.0), []
+    first, second = (i for i in range(encoding.n_vocab - 1) if encoding.decode([i]) in ("(", "():"))
+    logits, given_room = torch.full((1, 1, encoding.n_vocab), -50.0), []
     logits[0, 0, first], logits[0, 0, second] = math.log(share), math.log(1 - share + 1e-20)
     monkeypatch.setattr(suggest, "extend", lambda model, cache, texts, more: logits)
     monkeypatch.setattr(suggest, "sample", lambda *rest, max_cost, **options: (
         given_room.append(max_cost) or [[]], [True]))
-    tiny_gpt(vocab_size=encoding.size).save_pretrained(tmp_path)
-    data.save_tokenizer(encoding, tmp_path)
+    save_published(tiny_gpt(vocab_size=encoding.n_vocab), tmp_path)
+    save_tokenizer(encoding, tmp_path)
     (tmp_path / "a.py").write_text("def go(")
     in_process("suggest", tmp_path / "a.py:1:8", "--model", tmp_path, "--eta", "0.5")
     assert given_room == ([] if room is None else [pytest.approx(room)])

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import data
 import simhuman
+from realcode.checkpoints import load_checkpoint
+from realcode.gguf_file import is_gguf
+from realcode.tokenizer_files import load_tokenizer
 from section5.client import Server
 from section5.collect import (DIFFICULTY, HUMAN, HUMAN_MODEL, LIMIT, PARALLEL, PROBLEMS, SINCE,
                               TIMEOUT, alone, asked_for, in_parallel, read_lines)
@@ -17,11 +20,10 @@ from section5.players import (AROUND, REASONS, WORD, BaseHuman, LocalAssistant, 
 from section5.problems import judge_programs
 from simhuman import Episode
 from support import cli, judge, report
-from support.cache import load_checkpoint, open_folder, slug
+from support.cache import open_folder
 from support.cli import UserError, check_ranges, checked, flag, pick_device, torch_generator
-from support.files import write_text
-from support.gguf_file import is_gguf
-from support.source import fingerprint
+from support.digest import fingerprint
+from support.files import slug, write_text
 
 ALONE = "Human alone"
 HUMANS = {"chat": PromptedHuman, "base": BaseHuman}
@@ -138,7 +140,7 @@ def assistants(cfg, problems, sources):
              if not is_address(source)}
     encodings = {name: checkpoint.encoding for name, checkpoint in local.items()}
     if cfg.tokenizer:
-        encodings = {"--tokenizer": checked(data.load_tokenizer, cfg.tokenizer), **encodings}
+        encodings = {"--tokenizer": checked(load_tokenizer, cfg.tokenizer), **encodings}
     first = next(iter(encodings), None)
     for name, encoding in encodings.items():
         if encoding._mergeable_ranks != encodings[first]._mergeable_ranks:
@@ -217,8 +219,8 @@ def opened(cfg, problems, server, models, encoding):
               "tokens": fingerprint(sorted((token.hex(), rank) for token, rank in
                                            encoding._mergeable_ranks.items())),
               "sources": models,
-              **cli.values(cfg, "seed", "eta", "turn_tokens", "rounds",
-                           "max_suggestion", "temperature")}
+              **vars(cli.only(cfg, "seed", "eta", "turn_tokens", "rounds",
+                               "max_suggestion", "temperature"))}
     path = out / "inputs.json"
     if path.exists():
         begun = json.loads(path.read_text())
@@ -274,7 +276,7 @@ def differences(cfg, played):
     for ours, theirs in ((a, b) for a in played for b in (ALONE, "Base") if b in played and a != b):
         for metric, value in report.metrics(cfg).items():
             a, b = ([value(episode) for episode in played[name]] for name in (ours, theirs))
-            difference, low, high = simhuman.paired_difference(
+            difference, low, high = report.paired_difference(
                 a, b, cli.numpy_generator(cfg, "bootstrap"))
             found.append({"row": ours, "minus": theirs, "metric": metric,
                           "difference": difference, "low": low, "high": high})

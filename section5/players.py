@@ -164,31 +164,19 @@ class BaseHuman(PromptedHuman):
 # ------------------------------------------------------------------- assistants
 
 
-class NoCache:
-    """What the game needs of a cache, for an assistant without a model in this process."""
-
-    limit = math.inf
-
-    def rollback(self, row, length):
-        pass
-
-    def select(self, rows):
-        pass
-
-
 _one_at_a_time = threading.Lock()
 
 
 class LocalAssistant(simhuman.Assistant):
     """A checkpoint in this process, which several episodes use in turn."""
 
-    def suggest(self, cache, texts, stop_tokens, generator):
+    def suggest(self, codes, stop_tokens, generator):
         with _one_at_a_time:
-            return super().suggest(cache, texts, stop_tokens, generator)
+            return super().suggest(codes, stop_tokens, generator)
 
 
 @dataclasses.dataclass
-class ServedAssistant:
+class ServedAssistant(simhuman.Nobody):
     """pi_R on a server: it continues the code, up to its end of text.
 
     max_cost: a threshold in bits on the cost of its own text, for which the server must give
@@ -202,16 +190,12 @@ class ServedAssistant:
     temperature: float = 1.0
     knows_goal: bool = False
 
-    def new_cache(self, rows):
-        return NoCache()
-
-    def suggest(self, cache, texts, stop_tokens, generator):
+    def suggest(self, codes, stop_tokens, generator):
         """What it writes after each code. [] is silence."""
-        seeds = torch.randint(2**31, (len(texts),), generator=generator,
+        seeds = torch.randint(2**31, (len(codes),), generator=generator,
                               device=generator.device).tolist()
         return [self.encoding.encode_ordinary(self.suggestion(
-            self.encoding.decode(ids[1:]), seed))[:self.max_tokens]  # without `start`
-            for ids, seed in zip(texts, seeds)]
+            self.encoding.decode(ids), seed))[:self.max_tokens] for ids, seed in zip(codes, seeds)]
 
     def suggestion(self, code, seed):
         """The text of one suggestion; none for code that does not fit into its context."""

@@ -12,7 +12,7 @@ from empower import score
 from section5 import client
 from section5.client import KEY, Server, TooLong, costs_of
 from section5.scripted import chat, completion, serving
-from support.cache import load_checkpoint
+from realcode.checkpoints import load_checkpoint
 from support.cli import UserError
 from support.testing import ROOT, smollm2
 

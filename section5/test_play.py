@@ -264,7 +264,7 @@ def test_code_that_does_not_fit_ends_the_episode_unfinished():
     with serving(lambda path, body: (400, {"error": {"message": (
             "This model's maximum context length is 4096 tokens")}}, {})) as (url, _):
         assistant = players.ServedAssistant(Server(url, "m"), encoding, 5)
-        assert assistant.suggest(None, [[0, *encoding.encode_ordinary("x = 1")]], [],
+        assert assistant.suggest([encoding.encode_ordinary("x = 1")], [],
                                  torch.Generator()) == [[]]
     with serving(lambda path, body: (400, {"error": {"message": "no"}}, {})) as (url, _):
         with pytest.raises(UserError, match="answered 400: no"):
@@ -395,8 +395,7 @@ def test_the_page_has_the_estimate_and_its_commands_parse():
                           re.MULTILINE)
     assert len(commands) == 7
     for command in commands:
-        function, cfg = cli.parse(shlex.split(command), empower.Config, empower.run,
-                                  empower.COMMANDS)
+        function, cfg = cli.parse(shlex.split(command), empower.Config, empower.run)
         assert function.__name__ == command.split()[0]
     assert cfg.assistant[-1].endswith("#sft10") and len(cfg.assistant) == 3
 

@@ -1,340 +1,128 @@
-"""Reads the files of a published checkpoint: config.json, weights in safetensors, tokenizer.
+"""Our own models on disk: a folder with config.json, model.safetensors and tokenizer.json.
 
-Covers the families Llama 3 (including SmolLM2), Mistral, Qwen2 and Qwen3, without the libraries
-that wrote them. Anything unverified is refused with a one-sentence error: a wrong angle or a wrong
-merge would not crash, it would produce fluent nonsense. This file knows nothing about the network.
+transformers reads these folders too. realcode/pretrained.py reads those of published models.
 """
 
-import base64
-import collections
-import math
-import re
+import dataclasses
+import json
 from pathlib import Path
 
-from support.files import read_bytes, read_json, read_text
+import torch
 
-# ------------------------------------------------------------------- config.json
-
-
-ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
-COUNTS = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
-          "num_attention_heads", "max_position_embeddings")
-LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+import data
+from data import END_OF_TEXT, PATTERN
+from model import GPT, GPTConfig
+from support.files import read_json, read_safetensors, write_safetensors, write_text
 
 
-def read_config(directory):
-    """{field: value} for a checkpoint's model.GPTConfig; FileNotFoundError or ValueError."""
-    path = Path(directory, "config.json")
-    if not path.exists():
-        adapter = Path(directory, "adapter_config.json")
-        raise FileNotFoundError(
-            f"{directory} holds only an adapter, for PEFT: finetune without --adapter writes a "
-            "checkpoint" if adapter.exists() else f"{path} is missing: give the folder of a "
-            "downloaded checkpoint, names are not looked up")
-    raw = read_json(path)
-    try:
-        return parse_config(raw)
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: {error}") from None
+@dataclasses.dataclass
+class Checkpoint:
+    """A language model, its tokenizer, and the folder or file that both were read from."""
+
+    model: GPT
+    encoding: data.Tokenizer
+    folder: Path = dataclasses.field(default=None, compare=False)
+
+    @property
+    def name(self):
+        """Identifies the checkpoint."""
+        return self.model.name
 
 
-def parse_config(raw):
-    """The fields of a model.GPTConfig from config.json; ValueError if our network would differ.
+def save_checkpoint(checkpoint, folder):
+    """Writes the model and the tokenizer of a Checkpoint."""
+    model, end = checkpoint.model, checkpoint.encoding.stop
+    save_model(model, folder, {
+        "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "attention_bias": False,
+        "rope_scaling": None, **dataclasses.asdict(model.config),
+        "bos_token_id": end, "eos_token_id": end})
+    save_tokenizer(checkpoint.encoding, folder)
 
-    Anything not known to be the same is refused: wrong angles write fluent nonsense.
+
+def save_model(model, folder, config):
+    """Writes model.safetensors, and config.json with these keys and those that never differ."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    write_text(Path(folder, "config.json"), json.dumps({
+        **config, "hidden_act": "silu", "torch_dtype": str(model.dtype).removeprefix("torch."),
+        "sliding_window": None, "use_sliding_window": False}, indent=2) + "\n")
+    write_safetensors(Path(folder, "model.safetensors"),  # a tied head is written once
+                      {name if name == "lm_head.weight" else f"model.{name}": weight
+                       for name, weight in model.named_parameters()})
+
+
+def load_checkpoint(folder, device, name):
+    """The Checkpoint in a folder from `save_checkpoint`; weights stay mapped if possible.
+
+    name: by which a digest knows the model. ValueError, KeyError or RuntimeError: it is damaged.
     """
-    # transformers 4 wrote rope_theta and rope_scaling, transformers 5 writes rope_parameters.
-    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-    kind = rope.get("rope_type") or rope.get("type") or "default"
-    numbers = {**raw, **rope}
-    needed = (*COUNTS, "rms_norm_eps", "rope_theta", *LLAMA3 * (kind == "llama3"))
-    missing = [name for name in needed if not is_positive(numbers.get(name), name in COUNTS)]
-    missing += [name for name in ("num_key_value_heads", "head_dim")
-                if raw.get(name) is not None and not is_positive(raw[name], True)]
-    activation, part = raw.get("hidden_act", "silu"), numbers.get("partial_rotary_factor") or 1
-    [architecture, *_] = raw.get("architectures") or [None]
-    for refused, why in [
-            (architecture is None, "no architectures are named: use the publisher's own file"),
-            (architecture not in ARCHITECTURES, f"unsupported architecture {architecture}; "
-             f"supported: {', '.join(ARCHITECTURES)}"),
-            (raw.get("quantization_config"), "quantized weights; use the unquantized ones"),
-            (activation != "silu", f"unsupported hidden_act {activation}; supported: silu"),
-            (kind not in ("default", "llama3"),
-             f"unsupported RoPE scaling {kind}; supported: default, llama3"),
-            (part != 1, f"unsupported partial_rotary_factor {part}; supported: 1"),
-            (missing, f"no positive number for {', '.join(missing)}")]:
-        if refused:
-            raise ValueError(why)
-    llama, mistral, _, qwen3 = (architecture == name for name in ARCHITECTURES)
-    heads, context = raw["num_attention_heads"], raw["max_position_embeddings"]
-    kv_heads = raw.get("num_key_value_heads") or heads
-    head_dim = raw.get("head_dim") or (128 if qwen3 else raw["hidden_size"] // heads)
-    if heads % kv_heads or head_dim % 2 or not head_dim:
-        raise ValueError(f"{heads} heads of {head_dim} features cannot share {kv_heads} keys")
-    # Within its sliding window, attention is full attention, so the window bounds the context.
-    if mistral or not llama and (raw.get("use_sliding_window")
-                                 or "sliding_attention" in (raw.get("layer_types") or [])):
-        context = min(context, window_of(raw) or context)
-    return {name: raw[name] for name in (*COUNTS, "rms_norm_eps")} | {
-        "architecture": architecture,
-        "num_key_value_heads": kv_heads, "head_dim": head_dim,
-        "max_position_embeddings": context,
-        "rope_theta": numbers["rope_theta"],
-        "rope_scaling": None if kind == "default" else {
-            "rope_type": kind, **{name: numbers[name] for name in LLAMA3}},
-        "tie_word_embeddings": bool(raw.get("tie_word_embeddings")),
-        "attention_bias": bool(raw.get("attention_bias")) and (llama or qwen3),
-        "mlp_bias": bool(raw.get("mlp_bias")) and llama,
-        "bos_token_id": raw.get("bos_token_id"), "eos_token_id": raw.get("eos_token_id")}
-
-
-def window_of(raw):
-    """The size of the sliding window in a config.json, or None."""
-    window = raw.get("sliding_window", 4096)
-    if window and not is_positive(window, True):
-        raise ValueError(f"no positive number for sliding_window: {window}")
-    return window
-
-
-def is_positive(value, whole):
-    """Whether a value is a positive number of sensible size, and an int if it has to be whole."""
-    kinds, most = (int, 2**31) if whole else ((int, float), 1e30)
-    return isinstance(value, kinds) and not isinstance(value, bool) and 0 < value < most
-
-
-# ------------------------------------------------------------------- weights
-
-
-def weight_files(directory):
-    """The files of a checkpoint's weights. There may be others next to them, in another layout."""
-    single = Path(directory, "model.safetensors")
-    index = Path(directory, "model.safetensors.index.json")
-    if single.exists():
-        return [single]
-    if not index.exists():
-        raise FileNotFoundError(f"{directory} has neither {single.name} nor {index.name}: "
-                                "pytorch_model.bin and consolidated.* are not supported, and a "
-                                "GGUF file is given by its own name")
-    try:
-        names = sorted(set(read_json(index)["weight_map"].values()))
-        paths = [Path(directory, name) for name in names]
-    except (KeyError, TypeError, AttributeError):
-        raise ValueError(f"{index} is damaged: its weight_map cannot be read") from None
-    for path in paths:
-        if not path.exists():
-            raise FileNotFoundError(f"{path} is missing but {index.name} lists it: fetch it")
-    return paths
+    config = read_json(Path(folder, "config.json"))
+    with torch.device("meta"):  # takes no memory
+        model = GPT(GPTConfig(**{field.name: config[field.name]
+                                 for field in dataclasses.fields(GPTConfig)}))
+    weights = {name.removeprefix("model."): weight.to(device) for name, weight in
+               read_safetensors(Path(folder, "model.safetensors")).items()}
+    weights.setdefault("lm_head.weight", weights["embed_tokens.weight"])
+    model.load_state_dict(weights, assign=True)
+    if model.config.tie_word_embeddings:
+        model.lm_head.weight = model.embed_tokens.weight  # assign=True untied them
+    model.name = name
+    return Checkpoint(model.eval(), load_tokenizer(folder), Path(folder))
 
 
 # ------------------------------------------------------------------- tokenizers
 
-END_OF_TEXT = "<|endoftext|>"  # most families' name for it, and ours
-# How a text is cut into the pieces within which byte pairs are merged, if no file says so.
-_GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-# SmolLM2 cuts at every digit first, so white space before a digit is not split as before a word.
-_SMOLLM2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+"
-_QWEN = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
-         r"\s*[\r\n]+|\s+(?!\S)|\s+")
-_LLAMA3 = _QWEN.replace(r"\p{N}|", r"\p{N}{1,3}|")
+
+def save_tokenizer(encoding, directory):
+    """Writes a tokenizer from `data.train_tokenizer` as files that transformers reads too."""
+    letters = byte_letters()
+    tokens = {i: encoding.decode_single_token_bytes(i) for i in range(encoding.n_vocab - 1)}
+    ranks = {token: i for i, token in tokens.items()}
+    written = {i: "".join(letters[byte] for byte in token) for i, token in tokens.items()}
+    merges = [[written[i] for i in _last_pair(token, ranks)]
+              for token in tokens.values() if len(token) > 1]
+    special = {"id": encoding.n_vocab - 1, "content": END_OF_TEXT, "single_word": False,
+               "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    split = {"type": "Split", "pattern": {"Regex": PATTERN}, "behavior": "Isolated",
+             "invert": False}
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True,
+                  "use_regex": False}
+    content = {
+        "version": "1.0", "truncation": None, "padding": None, "added_tokens": [special],
+        "normalizer": None,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
+        "post_processor": None, "decoder": byte_level,
+        "model": {"type": "BPE", "dropout": None, "unk_token": None,
+                  "continuing_subword_prefix": None, "end_of_word_suffix": None,
+                  "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
+                  "vocab": {text: i for i, text in written.items()}, "merges": merges},
+    }
+    write_text(Path(directory, "tokenizer.json"),
+               json.dumps(content, ensure_ascii=False, indent=1))
+    # Without this, transformers would choose a class by model_type, with a pattern of its own.
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": END_OF_TEXT,
+              "clean_up_tokenization_spaces": False}
+    write_text(Path(directory, "tokenizer_config.json"), json.dumps(config, indent=1) + "\n")
 
 
-def _split(pattern):
-    """The pre_tokenizer of a tokenizer.json that cuts by a regex."""
-    return {"type": "Sequence", "pretokenizers": [
-        {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False},
-        {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}]}
-
-
-# Those of the families here, by llama.cpp's names for them.
-PRE_TOKENIZERS = {"llama-bpe": _split(_LLAMA3), "qwen2": _split(_QWEN), "smollm": {
-    "type": "Sequence", "pretokenizers": [
-        {"type": "Digits", "individual_digits": True},
-        {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}]}}
-_LLAMA3_SPECIAL = [
-    "begin_of_text", "end_of_text", "reserved_special_token_0", "reserved_special_token_1",
-    "finetune_right_pad_id", "step_id", "start_header_id", "end_header_id", "eom_id", "eot_id",
-    "python_tag", *(f"reserved_special_token_{n}" for n in range(2, 247))]
-
-
-class Unsupported(ValueError):
-    """A feature of a tokenizer that tiktoken lacks or handles differently."""
-
-
-def read_tokenizer(directory):
-    """The arguments of a checkpoint's `data.Tokenizer`: (pattern, ranks, special, stops, bos).
-
-    Reads tokenizer.json, else vocab.json and merges.txt, else Llama 3's own tokenizer.model.
-    FileNotFoundError if there is none, ValueError if it is damaged or not supported.
-    """
-    directory = Path(directory)
-    names = "tokenizer.json", "vocab.json", "tokenizer.model", "original/tokenizer.model"
-    path = next((directory / name for name in names if (directory / name).exists()), None)
-    if path is None:
-        raise FileNotFoundError(f"{directory} has none of {', '.join(names)}: copy the tokenizer's "
-                                "files from where the weights came from")
-    content = read_bytes(path) if path.suffix == ".model" else read_json(path)
-    merges = read_text(directory / "merges.txt") if path.name == "vocab.json" else ""
-    config, generation, more = (read_json(directory / f"{name}.json") for name in (
-        "config", "generation_config", "tokenizer_config"))
-    try:
-        if path.name == "tokenizer.json":
-            return parse_tokenizer(content, config, generation)
-        return _with_stops(config, generation, *(
-            _from_ranks(content) if path.suffix == ".model" else
-            _from_files(content, merges, more, config)))
-    except Unsupported as error:
-        raise ValueError(f"{path} {error}, which is not supported: choose a model with a "
-                         "tokenizer like that of Llama 3, Qwen2, Qwen3 or SmolLM2") from None
-    except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
-        raise ValueError(f"{path} is damaged or does not match config.json ({error!r}): copy "
-                         "both again") from None
-
-
-def parse_tokenizer(content, config, generation):
-    """The same from the contents of three files: tokenizer, config and generation_config.json."""
-    return _with_stops(config, generation, *_from_json(content))
-
-
-def tokenizer_files(directory):
-    """The files that a fine-tuned checkpoint copies: the tokenizer and the generation settings."""
-    names = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt",
-             "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
-             "generation_config.json", "chat_template.jinja", "original/tokenizer.model")
-    return [path for path in (Path(directory, name) for name in names) if path.exists()]
-
-
-def _from_json(content):
-    """(pattern, ranks {bytes: id}, special {content: id}, bos) of a tokenizer.json."""
-    model, normalizer = content["model"], content.get("normalizer")
-    if model.get("type", "BPE") != "BPE":
-        raise Unsupported(f"is a {model['type']} model")
-    for option in ("byte_fallback", "dropout", "unk_token", "continuing_subword_prefix",
-                   "end_of_word_suffix"):
-        if model.get(option):
-            raise Unsupported(f"sets {option}")
-    if normalizer and normalizer["type"] != "NFC":
-        raise Unsupported(f"has the normalizer {normalizer['type']}")
-    pattern, bos = _pattern(content.get("pre_tokenizer")), _bos(content.get("post_processor"))
-    return pattern, *_byte_pairs(model["vocab"], model["merges"], content.get("added_tokens", []),
-                                 model.get("ignore_merges")), bos
-
-
-def _pattern(pre_tokenizer):
-    """The regex of a pre_tokenizer: the one in the file, GPT-2's or SmolLM2's."""
-    steps = (pre_tokenizer or {"pretokenizers": []}).get("pretokenizers", [pre_tokenizer])
-    types, first = [step["type"] for step in steps], steps[0] if steps else {}
-    if types[-1:] == ["ByteLevel"] and not steps[-1]["add_prefix_space"]:
-        form = *types, steps[-1].get("use_regex", True)
-        if form == ("ByteLevel", True):
-            return _GPT2
-        if form == ("Digits", "ByteLevel", True) and first["individual_digits"]:
-            return _SMOLLM2
-        if form == ("Split", "ByteLevel", False) and "Regex" in first["pattern"] and (
-                first["behavior"], first["invert"]) == ("Isolated", False):
-            return first["pattern"]["Regex"]
-    raise Unsupported(f"has an unknown pre_tokenizer ({' + '.join(types) or 'null'})")
-
-
-def _bos(post_processor):
-    """The id that a post_processor puts before a text, or None."""
-    post_processor = post_processor or {"processors": []}
-    for step in post_processor.get("processors", [post_processor]):
-        if step["type"] not in ("ByteLevel", "TemplateProcessing"):
-            raise Unsupported(f"has the post_processor {step['type']}")
-        if step["type"] == "TemplateProcessing" and "SpecialToken" in step["single"][0]:
-            return step["special_tokens"][step["single"][0]["SpecialToken"]["id"]]["ids"][0]
-    return None
-
-
-def _byte_pairs(vocab, merges, added, ignore_merges=False):
-    """(ranks, special) of a vocabulary; Unsupported if its ids do not rank the merges.
-
-    tiktoken merges the neighbours whose union has the lowest id, unless the whole piece is a token;
-    the format has a list of merges. They agree if the ids rise along the list, and each token is
-    made by a merge or `ignore_merges` keeps whole pieces too.
-    """
-    special, vocab, made = _special_tokens(added), dict(vocab), [-1]
-    for content, i in special.items():
-        if vocab.pop(content, i) != i:
-            raise ValueError(f"two ids for {content!r}")
-    for pair in merges:  # "a b" in older files, ["a", "b"] in newer ones
-        made.append(vocab["".join(pair).replace(" ", "")])
-        if made[-1] < made[-2]:
-            raise Unsupported(f"has ids in a different order from its merges, e.g. {pair!r}")
-    whole = {i: text for text, i in vocab.items() if len(text) > 1 and not ignore_merges}
-    for i in whole.keys() - set(made):
-        raise Unsupported(f"has tokens that no merge makes, e.g. {whole[i]!r}")
+def load_tokenizer(folder):
+    """The data.Tokenizer that `save_tokenizer` wrote."""
+    content = read_json(Path(folder, "tokenizer.json"))
     byte_of = {letter: byte for byte, letter in byte_letters().items()}
-    return {bytes(map(byte_of.__getitem__, text)): i for text, i in vocab.items()}, special
+    ranks = {bytes(map(byte_of.__getitem__, text)): i
+             for text, i in content["model"]["vocab"].items()}
+    pattern = content["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"]
+    [end] = content["added_tokens"]
+    return data.Tokenizer(pattern, ranks, {end["content"]: end["id"]}, end["id"], [end["id"]])
 
 
-def _special_tokens(added):
-    """{content: id} of all added tokens, even those not marked as special.
-
-    Unsupported if tiktoken would find them elsewhere in a text: it takes the first that fits, not
-    the longest, and leaves the white space around it alone.
-    """
-    for token in added:
-        if not token["content"].strip() or any(
-                token.get(flag) for flag in ("lstrip", "rstrip", "single_word")):
-            raise Unsupported(f"has the white-space-sensitive added token {token['content']!r}")
-    special = {token["content"]: token["id"] for token in added}
-    ordered = sorted(special)  # a string sorts right before those it begins
-    for first, second in zip(ordered, ordered[1:]):
-        if second.startswith(first):
-            raise Unsupported(f"has the added token {first!r} that begins {second!r}")
-    return special
-
-
-def _from_files(vocab, merges, tokenizer_config, config):
-    """The same as `_from_json`, from vocab.json and the files next to it, which Qwen has."""
-    if config.get("model_type") not in ("qwen2", "qwen3"):
-        raise Unsupported(f"of model_type {config.get('model_type')} has no tokenizer.json")
-    lines = merges.split("\n")  # lines after the first may begin with # too: "# #"
-    lines = lines[lines[0].startswith("#version"):]
-    added = [{**token, "id": int(i)}
-             for i, token in tokenizer_config.get("added_tokens_decoder", {}).items()]
-    return _QWEN, *_byte_pairs(vocab, [line.strip() for line in lines if line.strip()], added), None
-
-
-def _from_ranks(content):
-    """The same as `_from_json`, from Llama 3's own file, whose lines are: token in base64, rank."""
-    if not re.match(rb"[\w+/]+=* \d+\s", content):
-        raise Unsupported("is a SentencePiece tokenizer")
-    rows = map(bytes.split, content.splitlines())
-    ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in rows}
-    special = {f"<|{name}|>": len(ranks) + n for n, name in enumerate(_LLAMA3_SPECIAL)}
-    return _LLAMA3, ranks, special, len(ranks)
-
-
-def _with_stops(config, generation, pattern, ranks, special, bos):
-    """The arguments of a `data.Tokenizer`, checked against config.json."""
-    ids = [*ranks.values(), *special.values()]
-    if len(set(ids)) < len(ids):
-        raise ValueError(f"two tokens have the id {collections.Counter(ids).most_common(1)[0][0]}")
-    if max(ids) >= config.get("vocab_size", math.inf):
-        raise ValueError(f"the id {max(ids)} is beyond the vocab_size {config['vocab_size']}")
-    lacking = "".join(chr(byte) for byte in (10, *range(32, 127)) if bytes([byte]) not in ranks)
-    if lacking:
-        raise ValueError(f"no tokens for {lacking!r}")
-    if bos is not None and bos not in special.values():
-        raise ValueError(f"the id {bos} before a text is not an added token")
-    return pattern, ranks, special, _stops(special, config, generation), bos
-
-
-def _stops(special, config, generation):
-    """The ids that end a text, starting with the one that config.json names.
-
-    Example: [151643, 151645] for generation and 151645 in config.json give [151645, 151643]. If
-    neither names any, it is the end of text.
-    """
-    named = [file["eos_token_id"] for file in (generation, config)
-             if file.get("eos_token_id") is not None]
-    named += [special[name] for name in (END_OF_TEXT, "<|end_of_text|>") if name in special]
-    stops = named[0] if isinstance(named[0], list) else [named[0]]
-    if not stops or not set(stops) <= set(special.values()):
-        raise ValueError(f"eos_token_id {stops} is not an added token")
-    return sorted(stops, key=lambda i: i != config.get("eos_token_id"))
+def _last_pair(token, ranks):
+    """The ids of the two tokens that merge into `token`: byte-pair encoding, one step short."""
+    pieces = [bytes([byte]) for byte in token]
+    while len(pieces) > 2:
+        _, k = min((ranks.get(a + b, len(ranks)), k)
+                   for k, (a, b) in enumerate(zip(pieces, pieces[1:])))
+        pieces[k:k + 2] = [pieces[k] + pieces[k + 1]]
+    return [ranks[piece] for piece in pieces]
 
 
 def byte_letters():

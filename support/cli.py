@@ -11,9 +11,11 @@ import platform
 import random
 import sys
 import time
+import types
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 
 class UserError(ValueError):
@@ -45,6 +47,8 @@ def flag(default, help, least=None, most=None, positional=False):
 
 def check_ranges(cfg):
     """Raises a UserError if a number in a settings dataclass is out of range."""
+    if getattr(cfg, "width", 32) % 32:
+        raise UserError(f"--width is {cfg.width}: give a multiple of 32, the size of a head")
     for field in dataclasses.fields(cfg):
         value, name = getattr(cfg, field.name), spelled(field)
         least, most = field.metadata["least"], field.metadata["most"]
@@ -61,9 +65,15 @@ def spelled(field):
     return f"--{field.name.replace('_', '-')}"
 
 
-def values(cfg, *names):
-    """{name: value} of some settings, as inputs of a cached stage."""
-    return {name: getattr(cfg, name) for name in names}
+def only(cfg, *names):
+    """Some of the settings. Whoever gets them can read no others, so its work depends on no others.
+    """
+    return types.SimpleNamespace(**{name: getattr(cfg, name) for name in names})
+
+
+def bar(items, label, total=None):
+    """The items behind a progress bar, for total of them where `items` has no length."""
+    return tqdm(items, label, total, leave=False, disable=None)
 
 
 # ------------------------------------------------------------------- seeds
@@ -141,22 +151,25 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog.split()[0]}: {message}; see --help\n")
 
 
-def parse(argv, config, command, others):
-    """(function, its settings) for a command line.
+# Other commands than the experiment. A module has a `Config` and a function with the command's
+# name, and is imported when it is asked for.
+COMMANDS = {"show": "realcode.show", "suggest": "realcode.suggest", "replay": "realcode.replay",
+            "finetune": "realcode.finetune", "convert": "realcode.convert",
+            "collect": "section5.collect", "play": "section5.play", "page": "page.server"}
 
-    config, command: for the command without a name. others: {name: module} of other commands; a
-    module has a `Config` and a function with the command's name, and is imported when asked for.
-    """
+
+def parse(argv, config, command):
+    """(function, its settings) for a command line; config, command: if it names no other."""
     argv, name = list(sys.argv[1:] if argv is None else argv), ""
     description, epilog = command.__doc__, ("Other commands, each with its own --help: "
-                                            f"{', '.join(others)}.")
-    if argv and argv[0] in others:
+                                            f"{', '.join(COMMANDS)}.")
+    if argv and argv[0] in COMMANDS:
         name, epilog = argv.pop(0), None
-        module = importlib.import_module(others[name])
+        module = importlib.import_module(COMMANDS[name])
         config, command = module.Config, getattr(module, name)
         description = command.__doc__
     elif argv and not argv[0].startswith("-"):
-        raise UserError(f"there is no command {argv[0]!r}: choose from {', '.join(others)}, or "
+        raise UserError(f"there is no command {argv[0]!r}: choose from {', '.join(COMMANDS)}, or "
                         "give none")
     parser = Parser(prog=f"empower.py {name}".strip(), description=description, epilog=epilog)
     for field in dataclasses.fields(config):
@@ -186,6 +199,26 @@ def is_out_of_memory(error):
 
 
 @contextlib.contextmanager
+def reading(path):
+    """Turns an error in reading a finished stage into one sentence that says how to fix it."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError,
+            EOFError) as error:
+        if isinstance(error, UserError) or is_out_of_memory(error):
+            raise
+        raise UserError(f"{path} cannot be read ({error}): remove it and run again; only this "
+                        "stage is remade") from None
+
+
+def remedy(error):
+    """What to do about a fact that the training or the scoring of a model has found."""
+    return "give a smaller learning rate" if "loss" in str(error) else (
+        "give --dtype float32, or another model if its weights have that type: it may be damaged "
+        "or was trained at too large a rate")
+
+
+@contextlib.contextmanager
 def plain_errors(program):
     """Ends the process without a traceback: status 2 after a user error, 130 after Ctrl-C."""
     def stop(status, sentence):
@@ -202,6 +235,10 @@ def plain_errors(program):
         yield
     except UserError as error:
         stop(2, error)
+    except ArithmeticError as error:
+        if type(error) is not ArithmeticError:  # a division by zero is a fault of ours
+            raise
+        stop(2, f"{error}: {remedy(error)}")
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise

@@ -48,6 +48,11 @@ def temporary_name(path):
     return Path(f"{path}.{socket.gethostname()}.{os.getpid()}.tmp")
 
 
+def slug(name):
+    """A row's name as a file name. Example: "Empower (0.32)" -> "empower-0.32"."""
+    return "-".join("".join(c if c.isalnum() or c == "." else " " for c in name.lower()).split())
+
+
 def remove_leftovers(folder):
     """Removes unfinished files that dead processes of this machine left directly in a folder."""
     for path in folder.glob(f"*.{socket.gethostname()}.*.tmp"):

@@ -26,6 +26,7 @@ This file imports nothing from the project.
 """
 
 import argparse
+import functools
 import marshal
 import os
 import queue
@@ -208,16 +209,19 @@ def judge_all(jobs, workers=None, time_limit=2.0, memory_limit=512 * MB, output_
     return [verdicts[job] for job in jobs]
 
 
-_passed = {}  # {(program, tests): whether it passed}: many games end with the same program
+@functools.cache
+def _passed():
+    """{(program, tests): whether it passed}: many games end with the same program."""
+    return {}
 
 
 def judge_episodes(episodes, problems, decode):
     """Sets `passed` of each episode by running its program on its problem's tests."""
     jobs = [(decode(episode.code), problems[episode.problem].tests) for episode in episodes]
-    if new := [job for job in dict.fromkeys(jobs) if job not in _passed]:
-        _passed.update(zip(new, (verdict.passed for verdict in judge_all(new))))
+    if new := [job for job in dict.fromkeys(jobs) if job not in _passed()]:
+        _passed().update(zip(new, (verdict.passed for verdict in judge_all(new))))
     for episode, job in zip(episodes, jobs):
-        episode.passed = _passed[job]
+        episode.passed = _passed()[job]
 
 
 def check_judge():

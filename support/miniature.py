@@ -5,21 +5,48 @@ is described here, so that empower.py can keep to the method.
 """
 
 import dataclasses
+import math
+
+import numpy as np
 
 import data
 import simhuman
 from model import GPT, GPTConfig
 from support import contest, judge
-from support.cli import python_generator, torch_generator
+from support.checkpoint import Checkpoint
+from support.cli import bar, checked, python_generator, torch_generator
+from support.optim import muon_and_adamw
 
 
 def new_model(cfg, vocab_size):
     """A GPT with heads of 32 features, two query heads per key-value head, and a long context."""
-    heads, end = cfg.width // 32, vocab_size - 1
+    heads = cfg.width // 32
     shape = GPTConfig(vocab_size, cfg.width, 3 * cfg.width, cfg.layers, heads,
                       num_key_value_heads=heads // 2 if heads % 2 == 0 else heads, head_dim=32,
-                      max_position_embeddings=4096, bos_token_id=end, eos_token_id=end)
+                      max_position_embeddings=4096)
     return GPT(shape, torch_generator(cfg, "weights", "cpu"))
+
+
+def pretrain(train, cfg, encoding, documents, device="cpu"):
+    """The Checkpoint of a new GPT that has read each document, token ids, once.
+
+    train: `empower.train`. Fine-tuning shares this loop, and this file lies below it.
+    """
+    model = new_model(cfg, encoding.n_vocab).to(device)
+    losses = list(bar(train(
+        model, [(ids, 1) for ids in documents], cfg.pretrain_batch,
+        muon_and_adamw(model, cfg.pretrain_lr), python_generator(cfg, "batches")),
+        "pre-train", math.ceil(len(documents) / cfg.pretrain_batch)))
+    print(f"  {sum(map(len, documents)):,} tokens seen; loss from {losses[0]:.2f} to "
+          f"{np.mean(losses[-50:]):.3f} nats per token")
+    return Checkpoint(model, encoding)
+
+
+def new_contest(cfg):
+    """The problems of the contest; a UserError if there are too few, or the judge does not work."""
+    checked(judge.check_judge)
+    return checked(contest.make_contest, python_generator(cfg, "contest"), cfg.train_problems,
+                   cfg.dev_problems, cfg.held_out_problems)
 
 
 def contest_texts(cfg, problems):
@@ -49,9 +76,10 @@ def goals(encoding, problems):
     return [[encoding.start, *encoding.encode_ordinary(problem.statement)] for problem in problems]
 
 
-def contest_game(problems, encoding, human, assistant, rounds, generator, label):
+def contest_game(cfg, name, problems, encoding, human, assistant, rounds):
     """Section 3: the episodes of these problems, judged by their tests, as plain data."""
+    generator = torch_generator(cfg, f"game of {name}", human.model.device)
     episodes = simhuman.play(goals(encoding, problems), human, assistant, rounds, encoding.start,
-                             encoding.stops, generator, label)
+                             encoding.stops, generator, name)
     judge.judge_episodes(episodes, problems, encoding.decode)
     return list(map(dataclasses.asdict, episodes))

@@ -1,6 +1,7 @@
 """The results of a run: its tables, the paper's numbers next to ours, and transcripts."""
 
 import codecs
+import copy
 import dataclasses
 import json
 import re
@@ -8,12 +9,12 @@ import time
 from pathlib import Path
 
 import numpy as np
+import torch
 
 import simhuman
-from model import KVCache
-from support.cache import slug
-from support.cli import environment, numpy_generator
-from support.files import write_text
+from support.cli import describe, environment, numpy_generator, pick_device
+from support.files import slug, write_text
+from support.miniature import new_model
 
 # ------------------------------------------------------------------- the paper's numbers
 
@@ -65,6 +66,40 @@ def paper_gain(name, metric, humans=tuple(PAPER)):
 
 # ------------------------------------------------------------------- rows and claims
 
+def saved(episode):
+    """(tokens that the assistant wrote, all tokens) of one program; a wrong one saves nothing."""
+    accepted = episode.tokens_accepted
+    return accepted * episode.passed, accepted + episode.tokens_written
+
+
+def share_saved(episodes):
+    """(share of the programs' tokens that the assistant wrote, pooled; its standard error).
+
+    Example: a program of 8 tokens, 4 of them accepted, and one of 2 tokens, all typed: 4 / 10.
+    If the first is wrong, 0 / 10.
+    """
+    return simhuman.ratio_and_error(*zip(*map(saved, episodes)))
+
+
+def paired_difference(a, b, rng, samples=10_000):
+    """(difference of two ratios, low, high): the 95% interval of a paired bootstrap over problems.
+
+    a, b: (part, whole) for each problem, in the same order; the ratio of a row is the sum of its
+    parts over the sum of its wholes, and a mean if each whole is 1. rng: a numpy Generator.
+    (None, None, None) if the wholes of a row sum to 0.
+    """
+    both = np.array([a, b], dtype=float)                                   # (2, problems, 2)
+    if not both[..., 1].sum(1).all():
+        return None, None, None
+    n = both.shape[1]
+    sums = both[:, rng.integers(0, n, (samples, n))].sum(2)                # (2, samples, 2)
+    with np.errstate(invalid="ignore"):  # 0 / 0: a sample without a suggestion says nothing
+        ours, theirs = sums[..., 0] / sums[..., 1]
+    parts, wholes = both.sum(1).T
+    low, high = np.nanquantile(ours - theirs, [0.025, 0.975])
+    return float(parts[0] / wholes[0] - parts[1] / wholes[1]), float(low), float(high)
+
+
 # Two rows with which Empower is not compared: with more time, and with more knowledge.
 UNLIMITED, CEILING = "Human alone, no round limit", "Base, knows the goal"
 
@@ -83,7 +118,7 @@ def summarize(name, episodes, cfg):
     row["pass@1"], row["pass@1_se"] = simhuman.pass_at_1(episodes)
     row["accept_ratio"], row["accept_ratio_se"] = simhuman.accept_ratio(episodes) \
         if offered else (None, None)
-    row["share_saved"], row["share_saved_se"] = simhuman.share_saved(episodes) \
+    row["share_saved"], row["share_saved_se"] = share_saved(episodes) \
         if any(map(len, (episode.code for episode in episodes))) else (None, None)
     row["dpr"], row["dpr_se"] = simhuman.discounted_pass_rate(
         episodes, cfg.gamma, cfg.alpha, cfg.beta)
@@ -102,7 +137,7 @@ def metrics(cfg, replayed=False):
 
     replayed: every program is right in the end, and what counts is the share of it that was saved.
     """
-    first = {"share_saved": simhuman.saved} if replayed else {
+    first = {"share_saved": saved} if replayed else {
         "pass@1": lambda episode: (episode.passed, 1)}
     return {**first, "accept_ratio": lambda episode: (episode.accepted, episode.offered),
             "dpr": lambda episode: (simhuman.discounted(
@@ -120,7 +155,7 @@ def claims(cfg, episodes, values):
             continue
         for metric, value in values.items():
             a, b = ([value(episode) for episode in some] for some in (episodes[ours], row))
-            difference, low, high = simhuman.paired_difference(a, b, rng)
+            difference, low, high = paired_difference(a, b, rng)
             paper, human = paper_gain(paper_name(name, cfg.turn_tokens), metric) \
                 if ours == "Empower (0.32)" else (None, "")  # the paper's, in simulation
             found.append({
@@ -166,24 +201,25 @@ METRICS = {"pass@1": "Pass@1", "share_saved": "share saved", "accept_ratio": "ac
            "dpr": "DPR"}
 
 
-def check_stopping(name, assistant, encoding, completions, generator=None):
+def check_stopping(name, assistant, encoding, completions, seed):
     """The lengths that a rule asks for on held-out completions, and those the assistant writes.
 
     distance: the largest difference between the two cumulative distributions of lengths, 0 to 1
     (Kolmogorov and Smirnov's).
     """
+    generator = torch.Generator(assistant.model.device).manual_seed(seed)
     # A completion that was cut off at the end of a piece says nothing about where to stop.
     completions = [found for found in completions if found[2]] or completions
-    model, written = assistant.model, []
+    assistant, model, written = copy.copy(assistant), assistant.model, []
     longest = max(len(prefix) for prefix, *_ in completions) + assistant.max_tokens
-    cfg, size = model.config, sum(weight.numel() for weight in model.parameters())
-    position = 2 * cfg.num_hidden_layers * cfg.num_key_value_heads * cfg.head_dim
+    shape, size = model.config, sum(weight.numel() for weight in model.parameters())
+    position = 2 * shape.num_hidden_layers * shape.num_key_value_heads * shape.head_dim
     # Numbers in the cache: 0.4 GB of float32, for large models more, but never 2 GB.
     rows = max(1, min(max(3 * 2**25, size // 4), 2**29) // (longest * position))
     for k in range(0, len(completions), rows):
-        prefixes = [[encoding.start, *prefix] for prefix, *_ in completions[k:k + rows]]
-        written += map(len, assistant.suggest(KVCache(model, len(prefixes)), prefixes,
-                                              encoding.stops, generator))
+        prefixes = [prefix for prefix, *_ in completions[k:k + rows]]
+        assistant.begin([[encoding.start]] * len(prefixes))
+        written += map(len, assistant.suggest(prefixes, encoding.stops, generator))
     asked = np.array([len(completion) for _, completion, _ in completions])
     asked, written = np.minimum(asked, assistant.max_tokens), np.array(written)
     counts = [np.bincount(some, minlength=assistant.max_tokens + 1) for some in (asked, written)]
@@ -256,6 +292,24 @@ def as_text(results):
         claims_table(results["claims"]), claims_sentence(results["claims"])])
 
 
+MINUTES = 7  # duration of the default run on 2 CPU cores
+
+
+def announce(cfg, rules):
+    """Says what a run will do and how long it takes, before any long work."""
+    print(f"Pre-train a GPT, let the human write {cfg.train_problems} programs, fine-tune "
+          f"{len(rules)} assistants\nand play {cfg.held_out_problems} unseen problems with each: "
+          f"about {MINUTES} minutes on 2 CPU cores at the default settings,\n"
+          "less if stages are reused.")
+    describe(cfg, new_model(cfg, cfg.vocab_size), pick_device(cfg.device))
+
+
+def show_program(encoding, ids, lengths):
+    """Prints her first program; lengths: of the suggestion in each state, as in `left_to_human`."""
+    print("\nThe human's first program; in ‹angles›, what is not obvious without the problem "
+          f"statement:\n\n{marked(token_texts(encoding, ids), left_to_human(lengths))}")
+
+
 def conclude(lab, begin, trained, stopping, episodes, replayed=False):
     """Writes results.json and transcripts/, prints the tables, and returns the results.
 
@@ -270,10 +324,13 @@ def conclude(lab, begin, trained, stopping, episodes, replayed=False):
     results = {"config": dataclasses.asdict(cfg), "environment": environment(lab.device),
                "problems": len(episodes["Base"]), "rows": rows, "stopping": stopping,
                "models": {name: stage for name, stage in models.items()
-                          if (lab.cache.stages / stage).exists()},
+                          if (lab.kept.stages / stage).exists()},
+               "stages": lab.kept.folders,
+               "caps": {name: row.max_tokens for name, row in trained.items()},
                "claims": claims(cfg, episodes, metrics(cfg, replayed)),
                "seconds": round(time.time() - begin)}
-    write_transcripts(lab, episodes)
+    statement = "" if replayed else lab.contest.held_out[0].statement
+    write_transcripts(Path(cfg.out, "transcripts"), episodes, statement, lab.base.encoding.decode)
     write_text(Path(cfg.out, "results.json"), json.dumps(results, indent=2, allow_nan=False) + "\n")
     print(f"\n{as_text(results)}\n\nresults.json, transcripts/ and every stage are in {cfg.out}")
     return results
@@ -286,6 +343,20 @@ def token_texts(encoding, ids):
     """The text of each token; a character split over several tokens goes to the last of them."""
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     return [decoder.decode(encoding.decode_single_token_bytes(i)) for i in ids]
+
+
+def left_to_human(lengths):
+    """Positions (a list of int) of the tokens of a whole program that are left to the human.
+
+    The assistant writes lengths[n] tokens from state n on, as `empower.empower_lengths` gives them,
+    she types the next token, and so on in turns until one of them reaches the end.
+    Example: costs [3, 0, 0.2, 0.2, 2] with eta = 0.32 give lengths [0, 2, 1, 1, 0]: [0, 3, 4].
+    """
+    typed, n = [], 0
+    while n < len(lengths) and n + lengths[n] < len(lengths):
+        typed.append(int(n + lengths[n]))
+        n = typed[-1] + 1
+    return typed
 
 
 def marked(texts, positions):
@@ -309,10 +380,8 @@ def transcript(episode, statement, decode):
     return "\n".join(lines)
 
 
-def write_transcripts(lab, episodes):
-    """The first problem's episode of each row, for people to read, in transcripts/."""
-    folder = Path(lab.cfg.out, "transcripts")
+def write_transcripts(folder, episodes, statement, decode):
+    """The first problem's episode of each row, for people to read."""
     folder.mkdir(exist_ok=True)
     for name, row in episodes.items():
-        write_text(folder / f"{slug(name)}.txt",
-                   transcript(row[0], lab.first_statement, lab.base.encoding.decode))
+        write_text(folder / f"{slug(name)}.txt", transcript(row[0], statement, decode))

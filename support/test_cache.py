@@ -1,6 +1,7 @@
 """The cache never lies: edits in place, simultaneous runs, and kill -9."""
 
 import functools
+import importlib.util
 import json
 import os
 import re
@@ -16,15 +17,19 @@ import numpy as np
 import pytest
 import torch
 
-from empower import Config, Lab, empower_length, sft
-from simhuman import typical
-from support import cache, source
-from support.cache import Cache, as_inputs, load_checkpoint
-from support.cli import UserError
+import data
+from empower import Config, Lab, empower_length, sft, train
+from realcode import checkpoints, pretrained
+from realcode.training import Progress, gradient
+from simhuman import Episode, Turn, typical
+from support import cli, miniature
+from support.cache import Cache
+from support.cli import UserError, only
+from support.digest import fingerprint
 from support.files import temporary_name, write_safetensors
-from support.optim import adamw
-from support.source import ROOT, code_of, fingerprint
-from support.testing import TINY, contents, made, stable, tiny_base
+from support.optim import adamw, muon_and_adamw
+from support.testing import (ROOT, TINY, contents, made, random_texts, stable, tiny_base, tiny_gpt,
+                             tokenizer)
 
 GAMES = ["row Human alone", "row Human alone", "row Base", "row Base-4",
          "row Base-8", "row Base stopped at 0.32 bits", "row SFT-4", "row SFT-8",
@@ -125,11 +130,11 @@ def project(pristine, tmp_path):
     ("simhuman.py", "for _ in range(rounds):", "for _ in range(rounds - 1):", GAMES),
     ("empower.py", "lambda nll, rng: n\n", "lambda nll, rng: n + 1\n",
      ["SFT-4", "SFT-8", "stopping of SFT-4", "stopping of SFT-8", "row SFT-4", "row SFT-8"]),
-    ("empower.py", "losses[-1] += loss.item()", "losses[-1] += 2 * loss.item()",
+    ("empower.py", "return loss.item()", "return 2 * loss.item()",
      ["base", "programs", *RULES, *STOPPING, *GAMES]),
-    ("empower.py", "self.base, examples, python", "self.base, examples[1:], python",
+    ("empower.py", "self.base, examples, name", "self.base, examples[1:], name",
      [*RULES, *STOPPING, *GAMES[6:11]]),
-    ("empower.py", "human, assistant, rounds,\n", "human, assistant, rounds - 1,\n", GAMES),
+    ("empower.py", "assistant, rounds or self.cfg.rounds", "assistant, rounds or 1", GAMES[1:]),
     ("model.py", "F.silu(", "F.gelu(", ["base", "programs", LIMITS, *RULES, *STOPPING, *GAMES]),
     ("support/contest.py", "Read one line of", "Read a line of",
      ["base", "programs", LIMITS, *RULES, *STOPPING, *GAMES]),
@@ -145,7 +150,7 @@ def test_an_edit_in_place_changes_the_next_run(forks, project, file, old, new, r
 def test_an_edit_that_changes_no_result_remakes_nothing(forks, project):
     edit(project, "simhuman.py", "# The paper's human is asked", "# The paper's human was asked")
     edit(project, "simhuman.py", '"""Accepts what she might', '"""A docstring. Accepts what')
-    edit(project, "model.py", '    """The network.\n', '    """A docstring.\n')
+    edit(project, "model.py", '    """The network. ', '    """A docstring. ')
     edit(project, "empower.py", "    # Section 5.2: the tables", '    print("run")\n    # ')
     edit(project, "empower.py", '            f"Empower ({cfg.eta_wide:g})": empower',
          '            "Mine": sft(3), f"Empower ({cfg.eta_wide:g})": empower')
@@ -206,8 +211,8 @@ LIMITED = {"partial": lambda n: functools.partial(by_default, limit=n),
 
 
 @pytest.mark.parametrize("made", LIMITED.values(), ids=LIMITED)
-def test_what_a_function_takes_along_is_an_input(made):
-    keys = [fingerprint(as_inputs({"accepts": made(limit)})) for limit in (0.25, 0.75, 0.25)]
+def test_what_a_function_takes_along_is_part_of_the_key(made):
+    keys = [fingerprint(made(limit)) for limit in (0.25, 0.75, 0.25)]
     assert keys[0] == keys[2] != keys[1]
 
 
@@ -217,80 +222,106 @@ def test_a_function_is_followed_into_what_it_takes_along():
     for wrapped in (lambda rule: varied(rule, 1), lambda rule: functools.partial(varied, rule),
                     lambda rule: varied(varied([rule], 1), 1), lambda rule: first_tokens(rule, 1),
                     lambda rule: Accepting(rule).accepts):
-        assert code_of(wrapped(rules[0])) != code_of(wrapped(rules[1]))
-        assert as_inputs(wrapped(rules[0])) != as_inputs(wrapped(rules[1]))
-    assert code_of(first_tokens(rules[0], 1)) != code_of(rules[0])
-    assert code_of(varied(Accepting(1), 1)) != code_of(varied(1, 1))
-    assert code_of(varied(abs, 1)) == code_of(varied(np.add, 1))  # no source in Python
+        assert fingerprint(wrapped(rules[0])) != fingerprint(wrapped(rules[1]))
+    assert fingerprint(first_tokens(rules[0], 1)) != fingerprint(rules[0])
+    assert fingerprint(varied(Accepting(1), 1)) != fingerprint(varied(1, 1))
+    assert fingerprint(varied(abs, 1)) != fingerprint(varied(np.add, 1))
 
 
-def test_options_of_fine_tuning_and_the_problems_are_inputs(tmp_path, monkeypatch):
-    """Another optimizer, another setting or another problem makes another stage."""
+def test_arguments_are_told_apart(tmp_path):
+    """Each of these is another call: what a stage is known by must not be the same for two."""
+    base, other = tiny_base(tmp_path / "base"), tiny_base(tmp_path / "other")
+    encoding = data.train_tokenizer(["abc abc ab"], 259)
+    values = [None, 0, 1, True, 1.5, "1", [1, 2], [1, [2]], {"a": 1}, {"a": 2}, {1: "a"}, {1, 2},
+              np.zeros(2), np.zeros(2, int), np.zeros(3), torch.zeros(2), only(Config(), "seed"),
+              only(Config(seed=1), "seed"), base.model, other.model, base, encoding,
+              data.train_tokenizer(["xyz xyz xy"], 259), Turn([1], [0.5], True),
+              Turn([1], [0.5], False), functools.partial(typical, limits=[1]), typical, sft(1),
+              sft(2), Episode, Turn, torch.nn.functional.silu, torch.nn.functional.gelu]
+    keys = [fingerprint([value]) for value in values]
+    assert len(set(keys)) == len(values) and keys == [fingerprint([value]) for value in values]
+    with torch.no_grad():
+        base.model.norm.weight += 1  # it is no longer the model of its stage
+    assert fingerprint([base.model]) not in keys
+    with pytest.raises(ValueError, match="a model without a name"):
+        fingerprint(tiny_gpt())
+
+
+def test_another_folder_or_device_is_the_same_call(tmp_path):
+    kept = [Cache(tmp_path / name) for name in "ab"]
+    first, second = (some("base", miniature.pretrain, train, only(
+        Config(width=32, layers=1), "seed", "width", "layers", "pretrain_batch", "pretrain_lr"),
+        tokenizer(), random_texts([9] * 16), device="cpu") for some in kept)
+    assert first.name == second.name and first.folder != second.folder
+    assert fingerprint(first) == fingerprint(second)
+
+
+def test_options_of_fine_tuning_are_part_of_the_key(tmp_path, monkeypatch):
+    """Another optimizer, or another setting of it, makes another stage."""
     keys = []
 
-    def key(self, name, inputs, make, code=()):
-        keys.append((name, fingerprint([inputs, code_of(*code)])))
+    def key(self, name, *call, **how):
+        keys.append((name, fingerprint(call)))
         raise KeyboardInterrupt
 
     lab = object.__new__(Lab)
-    lab.cfg, lab.cache, lab.base = Config(), Cache(tmp_path), tiny_base(tmp_path / "base")
+    lab.cfg, lab.kept, lab.base = Config(), Cache(tmp_path), tiny_base(tmp_path / "base")
     lab.programs = [([1, 2, 3], np.zeros(3), True)] * 10
-    monkeypatch.setattr(Cache, "model", key)
-    for options in ({}, {"optimizers": adamw}, {"optimizers": adamw, "clip": 1.0}):
+    monkeypatch.setattr(Cache, "__call__", key)
+    for options in ((), (muon_and_adamw,), (adamw, functools.partial(gradient, clip=1.0)),
+                    (adamw, functools.partial(gradient, clip=2.0))):
         lab.fine_tuning = options
         with pytest.raises(KeyboardInterrupt):
             lab.train("SFT-2", sft(2))
-    assert len(set(keys)) == 3
+    assert len(set(keys)) == 4
 
 
 def definitions(text, folder):
     """{name: what it is} in a new file with this text."""
-    path, names = folder / f"{len(list(folder.iterdir()))}.py", {}
+    path = folder / f"defined_{len(list(folder.glob('*.py')))}.py"
     path.write_text(text, encoding="utf-8")
-    exec(compile(text, path, "exec"), names)
-    return names
+    spec = importlib.util.spec_from_file_location("defined", path)
+    sys.modules["defined"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules["defined"])
+    return vars(sys.modules["defined"])
 
 
 def test_of_a_function_inside_another_only_its_own_code_counts(tmp_path):
     def digest(text):
-        return code_of(make=definitions(text, tmp_path)["outer"]())
+        return fingerprint(definitions(text, tmp_path)["outer"]())
 
     text = ("def other():\n    return 3\n"
             "def outer():\n    start = 1\n    return lambda: (start,\n        other())\n")
     first = digest(text)
-    assert digest("# moved\n\n" + text) == digest(text.replace("start = 1", "start = 2")) == first
+    assert digest("# moved\n\n" + text) == first
+    assert digest(text.replace("def outer():", "def outer():\n    print()")) == first
+    assert digest(text.replace("start = 1", "start = 2")) != first  # it takes this along
     assert digest(text.replace("other())", "-other())")) != first
     assert digest(text.replace("return 3", "return 4")) != first
-    text = text.replace("return lambda:", "def make():\n        return").replace(
-        "other())", "other())\n    return make")
-    first = digest(text)
-    assert digest(text.replace("start = 1", "start = 2")) == first
-    assert digest(text.replace("other())", "-other())")) != first
 
 
 def test_a_given_checkpoint_is_another_one_once_the_code_that_reads_it_changes(
         tmp_path, monkeypatch):
     first = tiny_base(tmp_path / "base").folder
-    names = [load_checkpoint(first, "cpu").name for _ in range(2)]
-    monkeypatch.setattr(cache, "code_of", lambda *parts: "edited")
-    assert names[0] == names[1] != load_checkpoint(first, "cpu").name
+    names = [checkpoints.load_checkpoint(first, "cpu").name for _ in range(2)]
+    monkeypatch.setattr(pretrained, "scaled_frequencies", lambda cfg: torch.zeros(4))
+    assert names[0] == names[1] != checkpoints.load_checkpoint(first, "cpu").name
 
 
-def test_code_is_followed_through_names_modules_classes_and_constants(tmp_path):
+def test_code_is_followed_through_names_classes_and_constants(tmp_path):
     def digest(text):
-        return code_of(definitions(text, tmp_path)["work"])
+        return fingerprint(definitions(text, tmp_path)["work"])
 
-    text = ("class A:\n    def f(self):\n        return LIMIT + len(TABLE)\n"
+    text = ("class A:\n    B = 5\n    def f(self):\n        return LIMIT + len(TABLE)\n"
             "LIMIT = 1\nTABLE = {}\nTABLE['a'] = 1\nTABLE['b'] = 2\n"
             "def other():\n    return 3\n"
-            "def work():\n    '''What it does.'''\n    return A().f()\n")
+            "def work(x=1):\n    '''What it does.'''\n    return A().f()\n")
     first = digest(text)
     assert digest(text.replace("'''What it does.'''", "'''Does it.'''  # so")) == first
     assert digest(text.replace("return 3", "return 4")) == first
-    assert digest(text.replace("LIMIT = 1", "LIMIT = 2")) != first
-    assert digest(text.replace("['a'] = 1", "['a'] = 2")) != first
-    assert digest(text.replace("A().f()", "A().f() + 1")) != first
-    assert digest(text.replace("return LIMIT", "return -LIMIT")) != first
+    for old, new in (("LIMIT = 1", "LIMIT = 2"), ("['a'] = 1", "['a'] = 2"), ("B = 5", "B = 6"),
+                     ("x=1", "x=2"), ("A().f()", "A().f() + 1"), ("return LIMIT", "return -LIMIT")):
+        assert digest(text.replace(old, new)) != first, new
 
 
 # ------------------------------------------------------------------- two runs, and kill -9
@@ -336,7 +367,7 @@ def test_a_save_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch, "save", fail)
     with pytest.raises(KeyboardInterrupt):
-        cache.Progress(tmp_path / "progress.pt", -1).save([1.0])
+        Progress(tmp_path / "progress.pt", -1).save([1.0])
     with pytest.raises(IsADirectoryError):
         (tmp_path / "folder").mkdir()
         write_safetensors(tmp_path / "folder", {"a": torch.ones(1)})
@@ -347,14 +378,14 @@ def test_a_save_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
 def test_a_damaged_file_of_a_stage_is_one_sentence(tmp_path, content):
     (tmp_path / "nll-0.npy").write_bytes(content)
     with pytest.raises(UserError, match="^[^ ]*/costs cannot be read .* remove it") as error:
-        with cache.reading(tmp_path), cache.reading(tmp_path / "costs"):
+        with cli.reading(tmp_path), cli.reading(tmp_path / "costs"):
             np.load(tmp_path / "nll-0.npy")
     assert str(error.value).count("cannot be read") == 1
 
 
 def test_too_little_memory_is_no_damage(tmp_path):
     with pytest.raises(torch.OutOfMemoryError):
-        with cache.reading(tmp_path):
+        with cli.reading(tmp_path):
             raise torch.OutOfMemoryError("CUDA out of memory")
 
 
@@ -362,17 +393,7 @@ def test_too_little_memory_is_no_damage(tmp_path):
 def test_a_damaged_state_of_a_training_is_one_sentence(tmp_path, state):
     torch.save(state, tmp_path / "progress.pt")
     with pytest.raises(UserError, match="remove it to start training from the beginning"):
-        cache.Progress(tmp_path / "progress.pt", -1).load(torch.nn.Linear(1, 1))
-
-
-def test_files_that_are_not_the_project_s_are_not_its_code(tmp_path):
-    """A lock of Emacs, what macOS puts on other file systems, and a program in another encoding."""
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "folder" / "a.py").write_bytes("x = 'é'".encode("latin-1"))
-    (tmp_path / "._b.py").write_bytes(b"\x00\xff")
-    (tmp_path / ".#c.py").symlink_to("me@host.1:2")
-    (tmp_path / "d.py").symlink_to("nowhere")
-    assert list(source.sources(tmp_path)) == [tmp_path / "folder" / "a.py"]
+        Progress(tmp_path / "progress.pt", -1).load(torch.nn.Linear(1, 1))
 
 
 def test_unfinished_files_are_removed_once_their_process_is_gone(tmp_path):

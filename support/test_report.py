@@ -2,15 +2,17 @@
 
 import types
 
+import numpy as np
 import pytest
 
 from empower import Config
 from simhuman import Assistant, Episode, Turn
 from support import report
 from support.report import (PAPER, check_stopping, claims_sentence, claims_table, marked,
-                            paper_gain, paper_means, paper_name, table, token_texts, transcript,
-                            with_learned)
+                            paired_difference, paper_gain, paper_means, paper_name, share_saved,
+                            table, token_texts, transcript, with_learned)
 from support.testing import family, tiny_gpt, tokenizer
+from test_empower import episode
 
 
 def test_paper_gains_come_from_the_paper_s_table():
@@ -41,8 +43,8 @@ def test_a_table_aligns_its_columns_and_shows_what_is_absent():
 class Writes(Assistant):
     """An assistant that writes these numbers of tokens."""
 
-    def suggest(self, cache, texts, stop_tokens, generator):
-        return [[1] * self.lengths.pop(0) for _ in texts]
+    def suggest(self, codes, stop_tokens, generator):
+        return [[1] * self.lengths.pop(0) for _ in codes]
 
 
 def test_stopping_is_judged_by_the_distribution_of_lengths():
@@ -50,7 +52,7 @@ def test_stopping_is_judged_by_the_distribution_of_lengths():
         assistant = Writes(tiny_gpt(), 30)
         object.__setattr__(assistant, "lengths", list(written))
         [found] = with_learned([check_stopping("x", assistant, tokenizer(),
-                                               [([1], [1] * n, True) for n in asked])])
+                                               [([1], [1] * n, True) for n in asked], 0)])
         return found
 
     same_mean = row([10] * 4, [0, 0, 20, 20])
@@ -70,13 +72,13 @@ def test_the_check_of_stopping_keeps_its_cache_small(monkeypatch, layers, most):
     shape = types.SimpleNamespace(num_hidden_layers=layers, num_key_value_heads=64, head_dim=64)
     model, sizes = types.SimpleNamespace(config=shape, parameters=lambda: []), []
 
-    def suggest(cache, prefixes, stops, generator):
+    def suggest(prefixes, stops, generator):
         sizes.append(len(prefixes))
         return [[1]] * len(prefixes)
 
-    assistant = types.SimpleNamespace(model=model, max_tokens=50, suggest=suggest)
-    monkeypatch.setattr(report, "KVCache", lambda model, rows: None)
-    check_stopping("x", assistant, tokenizer(), [([5], [6], True)] * 40)
+    model.device = "cpu"
+    assistant = types.SimpleNamespace(model=model, max_tokens=50, suggest=suggest, begin=len)
+    check_stopping("x", assistant, tokenizer(), [([5], [6], True)] * 40, 0)
     assert sizes[0] == most and sum(sizes) == 40
 
 
@@ -135,3 +137,32 @@ def test_the_texts_of_tokens_make_up_the_program(name, text):
 
 def test_what_is_left_to_the_human_is_in_angles():
     assert marked(["a", "b\n", "c"], [0, 2]) == "‹a›b\n‹c›"
+
+
+def test_the_share_saved_by_hand():
+    half = episode(accepted=1, size=4, written=4), episode(written=2)
+    assert share_saved(half)[0] == 0.4 and share_saved(half[:1]) == (0.5, 0.0)
+    assert share_saved([episode(False, accepted=1, size=4, written=4)])[0] == 0  # it is wrong
+
+
+def test_paired_difference_uses_the_pairing():
+    rng = np.random.default_rng(0)
+    hard = rng.random(400)  # what both rows share
+    ours, theirs, others = ([(value, 1) for value in row]
+                            for row in (hard + 0.1, hard, rng.permutation(hard)))
+    mean, low, high = paired_difference(ours, theirs, rng)
+    assert mean == pytest.approx(0.1) and high - low < 1e-9
+    mean, low, high = paired_difference(theirs, others, rng)
+    assert low < 0 < high
+
+
+def test_a_difference_of_ratios_is_pooled():
+    rng = np.random.default_rng(0)
+    a, b = [(1, 1), (1, 3)] * 50, [(0, 1), (2, 2)] * 50  # 2 of 4, and 2 of 3
+    mean, low, high = paired_difference(a, b, rng)
+    assert mean == pytest.approx(2 / 4 - 2 / 3) and low < mean < high
+    again = [np.array(a)[k].sum(0) for k in rng.integers(0, 100, (2000, 100))]
+    error = np.std([part / whole for part, whole in again])
+    fixed = paired_difference(a, [(1, 2)] * 100, rng)
+    assert fixed[2] - fixed[1] == pytest.approx(2 * 1.96 * error, rel=0.1)
+    assert paired_difference(a, [(0, 0)] * 100, rng) == (None, None, None)

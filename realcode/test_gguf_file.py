@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-import data
 from empower import score
-from model import GPT, GPTConfig, rotary_frequencies
-from realcode import convert
-from support import gguf_file
-from support.cache import load_checkpoint, save_checkpoint
-from support.gguf_file import llama3_scaling, read_gguf
+from realcode import convert, gguf_file
+from realcode.checkpoints import load_checkpoint, save_checkpoint
+from realcode.gguf_file import llama3_scaling, read_gguf
+from realcode.pretrained import PublishedConfig, new_model, scaled_frequencies
+from realcode.tokenizer_files import load_tokenizer
 from support.testing import ROOT, TOKENIZERS, in_process, smollm2
 
 gguf = pytest.importorskip("gguf", reason="GGUF files are read with it: pip install gguf")
@@ -31,7 +30,7 @@ def large_random_gpt(architecture="LlamaForCausalLM", eos_token_id=352, **option
     """A random GPT with weights so large that a wrong order of rows shows."""
     sizes = {"vocab_size": 384, "hidden_size": 256, "intermediate_size": 256,
              "num_hidden_layers": 2, "head_dim": 64, "rms_norm_eps": 1e-5}
-    model = GPT(GPTConfig(**sizes, architecture=architecture, eos_token_id=eos_token_id, **options))
+    model = new_model(PublishedConfig(**sizes, architecture=architecture, eos_token_id=eos_token_id, **options))
     generator = torch.Generator().manual_seed(0)
     for weight in model.parameters():
         noise = torch.randn(weight.shape, generator=generator)
@@ -87,8 +86,8 @@ def test_the_rows_of_a_llama_are_put_back_in_order(tmp_path, file):
 @torch.no_grad()
 def test_the_scaling_of_a_llama_3_is_found_from_its_factors(tmp_path):
     model = large_random_gpt(rope_scaling=SCALING, rope_theta=10000.0)
-    plain = rotary_frequencies(GPTConfig(head_dim=64))
-    factors = plain / rotary_frequencies(model.config)
+    plain = scaled_frequencies(PublishedConfig(head_dim=64))
+    factors = plain / scaled_frequencies(model.config)
     assert llama3_scaling(factors, 64, 10000.0) == SCALING
     path = written(tmp_path / "x.gguf", model, rope_factors=factors)
     assert torch.equal(load_checkpoint(path, "cpu").model(IDS), model(IDS))
@@ -183,15 +182,15 @@ def test_a_file_s_tokenizer_is_that_of_the_folder(tmp_path, name, pre):
     model = large_random_gpt(bos_token_id=bos, eos_token_id=stop)
     found = load_checkpoint(written(tmp_path / "x.gguf", model, name, pre=pre), "cpu").encoding
     (tmp_path / "folder").mkdir()
-    save_checkpoint(model, load_checkpoint(tmp_path / "x.gguf", "cpu"), tmp_path / "folder")
-    copied = data.load_tokenizer(tmp_path / "folder")
-    theirs = data.load_tokenizer(TOKENIZERS / name)
+    save_checkpoint(load_checkpoint(tmp_path / "x.gguf", "cpu"), tmp_path / "folder")
+    copied = load_tokenizer(tmp_path / "folder")
+    theirs = load_tokenizer(TOKENIZERS / name)
     page = json.loads((TOKENIZERS / "expected.json").read_text(encoding="utf-8"))["page"]
     for text in page:
         assert (found.encode_ordinary(text) == copied.encode_ordinary(text)
                 == theirs.encode_ordinary(text))
     assert found.bos == copied.bos == theirs.bos == bos
-    assert found.size == theirs.size and found.stop == copied.stop == stop
+    assert found.n_vocab == theirs.n_vocab and found.stop == copied.stop == stop
 
 
 @pytest.mark.parametrize("key, value, sentence", [
@@ -205,7 +204,7 @@ def test_what_is_not_supported_is_refused_by_name(file, monkeypatch, key, value,
     path, _ = file
     found = read_gguf(path)
     found.metadata[key] = value
-    monkeypatch.setattr("support.gguf_file.read_gguf", lambda path: found)
+    monkeypatch.setattr("realcode.gguf_file.read_gguf", lambda path: found)
     with pytest.raises(ValueError, match=sentence) as error:
         load_checkpoint(path, "cpu")
     assert str(error.value).startswith(str(path))
@@ -346,7 +345,7 @@ def test_a_damaged_tokenizer_is_refused(file, monkeypatch, key):
     for value in (None, [], ["x"], 5, "text", 10 ** 9):
         found = read_gguf(file[0])
         found.metadata[key] = value
-        monkeypatch.setattr("support.gguf_file.read_gguf", lambda path: found)
+        monkeypatch.setattr("realcode.gguf_file.read_gguf", lambda path: found)
         if (key, value) in (("tokenizer.ggml.eos_token_id", None),
                             ("tokenizer.ggml.merges", [])):  # a Llama 3 can do without
             continue
@@ -391,7 +390,7 @@ def test_another_run_may_make_the_folder_first(file, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("arguments, sentence", [
-    (["missing.gguf", "DIR"], "missing.gguf"), (["FOLDER", "DIR"], "is not a GGUF file"),
+    (["missing.gguf", "DIR"], "missing.gguf"), (["FOLDER", "DIR"], "is not there: name a folder"),
     ([], "the following arguments are required")])
 def test_a_wrong_convert_is_one_sentence(tmp_path, arguments, sentence):
     arguments = [str(tmp_path / name) for name in arguments]
@@ -407,7 +406,7 @@ def test_published_weights_cost_what_transformers_says():
     """SmolLM2-135M-Instruct; fixtures/make_gguf.py wrote what is expected, with transformers."""
     checkpoint = load_checkpoint(smollm2(), "cpu")
     encoding = checkpoint.encoding
-    assert (encoding.size, encoding.start, encoding.stops) == (49152, 0, [2])
+    assert (encoding.n_vocab, encoding.start, encoding.stops) == (49152, 0, [2])
     expected = json.loads((ROOT / "fixtures" / "smollm2_published.json").read_text())
     program = (ROOT / "figures" / "program.py").read_text(encoding="utf-8")
     ids = encoding.encode_ordinary(program)
