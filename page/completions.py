@@ -55,7 +55,9 @@ class Completions:
         number, temperature = next(self.numbers), field(body, "temperature", float, 0.0, 0, 2)
         stops = stop_strings(body)
         field(body, "logprobs", int, 0, 0, 5)
-        request = Request(prompt(body), self._eta(name, body),
+        needs_eta = self.models.choices[name].needs_eta  # `eta` is not OpenAI's
+        request = Request(prompt(body),
+                          field(body, "eta", float, 0.32, 0, 1000) if needs_eta else math.inf,
                           field(body, "max_tokens", int, 10**6, 1, 10**6),
                           temperature if temperature > 0.01 else 0.0,  # the logits are divided
                           max(field(body, "top_p", float, 1.0, 0, 1), 0.001),
@@ -75,15 +77,10 @@ class Completions:
                 "usage": {"prompt_tokens": read, "completion_tokens": len(pieces),
                           "total_tokens": read + len(pieces)}}
 
-    def _eta(self, name, body):
-        """The bits at which an assistant that was not trained to stop does so; not OpenAI's."""
-        return field(body, "eta", float, 0.32, 0, 1000) if self.models.choices[name].needs_eta \
-            else math.inf
-
 
 def prompt(body):
     """The text before the caret: a string, or a list of one."""
-    text = body.get("prompt") if isinstance(body, dict) else None
+    text = body.get("prompt")
     if isinstance(text, list) and len(text) == 1:
         text = text[0]
     if not isinstance(text, str):

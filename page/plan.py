@@ -44,10 +44,6 @@ class Task:
     tests: tuple                 # pairs of stdin and expected stdout
     start: str = ""              # the program that a person begins with
 
-    @property
-    def slug(self):
-        return slug(self.name)
-
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
@@ -66,10 +62,6 @@ class Plan:
     seed: int = 0                # of the order of assistants and problems
     run_programs: bool = False   # whether people may run their programs on the tests
 
-    def problem(self, name):
-        """The problem with this name; KeyError if there is none."""
-        return {problem.name: problem for problem in self.problems}[name]
-
 
 def open_plan(folder):
     """The Plan in a folder. If there is none, writes an example and raises a UserError."""
@@ -85,12 +77,11 @@ def open_plan(folder):
         raise UserError(f"wrote an example of a plan to {path} and a consent text to {consent}: "
                         "edit both, then run the same command again")
     try:
-        plan = Plan(**checked_plan(json.loads(read_text(path)), read_text(consent)))
+        return Plan(**checked_plan(json.loads(read_text(path)), read_text(consent)))
     except KeyError as error:
         raise UserError(f"{path} cannot be used (it lacks {error}): see page/README.md") from None
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} cannot be used ({error}): see page/README.md") from None
-    return plan
 
 
 def checked_plan(plan, consent):
@@ -114,11 +105,9 @@ def checked_plan(plan, consent):
              *(text for each in problems for text in (each.name, each.statement, each.start))]
     if not all(isinstance(text, str) for text in texts) or not plan["join_code"].strip():
         raise ValueError("join_code, assistants, questions, names and statements are texts")
-    if len(plan["assistants"]) < 2 or len(set(plan["assistants"])) < len(plan["assistants"]):
-        raise ValueError("give two or more different assistants")
-    if len(plan["assistants"]) > 5:
-        raise ValueError("give at most five assistants")
-    if not problems or len({each.slug for each in problems} - {""}) < len(problems):
+    if not 2 <= len(set(plan["assistants"])) == len(plan["assistants"]) <= 5:
+        raise ValueError("give two to five different assistants")
+    if not problems or len({slug(each.name) for each in problems} - {""}) < len(problems):
         raise ValueError("give one or more problems with different names")
     for name, least, most in (("minutes", 0.01, 600), ("minutes_alone", 0, 600),
                               ("eta", 0, 1000), ("delay_ms", 0, 60_000),

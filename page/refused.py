@@ -11,7 +11,7 @@ class Refused(Exception):
         self.status = status
 
 
-def field(body, name, kind, default=None, least=None, most=None):
+def field(body, name, kind, default=None, least=-math.inf, most=math.inf):
     """body[name], which must be of this kind (str, int, float, bool, list, dict) and in range.
 
     default: for a field that is absent or null; without one it must be there.
@@ -24,8 +24,6 @@ def field(body, name, kind, default=None, least=None, most=None):
     kinds = (int, float) if kind is float else kind
     if not isinstance(value, kinds) or isinstance(value, bool) != (kind is bool):
         raise Refused(400, f"{name} is not of type {kind.__name__}")
-    if kind in (int, float):
-        if abs(value) > 1e300 or not math.isfinite(value) or not (
-                (least is None or least <= value) and (most is None or value <= most)):
-            raise Refused(400, f"{name} is {value}: give a number from {least} to {most}")
+    if kind in (int, float) and not (abs(value) <= 1e300 and least <= value <= most):
+        raise Refused(400, f"{name} is {value}: give a number from {least} to {most}")
     return value

@@ -1,15 +1,12 @@
-"""python page/study.py DIR: the table of the paper's user study, from logs of an editor.
+"""python page/study.py DIR: the table of the paper's user study.
 
-    DIR/PERSON/ASSISTANT/PROBLEM.tsv     what happened, in the published editor's format
-    DIR/PERSON/mapping.json              {"assistant_1": name, "assistant_2": name}, if it was blind
-    DIR/PERSON/answers.json              {question: "assistant_1" or "assistant_2"}
-    DIR/PERSON/tests.jsonl               each run of the tests: {"part": ..., "passed": ...}
+DIR is what `python empower.py page --study DIR` leaves; the study may still go on. Everything is
+counted from DIR/PERSON/events.jsonl. The part without an assistant, if there was one, is a row of
+the table and in none of the tests.
 
-`python empower.py page --study DIR` leaves them like this. The logs in a folder ASSISTANT that is
-called "alone" are of the part without an assistant: a row of the table, in none of the tests.
-
-A log is tab-separated, with a header: timestamp, action_type, action_info, caret_index. The caret
-is that after the action; tabs and line breaks in action_info are written as \\t, \\n, \\r.
+--logs also writes DIR/PERSON/ASSISTANT/PROBLEM.tsv, logs in the format of the editor that was
+published with the paper: tab-separated, with a header; tabs and line breaks in the text are written
+as \\t, \\n and \\r, and the caret is that after the action.
 
 Votes are tested by an exact binomial test, one-sided, as in the paper: against a draw among all
 assistants. Accept ratios are tested by a test of two proportions with separate variances, one-sided
@@ -24,18 +21,20 @@ import itertools
 import json
 import math
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from page.person import parts_of, read_lines
+from support.cache import slug
 from support.cli import Parser, UserError, plain_errors
-from support.files import read_text
+from support.files import read_json, write_text
 from support.report import table
 
 ALONE = "alone"  # the part of a study without an assistant
-COLUMNS = ["timestamp", "action_type", "action_info", "caret_index"]
 
 # ------------------------------------------------------------------- statistics
 
@@ -49,17 +48,14 @@ def votes_p(votes, people, choices=2):
                for k in range(votes, people + 1)) / choices ** people
 
 
-def normal_above(z):
-    """The probability that a standard normal number exceeds z."""
-    return math.erfc(z / math.sqrt(2)) / 2
-
-
 def proportions_p(a, n, b, m):
     """One-sided p of the test of two proportions, a of n above b of m, each with its variance."""
     if not n or not m:
         return math.nan
     variance = a / n * (1 - a / n) / n + b / m * (1 - b / m) / m
-    return normal_above((a / n - b / m) / math.sqrt(variance)) if variance else math.nan
+    if not variance:
+        return math.nan
+    return math.erfc((a / n - b / m) / math.sqrt(variance) / math.sqrt(2)) / 2  # normal, above
 
 
 def paired_t(a, b):
@@ -98,12 +94,12 @@ def incomplete_beta(a, b, x):
     return front * result
 
 
-# ------------------------------------------------------------------- logs
+# ------------------------------------------------------------------- the events of one part
 
 
 @dataclasses.dataclass
 class Figures:
-    """What one log, or several added up, come to; characters, not tokens."""
+    """What one part, or several added up, come to; characters, not tokens."""
 
     proposed: int = 0           # suggestions shown
     accepted: int = 0
@@ -117,107 +113,98 @@ class Figures:
                                                dataclasses.astuple(other))))
 
 
-def read_log(path):
-    """[(action_type, action_info, caret)] of a log; a UserError names the line that is damaged."""
-    try:
-        lines = read_text(path).replace("\r\n", "\n").removesuffix("\n").split("\n")
-        if not lines or lines[0].split("\t") != COLUMNS:
-            raise ValueError(f"its first line is not {' '.join(COLUMNS)}")
-        actions = []
-        for number, line in enumerate(lines[1:], 2):
-            fields = line.split("\t")
-            if len(fields) != 4 or not fields[3].lstrip("-").isdigit():
-                if number == len(lines):
-                    break  # cut off by a crash
-                raise ValueError(f"line {number} is not {' '.join(COLUMNS)}")
-            actions.append((fields[1], unescaped(fields[2]), int(fields[3])))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}): give logs of the editor") from None
-    return actions
-
-
-def unescaped(text):
-    """Text with its tabs and line breaks, which a log writes as \\t, \\n and \\r."""
-    return text.replace("\\t", "\t").replace("\\n", "\n").replace("\\r", "\r")
-
-
-def figures(actions):
-    """The Figures of a log: every character of the editor is marked by who wrote it.
+def figures(events):
+    """The Figures of a part: every character of the program is marked by who wrote it.
 
     Example: "ab" is suggested and accepted, then one character is deleted: accepted 1, suggested
     2, deleted 1.
     """
-    found, marks, caret = Figures(), [], 0
-    for kind, info, after in actions:
-        moved = after - caret
+    found, marks = Figures(), ""  # s: suggested, t: typed, ?: from before
+    for event in events:
+        kind, info, caret = event["type"], event["info"], event["caret"]
+        begin = caret - len(info)
         if kind == "current_code":
-            marks = ["unknown"] * len(info)
+            marks = "?" * len(info)
         elif kind == "proposed_suggestion":
             found.proposed += 1
             found.shown += len(info)
-        elif kind in ("accepted_suggestion", "character_typed"):
-            who = "suggested" if kind == "accepted_suggestion" else "typed"
-            marks[caret:caret] = [who] * max(moved, 0)
-            found.accepted += who == "suggested"
-            setattr(found, who, getattr(found, who) + max(moved, 0))
+        elif kind == "accepted_suggestion":
+            found.accepted += 1
+            found.suggested += len(info)
+            marks = marks[:begin].ljust(begin, "?") + "s" * len(info) + marks[begin:]
+        elif kind == "character_typed":
+            found.typed += len(info)
+            marks = marks[:begin].ljust(begin, "?") + "t" * len(info) + marks[begin:]
         elif kind == "deletion":
-            n = int(info) if info.isdigit() else max(-moved, 0)
-            found.deleted += marks[after:after + n].count("suggested")
-            del marks[after:after + n]
-        caret = max(after, 0)
-        marks += ["unknown"] * (caret - len(marks))  # text that the log does not explain
+            end = caret + int(info)
+            found.deleted += marks[caret:end].count("s")
+            marks = marks[:caret] + marks[end:]
     return found
+
+
+def as_log(events):
+    """The events of a part as the published editor writes them."""
+    lines = ["timestamp\taction_type\taction_info\tcaret_index\n"]
+    for event in events:
+        if event["type"] not in ("tick", "done"):  # that editor has no such actions
+            info = event["info"].replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")
+            stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(event["ms"] // 1000))
+            lines.append(f"{stamp}.{event['ms'] % 1000:03}Z\t{event['type']}\t{info}\t"
+                         f"{event['caret']}\n")
+    return "".join(lines)
 
 
 # ------------------------------------------------------------------- the study
 
 
 def read_study(folder):
-    """{person: ({assistant: Figures}, {question: assistant}, assistants)} of a folder.
+    """{person: ({assistant: Figures}, {question: assistant}, assistants)} of all who have begun.
 
     The answers are None before they are given; the last are the assistants with which the person's
     program passed all tests.
     """
+    if not (Path(folder) / "plan.json").exists():
+        raise UserError(f"{folder} has no plan.json: give the folder of a study")
     study = {}
-    for person in sorted(path for path in Path(folder).iterdir() if path.is_dir()):
-        names = as_json(person / "mapping.json")
-        found = {}
-        for assistant in sorted(path for path in person.iterdir() if path.is_dir()):
-            logs = sorted(assistant.glob("*.tsv"))
-            if logs:
-                found[names.get(assistant.name, assistant.name)] = sum(
-                    (figures(read_log(log)) for log in logs), Figures())
-        if found:
-            path = person / "answers.json"
-            answers = {question: names.get(choice, choice)
-                       for question, choice in as_json(path).items()} if path.exists() else None
-            study[person.name] = found, answers, {
-                names.get(part, part) for part in passed_parts(person / "tests.jsonl")}
+    for path in sorted(Path(folder).glob("*/person.json")):
+        try:
+            study[path.parent.name] = read_person(path.parent)
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise UserError(f"{path.parent} cannot be read ({error!r}): mend it") from None
+    study = {name: person for name, person in study.items() if person[0]}
     if not study:
-        raise UserError(f"{folder} has no logs: give a folder with PERSON/ASSISTANT/PROBLEM.tsv")
+        raise UserError(f"in {folder} nobody has begun: wait, or give the folder of a study")
     return study
 
 
-def passed_parts(path):
-    """The parts of a study in which a program passed all tests; none if none was run."""
-    try:
-        runs = [json.loads(line) for line in read_text(path).splitlines()] if path.exists() else []
-        return {run["part"] for run in runs if run["passed"]}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} cannot be read ({error!r}): mend or remove it") from None
+def read_person(folder):
+    """({assistant: Figures}, {question: assistant}, assistants) of one person, for `read_study`."""
+    who, parts = read_parts(folder)
+    found = {who[part]: figures(events) for part, events in parts.items()}
+    path, answers = folder / "answers.json", None
+    if path.exists():
+        answers = {question: who[part] for question, part in read_json(path).items()}
+    return found, answers, {
+        who[run["part"]] for run in read_lines(folder / "tests.jsonl") if run["passed"]}
 
 
-def as_json(path):
-    """The object in a JSON file, {} if there is none."""
-    if not path.exists():
-        return {}
-    try:
-        found = json.loads(read_text(path))
-        if not isinstance(found, dict):
-            raise ValueError("it is not an object")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}): mend or remove it") from None
-    return found
+def read_parts(folder):
+    """({part: its assistant, or "alone"}, {part: its events}) of one person."""
+    alone = read_json(folder.parent / "plan.json").get("minutes_alone")
+    who = parts_of(read_json(folder / "person.json")["assistants"], alone)
+    parts = {}
+    for event in read_lines(folder / "events.jsonl"):
+        parts.setdefault(list(who)[event["part"]], []).append(event)
+    return {part: name or ALONE for part, name in who.items()}, parts
+
+
+def write_logs(folder, study):
+    """Writes the logs of a study as DIR/PERSON/ASSISTANT/PROBLEM.tsv."""
+    for person in (Path(folder) / name for name in study):
+        problem = read_json(person / "person.json")["problem"]
+        for part, events in read_parts(person)[1].items():
+            (person / part).mkdir(exist_ok=True)
+            write_text(person / part / f"{slug(problem)}.tsv", as_log(events))
 
 
 def analyse(study):
@@ -314,18 +301,21 @@ def as_text(results):
 
 
 def main(argv=None):
-    """The command line; --json FILE writes the figures too."""
+    """The command line."""
     parser = Parser(prog="page/study.py", description=__doc__.split("\n\n")[0],
                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", metavar="DIR", help="the folder of a study")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    parser.add_argument("--logs", action="store_true",
+                        help="also write logs in the published editor's format, into DIR")
     args = parser.parse_args(argv)
     with plain_errors("page/study.py"):
-        if not Path(args.folder).is_dir():
-            raise UserError(f"there is no folder {args.folder}: give that of a study")
-        results = analyse(read_study(args.folder))
+        study = read_study(args.folder)
+        results = analyse(study)
         if args.json:
             args.json.write_text(json.dumps(results, indent=2, allow_nan=False) + "\n")
+        if args.logs:
+            write_logs(args.folder, study)
         print(as_text(results))
 
 

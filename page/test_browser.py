@@ -302,8 +302,8 @@ def take_part(browser, server, folder, program, trouble=lambda: None, late=False
         browser.see("#intro-title", f"Part {part} of 2: with assistant {part}")
         browser.click("#begin")
         area = browser.see("#study-editor textarea")
-        mapping = json.loads((folder / word / "mapping.json").read_text())
-        if mapping[f"assistant_{part}"] == "Base-10":  # it always has something to say
+        order = json.loads((folder / word / "person.json").read_text())["assistants"]
+        if order[part - 1] == "Base-10":  # it always has something to say
             browser.wait(lambda: browser.text("#study-editor .ghost"))
         for line in program[part - 1]:
             area.send_keys(line)

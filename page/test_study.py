@@ -1,15 +1,16 @@
-"""Tests of the study's analysis: its statistics against known values, and logs."""
+"""Tests of the study's analysis: its statistics against known values, and its counts."""
 
 import json
 import math
+import random
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
-from page.study import (Figures, analyse, figures, incomplete_beta, main, paired_t,
-                        proportions_p, read_log, read_study, student_two_sided, votes_p)
+from page.study import (Figures, analyse, as_log, figures, incomplete_beta, main, paired_t,
+                        proportions_p, read_parts, read_study, student_two_sided, votes_p)
 from support.cli import UserError
 from support.testing import ROOT
 
@@ -55,56 +56,91 @@ def test_the_paired_test():
     assert np.mean(small) == pytest.approx(0.05, abs=0.015)
 
 
-def written(path, *actions):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lines = ["timestamp\taction_type\taction_info\tcaret_index"]
-    lines += [f"2026-01-01T10:00:{k:02}.000Z\t{kind}\t{info}\t{caret}"
-              for k, (kind, info, caret) in enumerate(actions)]
-    path.write_text("\n".join(lines) + "\n")
-    return path
+def events(*actions, part=0):
+    """Events of a part from (type, info, caret)."""
+    return [{"n": n, "part": part, "ms": 1000 * n, "type": kind, "info": str(info), "caret": caret}
+            for n, (kind, info, caret) in enumerate(actions, 1)]
 
 
-def test_every_character_belongs_to_somebody(tmp_path):
-    log = written(tmp_path / "log.tsv", ("current_code", "x\\n", 2),
-                  ("character_typed", "a", 3), ("proposed_suggestion", "bcd\\n", 3),
-                  ("accepted_suggestion", "bcd\\n", 7), ("proposed_suggestion", "e", 7),
-                  ("deletion", "2", 5), ("cursor_left", "", 3), ("deletion", "", 2),
-                  ("deletion", "1", 1))
-    assert figures(read_log(log)) == Figures(proposed=2, accepted=1, suggested=4, deleted=2,
-                                             typed=1, shown=5)
+def written(folder, *parts, order=("A", "B"), answers=None, alone=0):
+    """A person's folder with the events of each part."""
+    folder.mkdir(parents=True)
+    (folder.parent / "plan.json").write_text(json.dumps({"minutes_alone": alone}))
+    (folder / "person.json").write_text(json.dumps({"assistants": order, "problem": "the sum"}))
+    (folder / "events.jsonl").write_text("".join(
+        json.dumps(event) + "\n" for part, actions in enumerate(parts)
+        for event in events(*actions, part=part)))
+    if answers is not None:
+        (folder / "answers.json").write_text(json.dumps(answers))
+    return folder
 
 
-def test_a_log_that_was_cut_off_counts_up_to_there(tmp_path):
-    log = written(tmp_path / "log.tsv", ("character_typed", "a", 1), ("character_typed", "b", 2))
-    log.write_text(log.read_text()[:-4])
-    assert figures(read_log(log)).typed == 1
+def test_every_character_belongs_to_somebody():
+    found = figures(events(
+        ("current_code", "x\n", 2), ("character_typed", "a", 3),
+        ("proposed_suggestion", "bcd\n", 3), ("accepted_suggestion", "bcd\n", 7),
+        ("proposed_suggestion", "e", 7), ("deletion", 2, 5), ("cursor_moved", "", 3),
+        ("tick", "", 0), ("deletion", 1, 2), ("deletion", 1, 1)))
+    assert found == Figures(proposed=2, accepted=1, suggested=4, deleted=2, typed=1, shown=5)
 
 
-@pytest.mark.parametrize("text, said", [
-    ("", "first line"), ("time\taction\n", "first line"),
-    ("timestamp\taction_type\taction_info\tcaret_index\nx\ny\n", "line 2")])
-def test_other_files_are_refused(text, said, tmp_path):
-    path = tmp_path / "log.tsv"
-    path.write_text(text)
-    with pytest.raises(UserError, match=said):
-        read_log(path)
+def test_who_wrote_what_is_known_after_any_editing():
+    """Against a list of characters, in which suggestions are capitals."""
+    rng, program, actions = random.Random(0), [], []
+    deleted = suggested = 0
+    for _ in range(500):
+        at = rng.randint(0, len(program))
+        new = rng.choice(["a", "bc", "D", "EFG"])
+        if rng.random() < 0.5:
+            end = rng.randint(at, len(program))
+            actions.append(("deletion", end - at, at))
+            deleted += "".join(program[at:end]).count("s")
+            del program[at:end]
+        else:
+            actions.append(("accepted_suggestion" if new.isupper() else "character_typed", new,
+                            at + len(new)))
+            program[at:at] = ["s" if new.isupper() else "t"] * len(new)
+            suggested += new.isupper() * len(new)
+    found = figures(events(*actions))
+    assert (found.deleted, found.suggested) == (deleted, suggested)
+
+
+def test_a_part_that_begins_within_a_program():
+    """The record of the page says the program first; another one need not."""
+    assert figures(events(("accepted_suggestion", "ab", 12), ("deletion", 4, 8))).deleted == 2
+
+
+def test_a_log_has_one_line_for_each_action():
+    log = as_log(events(("character_typed", "\"a\tb\r\n", 6), ("tick", "", 0), ("deletion", 2, 4)))
+    assert log.splitlines() == [
+        "timestamp\taction_type\taction_info\tcaret_index",
+        '1970-01-01T00:00:01.000Z\tcharacter_typed\t"a\\tb\\r\\n\t6',
+        "1970-01-01T00:00:03.000Z\tdeletion\t2\t4"]
+
+
+@pytest.mark.parametrize("file, text", [
+    ("events.jsonl", "{}\n"), ("events.jsonl", "x\n"), ("events.jsonl", '{"part": 7}\n'),
+    ("tests.jsonl", "{}\n"), ("answers.json", "[1]"), ("answers.json", '{"enjoyed": "A"}'),
+    ("person.json", "{}")])
+def test_a_damaged_file_is_refused_with_the_name_of_the_person(file, text, tmp_path):
+    person = written(tmp_path / "teal-otter", [("character_typed", "a", 1)])
+    (person / file).write_text(text)
+    with pytest.raises(UserError, match="teal-otter"):
+        read_study(tmp_path)
 
 
 @pytest.fixture
 def study(tmp_path):
     """Three people; A deletes one suggested character of four each time, B two of four."""
     for k in range(3):
-        person = tmp_path / f"person-{k}"
-        names = {"assistant_1": "A", "assistant_2": "B"}
-        if k == 1:
-            names = {"assistant_1": "B", "assistant_2": "A"}
-        for folder, name in names.items():
+        order = "BA" if k == 1 else "AB"
+        parts = []
+        for name in order:
             deleted = (1 if name == "A" else 2) + (k == 2)
-            written(person / folder / "sum.tsv", ("proposed_suggestion", "wxyz", 0),
-                    ("accepted_suggestion", "wxyz", 4), ("deletion", deleted, 4 - deleted),
-                    *[("proposed_suggestion", "q", 4 - deleted)] * (name == "B"))
-        (person / "mapping.json").write_text(json.dumps(names))
-        (person / "answers.json").write_text(json.dumps({"enjoyed": "assistant_1"}))
+            parts.append([("current_code", "", 0), ("proposed_suggestion", "wxyz", 0),
+                          ("accepted_suggestion", "wxyz", 4), ("deletion", deleted, 4 - deleted),
+                          *[("proposed_suggestion", "q", 4 - deleted)] * (name == "B")])
+        written(tmp_path / f"person-{k}", *parts, order=order, answers={"enjoyed": "assistant_1"})
     return tmp_path
 
 
@@ -120,11 +156,10 @@ def test_a_study_is_unblinded_and_counted(study):
     assert deleted["p"] is None  # each person's difference is the same
 
 
-def test_answers_without_logs_of_an_assistant_are_not_votes(tmp_path):
+def test_answers_without_events_of_an_assistant_are_not_votes(tmp_path):
     """Somebody who left after the part without an assistant."""
-    written(tmp_path / "a" / "alone" / "sum.tsv", ("character_typed", "x", 1))
-    (tmp_path / "a" / "mapping.json").write_text('{"assistant_1": "A", "assistant_2": "B"}')
-    (tmp_path / "a" / "answers.json").write_text('{"enjoyed": "assistant_1"}')
+    written(tmp_path / "a", [("character_typed", "x", 1)], alone=25,
+            answers={"enjoyed": "assistant_1"})
     results = analyse(read_study(tmp_path))
     assert [row["name"] for row in results["rows"]] == ["alone"]
     assert results["tests"] == [] and results["people"] == 1
@@ -134,9 +169,9 @@ def test_ties_three_assistants_and_solved_problems(study):
     """Each of three people votes for another one of three assistants; one solved it with C."""
     for k, vote in enumerate(("assistant_1", "assistant_2", "assistant_3")):
         person = study / f"person-{k}"
-        written(person / "assistant_3" / "sum.tsv", ("proposed_suggestion", "w", 0))
-        (person / "mapping.json").write_text(
-            '{"assistant_1": "A", "assistant_2": "B", "assistant_3": "C"}')
+        with open(person / "events.jsonl", "a") as file:
+            file.write(json.dumps(events(("proposed_suggestion", "w", 0), part=2)[0]) + "\n")
+        (person / "person.json").write_text('{"assistants": ["A", "B", "C"], "problem": "sum"}')
         (person / "answers.json").write_text(json.dumps({"enjoyed": vote}))
     (study / "person-0" / "tests.jsonl").write_text(
         '{"part": "assistant_1", "passed": false}\n{"part": "assistant_3", "passed": true}\n')
@@ -151,9 +186,6 @@ def test_ties_three_assistants_and_solved_problems(study):
     (study / "person-1" / "answers.json").write_text('{"enjoyed": "assistant_1"}')
     [vote] = analyse(read_study(study))["votes"]
     assert vote["most"] == "A" and vote["p"] == pytest.approx(1 / 9)
-    (study / "person-0" / "tests.jsonl").write_text("{}\n")
-    with pytest.raises(UserError, match="tests.jsonl cannot be read"):
-        read_study(study)
 
 
 def test_the_command_prints_the_table_and_json(study, tmp_path, capsys):
@@ -162,8 +194,14 @@ def test_the_command_prints_the_table_and_json(study, tmp_path, capsys):
                           capture_output=True, text=True)
     assert done.returncode == 0 and "| enjoyed" in done.stdout and "paired t over 3" in done.stdout
     assert json.loads(path.read_text())["people"] == 3
-    (tmp_path / "empty").mkdir()
-    for folder, said in ((tmp_path / "empty", "has no logs"), (tmp_path / "none", "no folder")):
+    assert not list(study.glob("*/*/*"))
+    main([str(study), "--logs"])
+    assert {log.read_text() == as_log(read_parts(log.parent.parent)[1][log.parent.name])
+            for log in study.glob("*/*/the-sum.tsv")} == {True}
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "plan.json").write_text("{}")
+    capsys.readouterr()
+    for folder, said in ((tmp_path / "begun", "nobody"), (tmp_path / "none", "no plan.json")):
         with pytest.raises(SystemExit) as end:
             main([str(folder)])
         err = capsys.readouterr().err

@@ -1,10 +1,11 @@
-"""The user study: its plan, its people and their logs, over the routes that the page uses."""
+"""The user study: its plan, its people and their records, over the routes that the page uses."""
 
-import errno
+import contextlib
 import json
 import math
 import os
 import random
+import resource
 import sys
 import threading
 import time
@@ -16,11 +17,11 @@ import pytest
 import page.person
 import page.trial
 from page.offered import find_offer
-from page.person import HEADER, edited
+from page.person import edited
 from page.plan import CONSENT, EXAMPLE, open_plan
 from page.refused import Refused
 from page.server import Config
-from page.study import Figures, analyse, figures, read_log, read_study
+from page.study import Figures, analyse, main, read_study
 from page.trial import AT_ONCE, RUNS, Trial, arrangement
 from support.cli import UserError
 from support.testing import in_process, until
@@ -98,9 +99,9 @@ def test_a_person_joins_with_the_code_and_is_known_by_a_word(klass):
     state = klass.state(f" {word.upper()} ")
     assert state["parts"] == ["assistant_1", "assistant_2"] and not state["begun"]
     folder = klass.folder / word
-    assert sorted(path.name for path in folder.iterdir()) == ["mapping.json", "person.json"]
-    mapping = json.loads((folder / "mapping.json").read_text())
-    assert set(mapping.values()) == set(EXAMPLE["assistants"])
+    assert [path.name for path in folder.iterdir()] == ["person.json"]
+    order = json.loads((folder / "person.json").read_text())["assistants"]
+    assert set(order) == set(EXAMPLE["assistants"])
 
 
 def test_nothing_that_a_person_gets_names_an_assistant(klass):
@@ -138,14 +139,14 @@ def test_each_part_has_its_assistant_at_the_same_delay(klass, monkeypatch):
     word = klass.join()
     asked = []
     monkeypatch.setattr(klass.models, "suggest", lambda name, editor, request: asked.append(name))
-    mapping = json.loads((klass.folder / word / "mapping.json").read_text())
+    order = json.loads((klass.folder / word / "person.json").read_text())["assistants"]
     klass.post("suggest", word=word, text="before the clock starts")
     klass.send(word, BEGIN)
     klass.post("suggest", word=word, text="x")
     klass.send(word, ("done", "", 0))
     klass.send(word, BEGIN, part=1)
     klass.post("suggest", word=word, text="x")
-    assert asked == [mapping["assistant_1"], mapping["assistant_2"]]
+    assert asked == order
     assert all(4.5 < seconds <= 5 for seconds in slept) and len(slept) == 3
 
 
@@ -230,19 +231,23 @@ def test_a_part_without_an_assistant_comes_first(tmp_path, models):
 # ------------------------------------------------------------------- what is kept
 
 
-def test_events_become_logs_that_the_analysis_reads(klass):
+def test_the_record_is_analysed_and_written_as_logs(klass):
     word = klass.join()
     klass.send(word, BEGIN, ("character_typed", "a\tb\n", 4), ("proposed_suggestion", "xyz", 4),
                ("accepted_suggestion", "xyz", 7), ("tick", "", 0), ("deletion", "2", 5),
                ("cursor_moved", "", 1))
     person = klass.trial.people[word]
-    log = person.log("assistant_1")
-    assert log.read_text() == HEADER + "".join(
+    main([str(klass.folder), "--logs"])
+    [log] = (klass.folder / word / "assistant_1").iterdir()
+    assert log.name == person.problem.name + ".tsv"
+    assert log.read_text() == "timestamp\taction_type\taction_info\tcaret_index\n" + "".join(
         f"1970-01-01T00:00:0{k}.000Z\t{kind}\t{info}\t{caret}\n" for k, kind, info, caret in (
             (0, "current_code", "", 0), (1, "character_typed", "a\\tb\\n", 4),
             (2, "proposed_suggestion", "xyz", 4), (3, "accepted_suggestion", "xyz", 7),
             (5, "deletion", "2", 5), (6, "cursor_moved", "", 1)))
-    assert figures(read_log(log)) == Figures(1, 1, 3, 2, 4, 3)
+    found, answers, solved = read_study(klass.folder)[word]
+    assert found == {person.assistants[0]: Figures(1, 1, 3, 2, 4, 3)}
+    assert answers is None and solved == set()
     assert klass.state(word)["code"] == "a\tb\nx"
 
 
@@ -261,7 +266,10 @@ def test_events_that_come_twice_count_once_and_gaps_are_refused(klass):
     klass.send(word, ("deletion", "60000", 0))
     refused(400, klass.send, word, ("shouted", "", 0))
     refused(400, klass.send, word, ("deletion", "-1", 0))
-    refused(400, klass.send, word, BEGIN, part=2)
+    refused(409, klass.send, word, BEGIN, part=2)
+    for part in (0, 1):
+        klass.send(word, *[BEGIN] * part, ("done", "", 0), part=part)
+    refused(409, klass.send, word, BEGIN, part=2)
 
 
 def test_a_killed_server_goes_on_where_it_was(klass):
@@ -270,19 +278,21 @@ def test_a_killed_server_goes_on_where_it_was(klass):
     klass.send(word, BEGIN, ("character_typed", "é\n", 2), ("accepted_suggestion", "xy", 4),
                ("deletion", "1", 3))
     folder = klass.folder / word
-    record, log = (folder / "events.jsonl"), klass.trial.people[word].log("assistant_1")
-    whole, text = record.read_bytes(), log.read_text()
+    record = folder / "events.jsonl"
+    whole = record.read_bytes()
     codes = ["", "é\n", "é\nxy", "é\nx"]
     for size in range(len(whole) + 1):
         record.write_bytes(whole[:size])
-        log.write_text(text[:size])
-        klass.restart()
         lines = whole[:size].count(b"\n")
+        if lines:  # the analysis may come before the server
+            [figures] = read_study(klass.folder)[word][0].values()
+            assert (figures.typed, figures.accepted, figures.deleted) == (
+                2 * (lines > 1), lines > 2, lines > 3)
+            assert record.read_bytes() == whole[:size]
+        klass.restart()
         assert klass.state(word)["last"] == lines and klass.trial.people[word].code == (
             codes[lines - 1] if lines else "")
-        if lines:
-            assert log.read_text() == "".join(text.splitlines(keepends=True)[:lines + 1])
-            assert record.read_bytes() == b"".join(whole.splitlines(keepends=True)[:lines])
+        assert record.read_bytes() == b"".join(whole.splitlines(keepends=True)[:lines])
     assert klass.send(word, ("character_typed", "!", 4))["last"] == 5
     klass.restart()
     assert klass.state(word)["code"] == "é\nx!"
@@ -382,51 +392,53 @@ def test_the_same_events_sent_twice_at_once_count_once(klass, monkeypatch):
     assert klass.trial.people[word].code == "a"
 
 
-def test_a_full_disk_loses_nothing_that_was_acknowledged(klass, monkeypatch):
-    """Half a line is written, then the disk is full; later there is room again."""
+@contextlib.contextmanager
+def full_disk(path, room):
+    """Only so many bytes of what is added to a file get onto the disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    size = path.stat().st_size if path.exists() else 0
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + room, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize("room", [0, 20, 300])
+def test_a_full_disk_loses_nothing_that_was_acknowledged(klass, room):
+    """Part of the events is written, then the disk is full; later there is room again."""
     word = klass.join()
     klass.send(word, BEGIN)
-
-    def full(path, text):
-        if text and path.name == "events.jsonl":
-            with open(path, "a") as file:
-                file.write(text[:20])
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr("page.person.append", full)
-        refused(503, klass.send, word, ("character_typed", "abc", 3))
-    assert klass.send(word, ("character_typed", "abc", 3))["last"] == 2
+    typed = [("character_typed", "abc", 3), ("deletion", "1", 2), ("tick", "", 0)]
+    with full_disk(klass.folder / word / "events.jsonl", room):
+        refused(503, klass.send, word, *typed)
+    assert klass.state(word)["last"] == 1
+    assert klass.send(word, *typed)["last"] == 4
     klass.restart()
-    assert klass.state(word)["code"] == "abc"
+    assert klass.state(word)["code"] == "ab"
 
 
-@pytest.mark.parametrize("name", ["late.jsonl", "evens.tsv", "largest.tsv"])
-def test_a_disk_that_is_full_for_one_file(klass, monkeypatch, name, capsys):
-    """late.jsonl fails with the record, a log does not: it is written again with the next event."""
-    word, append = klass.join(), page.person.append
+def test_what_was_typed_elsewhere_is_kept_once_there_is_room_for_it(klass):
+    word = klass.join()
     klass.send(word, BEGIN)
+    late = klass.folder / word / "late.jsonl"
+    events = [{"n": n, "after": 0, "part": 0, "ms": ms, "type": "tick", "info": info, "caret": 0,
+               "used": 1} for n, ms, info in ((2, 1000, ""), (1, 5, "x" * 500))]
+    with full_disk(late, 400):  # enough for the record
+        refused(503, klass.post, "events", word=word, tab="tab", events=events)
+    assert late.read_text() == "" and klass.state(word)["last"] == 2
+    assert klass.post("events", word=word, tab="tab", events=events) == {"last": 2, "taken": 2}
+    klass.restart()
+    assert klass.state(word)["last"] == 2 and late.read_text().count("\n") == 1
 
-    def full(path, text):
-        if text and path.name == name:
-            append(path, text[:20])
-            raise OSError(errno.ENOSPC, "No space left on device")
-        append(path, text)
 
-    lost = {"n": 1, "after": 0, "part": 0, "ms": 5, "type": "tick", "info": "", "caret": 0,
-            "used": 1}
-    with monkeypatch.context() as patch:
-        patch.setattr("page.person.append", full)
-        if name == "late.jsonl":
-            refused(503, klass.post, "events", word=word, tab="tab", events=[lost])
-        else:
-            assert klass.send(word, ("character_typed", "a", 1))["last"] == 2
-    more = name != "late.jsonl"
-    assert klass.send(word, ("character_typed", "b", 1 + more))["last"] == 2 + more
-    klass.post("events", word=word, tab="tab", events=[lost])
-    assert (klass.folder / word / "late.jsonl").read_text().count("\n") == 1
-    log = klass.trial.people[word].log("assistant_1")
-    assert log.read_text().count("character_typed") == figures(read_log(log)).typed == 1 + more
+def test_half_a_line_of_any_file_is_removed(klass):
+    """Else the next line would be spoilt with it."""
+    word = klass.join()
+    for name in ("events", "late", "tests"):
+        (klass.folder / word / f"{name}.jsonl").write_text('{"n": 1')
+    klass.restart()
+    assert all(path.read_text() == "" for path in (klass.folder / word).glob("*.jsonl"))
 
 
 def test_a_tab_has_a_short_name(klass):
@@ -582,8 +594,8 @@ def test_without_a_plan_an_example_is_written(tmp_path):
 
 
 @pytest.mark.parametrize("changes, word", [
-    ({"assistants": ["A"]}, "two or more"), ({"assistants": ["A", "A"]}, "different"),
-    ({"assistants": list("ABCDEF")}, "at most five"), ({"problems": []}, "problems"),
+    ({"assistants": ["A"]}, "two to five"), ({"assistants": ["A", "A"]}, "different"),
+    ({"assistants": list("ABCDEF")}, "two to five"), ({"problems": []}, "problems"),
     ({"problems": [EXAMPLE["problems"][0]] * 2}, "different names"), ({"minutes": 0}, "minutes"),
     ({"minutes": "x"}, "cannot be used"), ({"questions": [1]}, "texts"), ({"colour": 1}, "colour"),
     ({"problems": [{**EXAMPLE["problems"][0], "tests": [["1"]]}]}, "not a pair"),

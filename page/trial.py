@@ -1,9 +1,9 @@
-"""The paper's user study (Section 5.3) for a class: a plan, the people, and their logs.
+"""The paper's user study (Section 5.3) for a class: a plan, the people, and what they do.
 
     DIR/plan.json, consent.txt           what happens; written on the first call, for you to edit
     DIR/PERSON/...                       what happened: page/person.py
     DIR/PERSON/tests.jsonl               each run of the tests, and what came of it
-    DIR/PERSON/mapping.json, answers.json
+    DIR/PERSON/answers.json              the answers to the questions at the end
 
 A person is known by a code word only. It is also the key to what the person has written, so it is
 made hard to guess. Orders of the assistants and problems are drawn in blocks: after every block,
@@ -23,13 +23,16 @@ from pathlib import Path
 
 from page.api import checked_text, text_of
 from page.assistants import Request
-from page.person import EVENTS, Person, append
+from page.person import Person, append
 from page.plan import open_plan
 from page.refused import Refused, field
 from support.cli import UserError
 from support.files import write_text
 from support.judge import judge_all
 
+EVENTS = ("current_code", "proposed_suggestion", "accepted_suggestion", "character_typed",
+          "deletion", "cursor_moved",   # the published editor's; the page adds the two below
+          "tick", "done")               # the clock, and the end of a part
 AT_ONCE = 200                           # events in one request at most
 RUNS = 2                                # programs that are run at a time
 PATIENCE = 20                           # seconds that a program waits to be run
@@ -120,8 +123,6 @@ class Trial:
             folder = self.folder / word
             folder.mkdir()
             assistants, problem = arrangement(self.plan, len(self.people))
-            write_text(folder / "mapping.json", json.dumps(
-                {f"assistant_{k}": name for k, name in enumerate(assistants, 1)}) + "\n")
             write_text(folder / "person.json", json.dumps(
                 {"assistants": assistants, "problem": problem}) + "\n")
             self.people[word] = Person(folder, self.plan)
@@ -149,20 +150,13 @@ class Trial:
         events = [{**event_of(event), "tab": tab}
                   for event in field(body, "events", list)[:AT_ONCE]]
         with person.lock:
-            self.check_tab(person, body)
-            if any(event["part"] >= len(person.parts) for event in events):
-                raise Refused(400, "there is no such part")
+            if person.tab not in (None, tab):  # two would overwrite each other
+                raise Refused(423, "the study goes on in another tab or browser")
+            person.tab = tab
             person.add(events, field(body, "late", bool, False))
             found = {"last": person.last, "taken": max((event["n"] for event in events), default=0)}
         self.progress()
         return found
-
-    def check_tab(self, person, body):
-        """Only one tab may write: two would overwrite each other."""
-        tab = tab_of(body)
-        if person.tab not in (None, tab):
-            raise Refused(423, "the study goes on in another tab or browser")
-        person.tab = tab
 
     def progress(self):
         """Prints where everyone is, whenever that changes; without a name."""
@@ -176,7 +170,7 @@ class Trial:
         """A suggestion of the part's assistant, after the same delay whichever it is."""
         person, text = self.person(body), text_of(body)
         part = person.part
-        name = person.assistant(part) if part in person.began else None
+        name = person.who[person.parts[part]] if part in person.began else None
         with person.lock:
             if arrived < person.asked:
                 return {"suggestion": ""}  # typing has overtaken it
@@ -215,9 +209,9 @@ class Trial:
             finally:
                 self.runs.release()
             with person.lock:
-                append(person.folder / "tests.jsonl", json.dumps({
+                append(person.folder / "tests.jsonl", [{
                     "part": part, "event": last, "passed": verdict.passed,
-                    "outcome": verdict.outcome, "test": verdict.test}) + "\n")
+                    "outcome": verdict.outcome, "test": verdict.test}])
         finally:
             person.running.release()
         return {"passed": verdict.passed, "outcome": verdict.outcome,  # and nothing it printed
