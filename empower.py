@@ -90,11 +90,8 @@ def sft_rand(most):
 
 
 def completion_rules(cfg):
-    """{name: rule}, one for each trained assistant. Add yours here: it gets its own row.
-
-    As in the paper, SFT-N learns as many tokens as the human types in a turn, or twice as many.
-    """
-    K = cfg.turn_tokens
+    """{name: rule}, one for each trained assistant. Add yours here: it gets its own row."""
+    K = cfg.turn_tokens  # as in the paper, SFT-N learns as many tokens as she types, or twice that
     return {f"SFT-{K}": sft(K), f"SFT-{2 * K}": sft(2 * K), "SFT-RAND": sft_rand(3 * K),
             f"Empower ({cfg.eta:g})": empower(cfg.eta),
             f"Empower ({cfg.eta_wide:g})": empower(cfg.eta_wide)}
@@ -144,12 +141,9 @@ def sft_example(encoding, prefix, completion, stop=True):
 
 
 def sft_loss(model, ids, labels):
-    """The sum of -log p(label), in nats, over all labels but -100: ids, labels (B, T).
-
-    The head is applied only where there is a label: completions are short, vocabularies large.
-    """
+    """The sum of -log p(label), in nats, over all labels but -100: ids, labels (B, T)."""
     ids, targets = ids[:, :-1].to(model.device), labels[:, 1:].to(model.device)  # (B, T-1)
-    logits = model.lm_head(model.hidden(ids)[targets >= 0])                      # (labels, V)
+    logits = model.lm_head(model.hidden(ids)[targets >= 0])  # (labels, V): few of the positions
     return F.cross_entropy(logits.float(), targets[targets >= 0], reduction="sum")
 
 
@@ -170,9 +164,9 @@ def train(model, examples, batch_size, optimizers, rng, gradient=sft_gradient, d
     """One pass over `examples`, (token ids, where the loss starts) each: yields each update's loss.
 
     Pre-training and fine-tuning share this loop. It is a generator: nothing happens until its
-    losses are consumed, and between two of them the caller may show or save the training, or resume
-    it later, after `done` updates. gradient: like `sft_gradient`; realcode/training.py has one that
-    works in micro-batches and several processes. ArithmeticError: a loss is not finite.
+    losses are consumed, and between two of them the caller may show or save the training, and go on
+    later after `done` updates. gradient: like `sft_gradient`; that of realcode/training.py takes
+    micro-batches and several processes. ArithmeticError: a loss is not finite.
     """
     batches = data.make_batches(examples, batch_size, rng)
     for update in range(done, len(batches)):
@@ -234,8 +228,7 @@ class Config:
 
 # ------------------------------------------------------------------- the roles (5.1)
 #
-# Each of these is a pure function: it reads only its arguments and touches no folder, so the cache
-# can keep its result under a digest of the call.
+# Both functions read only their arguments and touch no folder, so the cache can keep their results.
 
 
 def write_programs(cfg, base, human, problems):
@@ -317,10 +310,7 @@ class Lab:
                      self.cfg.turn_tokens, self.cfg.temperature, self.cfg.top_p)
 
     def completions(self, rule, programs=None):
-        """The completions to learn from, one of each program (4.1), and the test split (5.1).
-
-        The test split is the last fifth. Its problems are not those that are played.
-        """
+        """The completions to learn from, one of each program (4.1), and the last fifth (5.1)."""
         completions = choose_completions(  # the seeds are the same for all rules, so the states are
             programs or self.programs, rule, numpy_generator(self.cfg, "states"),
             numpy_generator(self.cfg, "lengths"))
@@ -340,12 +330,12 @@ class Lab:
         return new_assistant(self.cfg, checkpoint, max(len(text) for _, text, _ in learned))
 
     def stopping(self, name, rule, assistant, programs=None):
-        """What `report.check_stopping` finds on the test split."""
+        """What `report.check_stopping` finds on the last fifth of the completions."""
         _, held_out = self.completions(rule, programs)
         uncapped = dataclasses.replace(assistant, max_tokens=self.cfg.max_suggestion)
+        seed = cli.derived_seed(self.cfg.seed, f"stopping of {name}")
         return self.kept(f"stopping of {name}", report.check_stopping, name, uncapped,
-                         self.base.encoding, held_out,
-                         cli.derived_seed(self.cfg.seed, f"stopping of {name}"))
+                         self.base.encoding, held_out, seed)
 
     def play(self, name, assistant, human=None, problems=None, rounds=None):
         """Section 3: the judged episodes of a row, one for each problem (default: held out).

@@ -58,8 +58,7 @@ class RMSNorm(nn.Module):
 
 def rotary_frequencies(head_dim, theta):
     """How far each pair of features turns per position, in radians: (D / 2,)."""
-    # We compute this on the CPU, even for a model without memory, and in the order of operations
-    # that transformers uses: after a few thousand positions the last bit matters.
+    # In transformers' order of operations: after a few thousand positions the last bit matters.
     return 1 / theta ** (torch.arange(0, head_dim, 2, device="cpu") / head_dim)
 
 
@@ -72,11 +71,9 @@ def rotate(x, cos, sin):
 
 
 def attend_last(q, k, v, mask):
-    """Attention for one position of each row: q (B, Hkv, H / Hkv, D) -> (B, Hkv, H / Hkv, D).
-
-    The queries of a group take the place of positions, so that its keys are read only once. In
-    float32, with many rows and several cores, two plain products are faster than the fused kernel.
-    """
+    """Attention for one position of each row: q (B, Hkv, H / Hkv, D) -> (B, Hkv, H / Hkv, D)."""
+    # The queries of a group take the place of positions, so its keys are read only once. For many
+    # rows in float32, two plain products are faster than the fused kernel.
     if len(q) == 1 or q.dtype != torch.float32:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(2, 3)                 # (B, Hkv, H / Hkv, S)
@@ -179,16 +176,13 @@ class GPT(nn.Module):
         """The input of the head at every position: ids (B, T) -> (B, T, C).
 
         With a KVCache, the ids continue its rows, each from its own length; the caller then adds
-        the number of ids that are not padding to `cache.lengths`. ValueError: the text is longer
-        than the model's context.
+        how many of them are not padding to `cache.lengths`. ValueError: the text is too long.
         """
-        limit = self.config.max_position_embeddings
-        if ids.shape[1] > limit:
-            raise ValueError(f"a text of {ids.shape[1]} tokens is longer than the model's {limit}")
-        positions = torch.arange(ids.shape[1], device=ids.device)[None]
-        mask = stores = None
-        if cache is not None:
-            positions, mask, stores = cache.place(ids)
+        T, limit = ids.shape[1], self.config.max_position_embeddings
+        if T > limit:
+            raise ValueError(f"a text of {T} tokens is longer than the model's {limit}")
+        positions, mask, stores = cache.place(ids) if cache is not None else (
+            torch.arange(T, device=ids.device)[None], None, None)
         self.frequencies = self.frequencies.to(ids.device)  # moves on the first call only
         angle = positions[..., None].float() * self.frequencies            # (B or 1, T, D/2)
         cos = angle.cos().repeat(1, 1, 2)[:, :, None]                      # (B or 1, T, 1, D)
@@ -216,8 +210,7 @@ def document_nll(model, ids, cost=token_nll):
 
     cost: a function of (logits, ids). ArithmeticError: a cost is not a number.
     """
-    # The head takes a slice of positions at a time: with a large vocabulary, the logits of all of
-    # them would not fit into memory.
+    # With a large vocabulary, the logits of all positions at once would not fit into memory.
     hidden, targets = model.hidden(ids[:, :-1]), ids[:, 1:]                # (B, T-1, C)
     size = max(1, 2**26 // (len(ids) * model.config.vocab_size))
     nll = torch.cat([cost(model.lm_head(h), t) for h, t in
@@ -253,6 +246,8 @@ class KVCache:
 
     def put_back(self, rows, part):
         """Writes back a part that was selected as these rows and may have grown."""
+        if part is self:
+            return
         S = int(part.lengths.max())
         self.reserve(S)
         self.keys[:, rows, :, :S] = part.keys[..., :S, :]
@@ -292,9 +287,7 @@ class KVCache:
                                  for layer in zip(self.keys, self.values)]
 
     def reserve(self, size):
-        """Makes room for `size` positions, plus 64 when it has to grow.
-
-        Copying the cache every 64 positions is cheap: attention reads all of it for each of them.
+        """Makes room for `size` positions, plus 64 when it has to grow: copying is rare and cheap.
         """
         if size > self.limit:
             raise ValueError(f"a text of {size} tokens is longer than the model's {self.limit}")
@@ -318,8 +311,7 @@ def extend(model, cache, texts, more=None):
     """Logits (B, M + 1, V): [b, j] is for the token that follows texts[b] + more[b][:j].
 
     texts, more: a list of ids for each row of the cache (more: None for none; M is the length of
-    its longest). Each row is fed what it lacks, padded to the longest of these chunks, and then
-    holds texts[b] + more[b]. ValueError: with this padding it does not fit the model's context.
+    its longest). Each row is fed what it lacks, padded to the longest of these chunks.
     """
     device, more = cache.lengths.device, more or [[] for _ in texts]
     wholes = [text + tail for text, tail in zip(texts, more)]
@@ -347,12 +339,10 @@ def draw(logits, temperature, top_p, generator):
         return logits.argmax(-1)
     p = F.softmax(logits.float() / temperature, dim=-1)
     if top_p < 1:
-        # Keep the fewest tokens that hold at least top_p of the probability: a token is dropped
-        # if the likelier ones already hold that much.
+        # A token is dropped if the likelier ones already hold top_p of the probability.
         p, index = p.sort(dim=-1, descending=True)
         p = p.masked_fill(p.cumsum(-1) - p >= top_p, 0).gather(-1, index.argsort(-1))
-    # Invert the cumulative distribution, with one uniform number per row: multinomial draws a
-    # number for each token of the vocabulary.
+    # One uniform number per row is enough; torch.multinomial draws one for each token.
     cum = p.cumsum(-1)                                                     # (B, V)
     u = torch.rand(len(p), 1, generator=generator, device=p.device) * cum[:, -1:]
     return torch.searchsorted(cum, u, right=True)[:, 0]
@@ -386,14 +376,12 @@ def sample(model, cache, texts, max_new_tokens, stop_tokens, temperature=1.0, to
         if not alive.any() or step + 1 == max_new_tokens:
             break
         if alive.sum() <= 0.75 * len(rows):  # go on without the rows that have ended
-            if part is not cache:
-                cache.put_back(rows.tolist(), part)
+            cache.put_back(rows.tolist(), part)
             part = part.select(alive.nonzero()[:, 0].tolist())
             rows, cost, token, alive = rows[alive], cost[alive], token[alive], alive[alive]
         logits = model(token[:, None], part)[:, -1]                        # (rows, V)
         part.lengths += alive
-    if part is not cache:
-        cache.put_back(rows.tolist(), part)
+    cache.put_back(rows.tolist(), part)
     written = [[i for i in row if i >= 0] for row in new.tolist()]
     cache.held = [(text, ids[:length - len(text)]) for text, ids, length in
                   zip(texts, written, cache.lengths.tolist())]

@@ -194,16 +194,16 @@ class Assistant(Player):
                       self.temperature, self.top_p, self.max_cost, generator)[0]
 
 
-class Nobody(Player):
+class Nobody:
     """The assistant of a human who is alone: always silent."""
 
     max_tokens, knows_goal = 0, False
 
     def begin(self, known):
-        pass
+        """Has nothing to prepare."""
 
     def select(self, rows):
-        pass
+        """Has nothing to drop."""
 
     def has_room(self, row, code, tokens):
         return True
@@ -229,8 +229,7 @@ def play(goals, human, assistant, rounds, start, stop_tokens, generator, label="
     goals: what she knows, as token ids: for a Human the token `start`, which opens a document, and
     the problem statement. assistant: None if she is alone. label: of the bar; None shows no bar.
     """
-    # A copy, so that the assistant may play another game at the same time, and frees its cache.
-    assistant = copy.copy(assistant) if assistant else Nobody()
+    assistant = copy.copy(assistant or Nobody())  # it may play another game at the same time
     human.begin(goals)
     assistant.begin(goals if assistant.knows_goal else [[start]] * len(goals))
     episodes, codes = [Episode(p) for p in range(len(goals))], [[] for _ in goals]
@@ -297,7 +296,7 @@ def accept_ratio(episodes):
     The residuals are .5 and -.5, so the error is sqrt(2 / 1 * .5) / 4 = .25. Nothing offered: nan.
     """
     return ratio_and_error([episode.accepted for episode in episodes],
-                  [episode.offered for episode in episodes])
+                           [episode.offered for episode in episodes])
 
 
 def discounted(episode, gamma, alpha, beta):

@@ -363,6 +363,14 @@ def differences(results, some_rows, names, key, humans=tuple(PAPER)):
                   if not (name.startswith("Human alone") and key == "accept_ratio")], columns)
 
 
+def in_short(results, rows):
+    """The rows of the README: alone, two of the paper's baselines, stopped and Empower."""
+    K = results["config"]["turn_tokens"]
+    names = ("Human alone", f"Base-{K}", stopped(results), f"SFT-{K}", "SFT-RAND",
+             empowered(results))
+    return [row for row in rows if row["name"] in names]
+
+
 def tables(results):
     """{what it shows: an aligned table}."""
     rows, second = seeds_of(results, "table", "rows"), seeds_of(results, "second human", "rows")
@@ -385,6 +393,8 @@ def tables(results):
             "care": "{name}", **{f"{n} tokens": f"{{at{k}}}" for k, n in own},
             **{f"programs, {n}": f"{{programs{k}}}" for k, n in own if n in (4, 20)}}),
         "seeds": table(averaged(rows), SEEDS),
+        "in short": table(in_short(results, averaged(rows)), {
+            header: SEEDS[header] for header in SEEDS if header not in ("length", "silent")}),
         **{f"differences, {METRICS[key]}": differences(
             results, rows, baselines(results) + others, key) for key in KEYS},
         "lengths": table([{"way": way, "per_turn": per_turn(row), **row}

@@ -465,6 +465,7 @@ PAGES = {name: (HERE / name).read_text() for name in ("../README.md", "README.md
 SETTINGS = {*map(str, dataclasses.asdict(Config()).values()), "1", "0", "4", "1.25", "3.10",
             "2025", "2510.13709", "2", "8", "10", "20", "30", "95%", "5", "6", "9", "20%", "18", "61",
             "400",  # tokens of a program, the paper's by assumption
+            "192%",  # the paper's headline: Pass@1 above SFT's
             str(make.MINUTES["sweep"]), str(make.MINUTES["tune"])}
 
 
@@ -571,7 +572,9 @@ def test_the_committed_pictures_are_there_and_small():
 
 
 def test_the_readme_is_short_and_its_links_lead_somewhere():
-    assert PAGES["../README.md"].count("\n") <= 120
+    assert PAGES["../README.md"].count("\n") <= 110
+    text = re.sub(r"```.*?```|^\|.*?$", "", PAGES["../README.md"], flags=re.DOTALL | re.MULTILINE)
+    assert max(map(len, text.splitlines())) <= 110
     for name, page in PAGES.items():
         for link in re.findall(r"\]\(([^)]*)\)", page):
             path, _, anchor = link.replace("\n", "").partition("#")

@@ -29,9 +29,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from page.person import parts_of, read_lines
-from support.cache import slug
 from support.cli import Parser, UserError, plain_errors
-from support.files import read_json, write_text
+from support.files import read_json, slug, write_text
 from support.report import table
 
 ALONE = "alone"  # the part of a study without an assistant

@@ -292,7 +292,7 @@ def as_text(results):
         claims_table(results["claims"]), claims_sentence(results["claims"])])
 
 
-MINUTES = 7  # duration of the default run on 2 CPU cores
+MINUTES = 5  # duration of the default run on 2 CPU cores
 
 
 def announce(cfg, rules):
