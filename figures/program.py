@@ -1,5 +1,4 @@
 import sys
-import sys
 def go():
     n = int(sys.stdin.readline())
     items = [int(s) for s in sys.stdin.readline().split()]

@@ -2,7 +2,6 @@
 
 import json
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -13,12 +12,9 @@ import pytest
 from empower import empower_lengths
 from support.report import left_to_human
 from page.study import analyse, read_study
-from support.testing import ROOT
+from support.testing import ROOT, chromium
 
-webdriver = pytest.importorskip("selenium.webdriver", reason="pip install selenium")
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-if not (CHROMIUM and DRIVER):
-    pytest.skip("chromium and chromedriver are not installed", allow_module_level=True)
+pytest.importorskip("selenium.webdriver", reason="pip install selenium")
 
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -57,17 +53,8 @@ def served():
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic",
-                     "--no-first-run", "--disable-background-networking", "--disable-sync",
-                     "--disable-component-update", "--disable-dev-shm-usage",
-                     "--window-size=1200,900", f"--user-data-dir={tmp_path_factory.mktemp('user')}"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
-    yield Browser(driver)
-    driver.quit()
+    with chromium(tmp_path_factory.mktemp("user")) as driver:
+        yield Browser(driver)
 
 
 class Browser:

@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 
 from realcode.checkpoints import save_checkpoint
-from realcode.finetune import try_to_rename
 from realcode.given import DTYPE, loaded
 from support.cli import UserError, flag
 from support.files import temporary_name
@@ -27,10 +26,9 @@ def convert(cfg):
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is {'not empty' if folder.is_dir() else 'a file'}: name a new "
                         "folder")
-    problem = try_to_rename(folder)
-    if problem:
-        raise UserError(f"{folder} cannot be replaced by a finished folder ({problem}): name a "
-                        "new folder where you may write, not a link or a mount point")
+    if folder.is_symlink() or os.path.ismount(folder):
+        raise UserError(f"{folder} cannot be replaced by a finished folder: name a new one, not a "
+                        "link or a mount point")
     found, new = loaded(cfg, "cpu"), temporary_name(folder)
     try:
         save_checkpoint(found, new)

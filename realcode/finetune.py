@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import fcntl
 import functools
 import json
 import math
@@ -30,7 +29,7 @@ from simhuman import Assistant
 from support.cli import (UserError, check_ranges, derived_seed, describe, flag, numpy_generator,
                          only, python_generator, torch_generator)
 from support.digest import fingerprint
-from support.files import read_text, remove_leftovers, temporary_name, write_text
+from support.files import locked, read_text, remove_leftovers, write_text
 from support.optim import adamw
 from support.report import STOPPING, check_stopping, counted, table, with_learned
 
@@ -38,8 +37,7 @@ from support.report import STOPPING, check_stopping, counted, table, with_learne
 CHECK = "check.txt"  # in the folder of the checkpoint: what was found
 NOT_LEARNED = ("It has not learned to stop as the rule asks: give more programs, --all-states or a "
                "larger --lr; or suggest with --eta.")
-SAVERS = {"--lora 16": {"lora": 16}, "--recompute": {"recompute": True},  # of memory
-          "--micro-batch 1": {"micro_batch": 1}, "--context 256": {"context": 256}}
+WORK = "work"        # in it, while it is unfinished: costs, and the state of the training
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,33 +134,51 @@ def finetune(cfg):
             cfg, "seed", "dtype", "rule", "eta", "context", "all_states", "lora", "adapter",
             "rate", "batch", "clip")),
             "code": fingerprint([rule_named, examples_and_held_out, tune, GPT])}
-        if parallel.by_rank_0(is_finished, out, partial, inputs):
-            return print(f"{out} is finished: nothing is left to do.\n\n"
-                         f"{parallel.by_rank_0(what_was_found, cfg)}")
-        with contextlib.ExitStack() as lock:
-            if parallel.rank() == 0:
-                lock.enter_context(only_one(partial, out))
-            finished, begun = parallel.by_rank_0(state_of, out, partial, inputs)
-            if finished:
-                return print(f"another run has just finished {out}: nothing is left to do.\n\n"
-                             f"{parallel.by_rank_0(what_was_found, cfg)}")
-            first = f"score, choose completions by {cfg.rule}, train" if rule else "train"
-            print(f"{counted(len(texts[0]), 'program')} to learn from: {first} one epoch, "
-                  f"{'resuming' if begun else 'starting'} in {partial}; the bars show how long it "
-                  "takes.")
-            describe(cfg, base.model, device)
-            pieces = [cut(base.encoding, some, cfg.context) for some in texts]
-            check_memory(cfg, base.model, device, [len(ids) for ids, _ in pieces[0]], free)
-            parallel.by_rank_0(write_text, partial / "inputs.json",
-                               json.dumps(inputs, indent=2) + "\n")
-            examples, held_out = examples_and_held_out(cfg, base, *pieces, rule, partial)
-            tuned = tune(cfg, base, examples, partial)
-            if parallel.rank() == 0:
-                check = how_it_stops if rule else how_it_adapted
-                write_text(partial / CHECK, check(cfg, tuned, base, held_out))
-                os.replace(partial, out)
-                tidy(out)
+        finished, begun = parallel.by_rank_0(state_of, out, partial, inputs)
+        if not finished:
+            with contextlib.ExitStack() as lock:
+                if parallel.rank() == 0:
+                    lock.enter_context(only_one(partial))
+                finished, begun = parallel.by_rank_0(state_of, out, partial, inputs)
+                if not finished:  # nor has another run finished it in the meantime
+                    make(cfg, base, texts, rule, partial, begun, free, inputs, device)
+                    if parallel.rank() == 0:
+                        finish(partial, out)
+        if finished:
+            print(f"{out} is finished: nothing is left to do.\n")
         print(parallel.by_rank_0(what_was_found, cfg))
+
+
+@contextlib.contextmanager
+def only_one(partial):
+    """Makes the folder of unfinished work and locks it; it is removed if it is left empty."""
+    partial.mkdir(parents=True, exist_ok=True)
+    try:
+        with locked(partial):
+            remove_leftovers(partial)
+            yield
+    finally:
+        with contextlib.suppress(OSError):  # it is not empty, or it has its final name
+            partial.rmdir()
+
+
+def make(cfg, base, texts, rule, partial, begun, free, inputs, device):
+    """Makes the checkpoint in the folder `partial`, or goes on where an earlier run was begun.
+
+    free: bytes before the model was loaded, or None if they are not known.
+    """
+    first = f"score, choose completions by {cfg.rule}, train" if rule else "train"
+    print(f"{counted(len(texts[0]), 'program')} to learn from: {first} one epoch, "
+          f"{'resuming' if begun else 'starting'} in {partial}; the bars show how long it takes.")
+    describe(cfg, base.model, device)
+    pieces = [cut(base.encoding, some, cfg.context) for some in texts]
+    check_memory(cfg, base.model, device, [len(ids) for ids, _ in pieces[0]], free)
+    parallel.by_rank_0(write_text, partial / "inputs.json", json.dumps(inputs, indent=2) + "\n")
+    examples, held_out = examples_and_held_out(cfg, base, *pieces, rule, partial / WORK)
+    tuned = tune(cfg, base, examples, partial)
+    if parallel.rank() == 0:
+        check = how_it_stops if rule else how_it_adapted
+        write_text(partial / CHECK, check(cfg, tuned, base, held_out))
 
 
 def what_was_found(cfg):
@@ -177,22 +193,23 @@ def what_was_found(cfg):
             f"{cfg.out} FILE:LINE:COL" + f" --eta {cfg.eta:g}" * needs_eta)
 
 
-def is_finished(out, partial, inputs):
-    """Whether `out` holds the result; a UserError if a folder cannot be used for it."""
-    problem = try_to_rename(out)
-    if begun_before(out, inputs):
-        tidy(out)  # in case it was killed while doing so
-        return True
-    begun_before(partial, inputs)  # refuses a folder that holds something else
-    if problem:
-        raise UserError(f"--out {out} cannot be replaced by a finished folder ({problem}): name a "
-                        "new folder where you may write, not a link or a mount point")
-    return False
-
-
 def state_of(out, partial, inputs):
-    """(whether another run has finished in the meantime, whether this work was begun before)."""
+    """(whether `out` holds the result, whether this work was begun in `partial`).
+
+    A UserError if a folder cannot be used for it.
+    """
+    if out.is_symlink() or os.path.ismount(out):
+        raise UserError(f"--out {out} cannot be replaced by a finished folder: name a new folder, "
+                        "not a link or a mount point")
+    if (partial / CHECK).exists() and begun_before(partial, inputs):
+        finish(partial, out)  # the run was killed in between
     return begun_before(out, inputs), begun_before(partial, inputs)
+
+
+def finish(partial, out):
+    """Removes what only unfinished work needs, and moves the folder into place."""
+    shutil.rmtree(partial / WORK, ignore_errors=True)
+    os.replace(partial, out)
 
 
 def most_asked(cfg):
@@ -214,40 +231,19 @@ def check_memory(cfg, model, device, lengths, free):
     lengths: of the pieces, in tokens. free: bytes before the model was loaded, or None if they are
     not known.
     """
-    def bytes_with(**changes):
-        some = dataclasses.replace(cfg, **changes)
-        some = dataclasses.replace(some, context=max(16, min(some.context, 1 + max(lengths))))
-        pieces = sum(max(1, math.ceil(n / some.context)) for n in lengths)
-        return training_bytes(
-            model.config, some.lora, model.dtype.itemsize,
-            min(some.micro_batch, parallel.share(min(some.batch, pieces))), some.context,
-            some.recompute, width=2 if "cuda" in device else 4, processes=parallel.size(),
-            labels=longest_completion(some))
-
-    needed = bytes_with()
+    needed = training_bytes(
+        model.config, cfg.lora, model.dtype.itemsize,
+        min(cfg.micro_batch, parallel.share(min(cfg.batch, len(lengths)))),
+        max(16, min(cfg.context, 1 + max(lengths))), cfg.recompute,
+        width=2 if "cuda" in device else 4, processes=parallel.size(),
+        labels=longest_completion(cfg))
     print(f"Training takes about {needed / 1e9:.1f} GB of memory"
           + " in each process" * (parallel.size() > 1)
           + (f"; {free / 1e9:.1f} GB are free." if free else "."))
     if free and needed > free:
         raise UserError(f"training takes about {needed / 1e9:.1f} GB of memory, but only "
-                        f"{free / 1e9:.1f} GB are free: {remedy(bytes_with, free)}")
-
-
-def remedy(bytes_with, free):
-    """What to do about too little memory: each flag that is enough, or else all that help.
-
-    bytes_with(**changes): what the training takes with other settings.
-    """
-    helpful = {name: change for name, change in SAVERS.items()
-               if bytes_with(**change) < bytes_with()}
-    enough = [name for name in helpful if bytes_with(**helpful[name]) <= free]
-    if enough:
-        return f"give {', or '.join(enough)}"
-    least = bytes_with(**functools.reduce(dict.__or__, helpful.values(), {}))
-    if least <= free:
-        return f"give {' '.join(helpful)}"
-    return (f"choose a smaller model, since it takes {least / 1e9:.1f} GB "
-            + (f"even with {' '.join(helpful)}" if helpful else "at least"))
+                        f"{free / 1e9:.1f} GB are free: give --lora 16, --recompute, "
+                        "--micro-batch 1 or a smaller --context, or choose a smaller model")
 
 
 def examples_and_held_out(cfg, base, pieces, unseen, rule, folder):
@@ -310,7 +306,7 @@ def tune(cfg, base, examples, folder):
     parallel.shard(model, full=not cfg.lora)
     every = {"collate": all_states.collate, "loss_of": functools.partial(
         all_states.all_states_loss, stop=base.encoding.stop)} if cfg.all_states else {}
-    progress = Progress(folder / "progress.pt", 60 * cfg.save_minutes)
+    progress = Progress(folder / WORK / "progress.pt", 60 * cfg.save_minutes)
     with recomputing(model, cfg.recompute):
         losses = train_and_save(model, examples, cfg.batch, adamw(model, cfg.rate),
                                 python_generator(cfg, "batches"), cfg.rule, progress,
@@ -398,8 +394,7 @@ def how_it_adapted(cfg, model, base, held_out):
 
 def begun_before(folder, inputs):
     """Whether the folder holds this same work; a UserError if it holds anything else."""
-    if not folder.exists() or folder.is_dir() and all(
-            path.suffix == ".tmp" for path in folder.iterdir()):
+    if not folder.exists() or folder.is_dir() and not any(folder.iterdir()):
         return False
     try:
         found = json.loads((folder / "inputs.json").read_text())
@@ -415,60 +410,3 @@ def begun_before(folder, inputs):
                if found[name] != inputs[name]]
     raise UserError(f"{folder} was begun with another {', '.join(changed)}: choose another --out, "
                     "or remove it")
-
-
-def tidy(out):
-    """Removes from a finished folder what only an unfinished one needs."""
-    for path in {*out.glob("*.tmp"), *out.glob("progress.pt*"), *out.glob("costs-*")}:
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def try_to_rename(out):
-    """Why a folder cannot be renamed to `out`, the last step of the work; None if it can."""
-    probe = temporary_name(out)
-    there = out.exists() or out.is_symlink()
-    try:
-        probe.mkdir(parents=True)
-        os.replace(probe, out)
-        if not there:
-            with contextlib.suppress(OSError):  # another run of this command was faster
-                out.rmdir()
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            probe.rmdir()
-        return error.strerror
-
-
-@contextlib.contextmanager
-def only_one(partial, out):
-    """Makes the folder `partial` and locks it; other runs wait. It is removed if left empty.
-
-    The lock belongs to the open folder, so it is released when the process ends, however it ends.
-    """
-    while True:
-        partial.mkdir(parents=True, exist_ok=True)
-        try:
-            lock = os.open(partial, os.O_RDONLY)
-        except FileNotFoundError:  # another run has just removed it
-            continue
-        try:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                print(f"another run is at work in {partial}: waiting for it to end")
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            try:
-                moved = not os.path.samestat(os.fstat(lock), os.stat(partial))
-            except FileNotFoundError:  # another run has removed or renamed it
-                moved = True
-            if not moved or out.exists() and any(out.iterdir()):
-                remove_leftovers(partial)
-                try:
-                    yield
-                finally:
-                    if not moved:
-                        with contextlib.suppress(OSError):  # not empty, or it is `out` by now
-                            partial.rmdir()
-                return
-        finally:
-            os.close(lock)

@@ -5,6 +5,7 @@ import html
 import os
 import re
 import sys
+import textwrap
 
 import numpy as np
 
@@ -111,16 +112,16 @@ NOT_XML = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # s
 
 def svg(texts, nll, marks, caption):
     """The picture as SVG: a grid of characters, 8 x 18 points each, and a key to the shades."""
-    shapes, behind, row, column, widest = [], [], 0, 0, len(caption)
+    shapes, behind, row, column, widest = [], [], 0, 0, 60
 
     def draw(text, fill=None):
         text = NOT_XML.sub("\ufffd", text)
         x, y, size = 8 * column, 18 * row, 8 * len(text)
         if fill and text:
             behind.append(f'<rect x="{x}" y="{y}" width="{size}" height="18" fill="{fill}"/>')
-        if text.strip():
-            text = html.escape(text, quote=False)
-            shapes.append(f'<text x="{x}" y="{y + 13}" textLength="{size}">{text}</text>')
+        if text.strip():  # browsers drop leading spaces unless each text says that it keeps them
+            shapes.append(f'<text x="{x}" y="{y + 13}" textLength="{size}" xml:space="preserve" '
+                          f'style="white-space:pre">{html.escape(text, quote=False)}</text>')
 
     for k, (text, bits) in enumerate(zip([*texts, ""], [*nll, 0])):
         for mark in marks.get(k, ""):
@@ -133,14 +134,17 @@ def svg(texts, nll, marks, caption):
             column += len(part)
             widest = max(widest, column)
     row, column = row + 1 + (column > 0), 0
-    draw(caption)
+    for line in textwrap.wrap(caption, widest):
+        draw(line)
+        row += 1
     row += 1
-    for least, _, colour in SHADES:
-        draw(f"from {least:g} bits".ljust(14), colour)
-        column += 14
-    width, height = 8 * max(widest, column) + 16, 18 * row + 30
+    draw("bits of a token, from")
+    for k, (least, _, colour) in enumerate(SHADES):
+        column = 23 + 6 * k
+        draw(f"{least:g}".center(4), colour)
+    width, height = 8 * widest + 16, 18 * row + 30
     return "\n".join([
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="-8 -6 {width} {height}" '
-        f'width="{width}" height="{height}" font-family="monospace" font-size="13" '
-        'xml:space="preserve"><rect x="-8" y="-6" width="100%" height="100%" fill="white"/>',
+        f'width="{width}" height="{height}" font-family="monospace" font-size="13">'
+        '<rect x="-8" y="-6" width="100%" height="100%" fill="white"/>',
         *behind, *shapes, "</svg>\n"])

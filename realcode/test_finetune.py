@@ -177,9 +177,9 @@ def test_an_interrupted_fine_tuning_goes_on_to_the_same_weights(
     interrupt(monkeypatch, torch.Tensor, "backward", 6)  # the fourth update, of two micro-batches
     status, _, stderr = in_process(*command)
     assert status == 130 and "run again to go on" in stderr
-    assert not out.exists() and (partial / "progress.pt").exists()
-    (partial / "progress.pt.1.tmp").write_bytes(b"half")  # as if the computer had gone off
-    (partial / "costs-train" / "nll-0.npy.1.tmp").write_bytes(b"half")
+    assert not out.exists() and (partial / "work" / "progress.pt").exists()
+    (partial / "work" / "progress.pt.1.tmp").write_bytes(b"half")  # as if the computer had gone off
+    (partial / "work" / "costs-train" / "nll-0.npy.1.tmp").write_bytes(b"half")
     monkeypatch.undo()
     monkeypatch.setattr(np, "save", None)  # the costs are kept too
     status, stdout, stderr = in_process(*command, "--save-minutes", "9", "--recompute")
@@ -238,7 +238,7 @@ def test_ctrl_c_saves_the_update_at_hand_and_a_second_ends_at_once(
         assert status == 130 and signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGINT, before)
-    saved = tmp_path / "tuned.partial" / "progress.pt"
+    saved = tmp_path / "tuned.partial" / "work" / "progress.pt"
     assert saved.exists() == (presses == 1) and len(calls) == 7 - presses
     if presses == 1:
         assert len(torch.load(saved, weights_only=True)["losses"]) == 3
@@ -272,16 +272,15 @@ def test_a_finished_checkpoint_is_left_alone(tuned, corpus):
     assert contents(out.parent) == before
 
 
-def test_a_finished_checkpoint_is_tidied_if_its_run_was_killed_before(tuned, corpus, tmp_path):
-    """Between the last rename and the clean-up, kill -9 leaves what only training needs."""
+def test_what_is_complete_is_only_moved_if_its_run_was_killed_before(tuned, corpus, tmp_path):
     base, whole, _ = tuned
-    out = shutil.copytree(whole, tmp_path / "tuned")
-    (out / "progress.pt").write_bytes(b"state")
-    (out / "costs-train").mkdir()
+    out, partial = tmp_path / "tuned", shutil.copytree(whole, tmp_path / "tuned.partial")
+    (partial / "work").mkdir()
+    (partial / "work" / "progress.pt").write_bytes(b"state")
     status, stdout, stderr = in_process("finetune", "--model", base, "--corpus", corpus, "--out",
                                         out, *FINETUNE)
     assert status == 0 and "is finished: nothing" in stdout, stderr
-    assert contents(out) == contents(whole)
+    assert contents(out) == contents(whole) and not partial.exists()
 
 
 def test_other_code_does_not_resume(tuned, corpus, tmp_path, monkeypatch):
@@ -294,19 +293,6 @@ def test_other_code_does_not_resume(tuned, corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(empower, "learning_rate", lambda update, updates: 1)
     status, _, stderr = in_process(*command)
     assert status == 2 and "begun with another version of the code: choose" in stderr
-
-
-def test_another_run_may_take_the_empty_folder_of_the_trial_away(tmp_path, monkeypatch):
-    """Two runs that start at once both try to rename to --out, and both remove the trial."""
-    rename = os.replace
-
-    def and_the_other_removes_it(old, new):
-        rename(old, new)
-        os.rmdir(new)
-
-    monkeypatch.setattr(os, "replace", and_the_other_removes_it)
-    assert finetune.try_to_rename(tmp_path / "tuned") is None
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_two_fine_tunings_with_one_out_both_end_well(tuned, corpus, tmp_path, tmp_path_factory):
@@ -396,7 +382,7 @@ def test_interrupted_lora_goes_on_to_the_same_weights(merged, corpus, tmp_path, 
     command = "finetune", "--model", base, "--corpus", corpus, "--out", out, *LORA
     interrupt(monkeypatch, torch.Tensor, "backward", 6)
     assert in_process(*command)[0] == 130
-    saved = torch.load(f"{out}.partial/progress.pt", weights_only=True)["parts"][0]
+    saved = torch.load(f"{out}.partial/work/progress.pt", weights_only=True)["parts"][0]
     assert saved and all(name[-2:] in (".A", ".B") for name in saved)  # not the frozen weights
     monkeypatch.undo()
     status, stdout, stderr = in_process(*command)
@@ -422,27 +408,6 @@ def test_too_little_memory_is_said_before_any_work(merged, corpus, tmp_path, mon
                                    tmp_path / "out", *FINETUNE)
     assert status == 2 and stderr.count("\n") == 1 and "choose a smaller model" in stderr
     assert not list(tmp_path.iterdir())
-
-
-def test_only_what_makes_the_memory_suffice_is_advised():
-    cfg = PublishedConfig(32000, 1024, 4096, 24, 16, 8, 64)
-
-    def advice(gigabytes, **given):
-        def bytes_with(**changes):
-            some = {"lora": 0, "micro_batch": 4, "context": 1024, "recompute": False, **given,
-                    **changes}
-            return training_bytes(cfg, some.pop("lora"), **some)
-        return finetune.remedy(bytes_with, gigabytes * 1e9)
-
-    everything = "--lora 16 --recompute --micro-batch 1 --context 256"
-    for gigabytes, given, said in (  # of 22.2 that all weights take with these settings
-            (18, {}, "give --lora 16, or --recompute, or --micro-batch 1, or --context 256"),
-            (10.5, {}, "give --recompute, or --micro-batch 1"), (1.91, {}, f"give {everything}"),
-            (1, {}, f"choose a smaller model, since it takes 1.9 GB even with {everything}"),
-            (18, {"lora": 100_000}, "give --lora 16"),
-            (1, {"lora": 8, "micro_batch": 1, "context": 64, "recompute": True},
-             "choose a smaller model, since it takes 1.8 GB at least")):
-        assert advice(gigabytes, **given) == said
 
 
 def test_the_memory_is_that_before_the_model_is_loaded(merged, corpus, tmp_path, monkeypatch):

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import errno
-import fcntl
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -16,6 +15,7 @@ from section5.client import Server, TooLong
 from section5.players import prompt, seed_of
 from section5.problems import read_problems
 from support.cli import UserError, check_ranges, flag
+from support.files import locked
 
 PROBLEMS = "file of problems: LiveCodeBench, HumanEval, MBPP, APPS, TACO or Codeforces rows"
 HUMAN = "address of the server of the human's model, as in http://127.0.0.1:8000"
@@ -117,15 +117,12 @@ def attempt(cfg, server, problem):
 @contextlib.contextmanager
 def alone(path):
     """Within it, no other run writes to this file or folder; a UserError if one does already."""
-    held = os.open(path, os.O_RDONLY | (0 if path.is_dir() else os.O_CREAT), 0o644)
     try:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
+        with locked(path, wait=False):
+            yield
     except BlockingIOError:
         raise UserError(f"another run writes to {path}: wait for it, or name another --out") \
             from None
-    finally:
-        os.close(held)
 
 
 def in_parallel(items, work, path, threads, label, servers):

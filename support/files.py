@@ -4,6 +4,7 @@ A file is written under a temporary name and then moved into place, so a reader 
 nothing. Reading never runs code. This file imports nothing from the project.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -51,6 +52,28 @@ def temporary_name(path):
 def slug(name):
     """A row's name as a file name. Example: "Empower (0.32)" -> "empower-0.32"."""
     return "-".join("".join(c if c.isalnum() or c == "." else " " for c in name.lower()).split())
+
+
+@contextlib.contextmanager
+def locked(path, wait=True):
+    """Inside, no other process that asks for this lock is at work on a file or an existing folder.
+
+    The lock ends with the process, however that ends, and stays with a folder that is renamed.
+    wait: False raises BlockingIOError if another process has the lock.
+    """
+    import fcntl  # not on Windows
+    held = os.open(path, os.O_RDONLY | (0 if path.is_dir() else os.O_CREAT), 0o644)
+    try:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not wait:
+                raise
+            print(f"another run is at work in {path}: waiting for it to end")
+            fcntl.flock(held, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(held)
 
 
 def remove_leftovers(folder):

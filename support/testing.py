@@ -16,6 +16,7 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 import torch
 
 import data
@@ -228,6 +229,26 @@ def _redirected(folder, k, work, arguments):
     for name, file in (("stdout", 1), ("stderr", 2)):
         os.dup2(os.open(folder / f"{name}-{k}", os.O_WRONLY | os.O_CREAT), file)
     work(*arguments)
+
+
+@contextlib.contextmanager
+def chromium(folder):
+    """A driver of Chromium, which keeps its files in a folder; skips the test where it is absent."""
+    webdriver = pytest.importorskip("selenium.webdriver", reason="pip install selenium")
+    program, service = shutil.which("chromium"), shutil.which("chromedriver")
+    if not (program and service):
+        pytest.skip("chromium and chromedriver are not installed")
+    options = webdriver.ChromeOptions()
+    options.binary_location = program
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic",
+                     "--no-first-run", "--disable-background-networking", "--disable-sync",
+                     "--disable-component-update", "--disable-dev-shm-usage",
+                     "--window-size=1200,900", f"--user-data-dir={folder}"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options, webdriver.ChromeService(service))
+    yield driver
+    driver.quit()
 
 
 # ------------------------------------------------------------------- files
