@@ -116,7 +116,7 @@ def test_under_autocast_no_copy_of_the_input_is_kept():
 
 
 def test_the_files_of_an_adapter(tmp_path):
-    """As PEFT has them; fixtures/compare_lora.py loads them with PEFT."""
+    """As PEFT has them; `fixtures/compare.py lora` loads them with PEFT."""
     model = updated(tiny_gpt())
     save_adapter(model, "/some/base", tmp_path)
     config = json.loads((tmp_path / "adapter_config.json").read_text())

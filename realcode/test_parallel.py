@@ -1,7 +1,6 @@
 """Tests of training with several processes: two on the CPU, or on GPUs where there are any."""
 
 import functools
-import importlib.util
 import json
 import os
 import random
@@ -19,6 +18,7 @@ import torch
 
 import empower
 from empower import train
+from fixtures import compare
 from realcode import gpus, parallel
 from realcode.finetune import whole_model
 from realcode.lora import add_lora
@@ -342,20 +342,16 @@ def test_the_page_has_the_table_of_memory():
 
 def test_what_is_announced_is_near_to_what_was_measured_on_gpus():
     """The table of fixtures/README.md: today's estimate, a little above what tensors took."""
-    spec = importlib.util.spec_from_file_location("compare_memory",
-                                                  ROOT / "fixtures" / "compare_memory.py")
-    compare_memory = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(compare_memory)
     rows = re.findall(r"^\| ([^|]+\d[BM]) +\| +(\d) \| +([^|]+) \| +(\d) \| +(yes|no) "
                       r"\| +([\d.]+) GB \| +([\d.]+) GB \| +([\d.]+) GB \|", (
                           ROOT / "fixtures" / "README.md").read_text(), re.MULTILINE)
-    cases = compare_memory.CASES
+    cases = compare.CASES
     assert len(rows) == len(cases) + 3
     for name, processes, trained, examples, recompute, announced, taken, reserved in rows:
         case = name, int(trained.partition("rank ")[2] or 0), int(examples), recompute == "yes"
         assert case in cases
-        estimate = training_bytes(compare_memory.SHAPES[name], case[1], 2, case[2],
-                                  compare_memory.TOKENS, case[3], 2, int(processes)) / 1e9
+        estimate = training_bytes(compare.SHAPES[name], case[1], 2, case[2],
+                                  compare.TOKENS, case[3], 2, int(processes)) / 1e9
         assert f"{estimate:.1f}" == announced
         assert 1 <= estimate / float(taken) < 1.15 and float(reserved) / estimate < 1.3, name
 
@@ -363,10 +359,10 @@ def test_what_is_announced_is_near_to_what_was_measured_on_gpus():
 def test_memory_on_a_gpu_cannot_be_measured_without_one():
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    done = subprocess.run([sys.executable, ROOT / "fixtures" / "compare_memory.py"],
+    done = subprocess.run([sys.executable, ROOT / "fixtures" / "compare.py", "memory"],
                           capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (
-        2, "compare_memory.py: there is no CUDA GPU here\n")
+        2, "compare.py: there is no CUDA GPU here\n")
 
 
 if __name__ == "__main__":
