@@ -11,8 +11,6 @@ import itertools
 import json
 import math
 import random
-import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -33,9 +31,8 @@ from support.contest import draw_style, write_program
 from support.files import slug
 from support.optim import adamw, muon_and_adamw
 from support.report import left_to_human, summarize
-from support.testing import (ROOT, TINY, in_process, interrupt, made, published,
-                             random_texts, small_contest, small_corpus, stable, tiny_base, tiny_gpt,
-                             tiny_run, tokenizer)
+from support.test_helpers import (TINY, in_process, interrupt, made, random_texts, small_contest,
+                                  stable, tiny_base, tiny_gpt, tiny_run, tokenizer)
 
 # ------------------------------------------------------------------- Algorithm 1
 
@@ -781,74 +778,6 @@ def test_constants_follow_from_the_length_of_a_program():
     assert Config(turn_tokens=1).turn_tokens == 1  # the game of Section 3
     assert cfg.turn_tokens * cfg.rounds == pytest.approx(1.25 * length, rel=0.05)
     assert cfg.gamma == pytest.approx(0.999 ** (400 / length), abs=2e-4)
-
-
-# ------------------------------------------------------------------- the README
-
-
-README = (ROOT / "README.md").read_text()
-
-
-def readme_blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
-
-
-def readme_commands():
-    """Those with a folder also with a GGUF file; figures/test_figures.py has figures/make.py's."""
-    found = [line for block in readme_blocks("sh") for line in block.splitlines()
-             if line.startswith("python ") and "figures/make.py" not in line]
-    return found + [line.replace("--model DIR", "--model FILE.gguf") for line in found
-                    if "--model DIR" in line]
-
-
-REPLAY = shlex.split("--width 32 --layers 1 --vocab-size 300 --pretrain-tokens 15000 --context 64 "
-                     "--pretrain-batch 4 --sft-batch 4 --max-suggestion 8 --device cpu")
-FINETUNE = shlex.split("--context 64 --batch 4 --lr 0.01 --max-suggestion 8 --device cpu")
-
-
-def tiny_gguf(folder):
-    pytest.importorskip("gguf", reason="GGUF files are read with it: pip install gguf")
-    from realcode.test_gguf_file import large_random_gpt, written
-    return written(folder / "tiny.gguf", large_random_gpt())
-
-
-@pytest.mark.parametrize("command", readme_commands())
-def test_readme_commands_run(command, request, tmp_path, monkeypatch):
-    """As they stand there, at a tiny size, with files of the tests in place of the reader's."""
-    command = re.sub(r"\$\(.*?\)", "", command.split("#")[0])  # where pip has put a file
-    script, *words = shlex.split(command)[1:]
-    use = request.getfixturevalue
-    if words[:1] == ["replay"]:
-        words += ["--out", tmp_path / "out", *REPLAY]
-    elif words[:1] == ["finetune"]:
-        words += FINETUNE
-    elif words[:1] == ["page"]:
-        words += ["--help"]  # it would serve for ever; page/test_server.py and the like run it
-    elif words[:1] in (["show"], ["suggest"]):
-        words += ["--out", use("finished")[0]]
-    elif script == "empower.py" and "--help" not in words:
-        words += ["--out", use("finished")[0], *TINY]
-    program = str(ROOT / "figures" / "program.py")
-    stands_for = {"OUT_DIR": lambda: tmp_path / "student",
-                  "PATH": lambda: small_corpus(tmp_path),
-                  "DIR": lambda: published(tmp_path / "base"), "DIR2": lambda: tmp_path / "tuned",
-                  "FILE": lambda: program, "FILE:3:9": lambda: f"{program}:3:9",
-                  "FILE.gguf": lambda: tiny_gguf(tmp_path),
-                  "figures/program.svg": lambda: tmp_path / "program.svg"}
-    words = ["FILE.gguf" if str(word).endswith(".gguf") else word for word in words]
-    words = [stands_for[word]() if word in stands_for else word for word in words]
-    monkeypatch.chdir(ROOT)
-    if script == "empower.py":
-        status, _, stderr = in_process(*words)
-    else:
-        done = subprocess.run([sys.executable, script, *words], capture_output=True, text=True)
-        status, stderr = done.returncode, done.stderr
-    assert status == 0, stderr
-
-
-@pytest.mark.parametrize("snippet", readme_blocks("python"))
-def test_readme_snippets_run(snippet):
-    exec(snippet, {})
 
 
 if __name__ == "__main__":

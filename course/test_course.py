@@ -21,7 +21,7 @@ import stubs
 from simhuman import Episode, Turn, typical, typical_limits
 from support import cli, contest
 from support.contest import compositions, draw_style, make_problem, swaps, write_program
-from support.testing import solves
+from support.test_helpers import solves
 
 # ------------------------------------------------------------------- the exercises
 

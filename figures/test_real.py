@@ -19,7 +19,7 @@ from empower import empower, new_assistant, sft
 from model import KVCache, sample, token_nll
 from realcode.all_states import lengths_in_every_state
 from support.cli import UserError
-from support.testing import interrupt, published, small_corpus
+from support.test_helpers import interrupt, published, small_corpus
 
 PLAN = real.RealPlan(corpora=("small",), etas=(1, 20), thresholds=(1, 20), ns=(2, 5),
                      turn_tokens=4, held_out=3, context=40, pieces=10, also=(4,),

@@ -12,10 +12,11 @@ import pytest
 from empower import empower_lengths
 from support.report import left_to_human
 from page.study import analyse, read_study
-from support.testing import ROOT, chromium
+from support.test_helpers import ROOT, chromium
 
 pytest.importorskip("selenium.webdriver", reason="pip install selenium")
 
+from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select, WebDriverWait
@@ -137,7 +138,7 @@ def test_reading_a_program(browser, served):
     typed = set(bars())
     assert f"of which {sum(bits > 1 and k not in typed for k, (_, bits) in enumerate(tokens))} " in said
     dearest = max(range(len(tokens)), key=lambda k: tokens[k][1])
-    webdriver.ActionChains(browser.driver).move_to_element(
+    ActionChains(browser.driver).move_to_element(
         browser.all("#empower span")[dearest]).perform()
     browser.see("#token", f"costs {tokens[dearest][1]:.2f} bits")
     assert browser.text("#token").count("%") == 6  # its own, and those of five others

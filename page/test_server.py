@@ -24,7 +24,7 @@ from page.server import BODY, Config, Server, is_loopback
 from page.api import Api
 from page.completions import Completions
 from realcode.suggest import heal, split_word
-from support.testing import in_process, tiny_run, until
+from support.test_helpers import in_process, tiny_run, until
 
 PROGRAM = "n = int(input())\nitems = list(map(int, input().split()))\nprint(sum(items))\n"
 

@@ -12,7 +12,7 @@ import pytest
 from page.study import (Figures, analyse, as_log, figures, incomplete_beta, main, paired_t,
                         proportions_p, read_parts, read_study, student_two_sided, votes_p)
 from support.cli import UserError
-from support.testing import ROOT
+from support.test_helpers import ROOT
 
 
 @pytest.mark.parametrize("votes, p, half", [(14, .015, .0005), (11, .240, .0005),

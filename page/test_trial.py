@@ -24,7 +24,7 @@ from page.server import Config
 from page.study import Figures, analyse, main, read_study
 from page.trial import AT_ONCE, RUNS, Trial, arrangement
 from support.cli import UserError
-from support.testing import in_process, until
+from support.test_helpers import in_process, until
 
 
 @pytest.fixture(scope="module")

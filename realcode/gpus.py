@@ -1,13 +1,15 @@
 """python -m realcode.gpus: the memory of fine-tuning an 8B and a 14B model on 1 to 8 GPUs."""
 
-from realcode.pretrained import PublishedConfig
 from realcode.memory import parameter_counts, training_bytes
+from realcode.pretrained import PublishedConfig
 from support.report import table
 
 # The shapes of Llama-3.1-8B and Qwen3-14B.
 MODELS = {"Llama 3.1 8B": PublishedConfig(128256, 4096, 14336, 32, 32, 8, 128,
-                                    tie_word_embeddings=False, architecture="LlamaForCausalLM"),
-          "Qwen3 14B": PublishedConfig(151936, 5120, 17408, 40, 40, 8, 128, tie_word_embeddings=False)}
+                                          tie_word_embeddings=False,
+                                          architecture="LlamaForCausalLM"),
+          "Qwen3 14B": PublishedConfig(151936, 5120, 17408, 40, 40, 8, 128,
+                                       tie_word_embeddings=False)}
 GPUS = (1, 2, 4, 8)
 
 

@@ -13,7 +13,8 @@
 
 Several processes (realcode/parallel.py) share the first. Each also gathers two layers, and the
 embedding and the head twice, in a buffer and as copied out of it, and has the gradients of the
-largest of these parts. `python fixtures/compare.py lora` measures memory on a CPU, `memory` on a GPU.
+largest of these parts. `python fixtures/compare.py lora` measures memory on a CPU, `memory` on a
+GPU.
 """
 
 import os

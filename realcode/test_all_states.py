@@ -13,7 +13,7 @@ from realcode import all_states
 from realcode.all_states import all_states_example, all_states_loss, places
 from realcode.training import gradient
 from support.optim import adamw
-from support.testing import family, tiny_gpt
+from support.test_helpers import family, tiny_gpt
 
 
 def test_the_example_of_the_docstring():

@@ -10,7 +10,7 @@ import data
 from realcode import corpus
 from realcode.corpus import near_duplicates, read_corpus, split_corpus
 from support.contest import draw_style, write_program
-from support.testing import ROOT, small_contest, tokenizer, write_files
+from support.test_helpers import ROOT, small_contest, tokenizer, write_files
 
 def write_rows(path, *rows):
     path.write_text("".join(f"{row if isinstance(row, str) else json.dumps(row)}\n"

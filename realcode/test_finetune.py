@@ -1,7 +1,5 @@
 """Tests of `finetune`: what is learned, interruption, and the folder of the checkpoint."""
 
-import contextlib
-import os
 import re
 import shlex
 import shutil
@@ -24,7 +22,7 @@ from realcode.pretrained import PublishedConfig, new_model
 from realcode.training import Progress
 from support.cli import UserError
 from support.files import read_safetensors
-from support.testing import (contents, family, forked, in_process, interrupt, published,
+from support.test_helpers import (contents, family, forked, in_process, interrupt, published,
                              small_corpus, tiny_gpt, weights)
 from test_empower import algorithm_1
 

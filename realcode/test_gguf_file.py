@@ -14,7 +14,7 @@ from realcode.checkpoints import load_checkpoint, save_checkpoint
 from realcode.gguf_file import llama3_scaling, read_gguf
 from realcode.pretrained import PublishedConfig, new_model, scaled_frequencies
 from realcode.tokenizer_files import load_tokenizer
-from support.testing import ROOT, TOKENIZERS, in_process, smollm2
+from support.test_helpers import ROOT, TOKENIZERS, in_process, smollm2
 
 gguf = pytest.importorskip("gguf", reason="GGUF files are read with it: pip install gguf")
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from empower import sft_loss
-from realcode.pretrained import PublishedConfig, load_model, new_model, save_published
+from realcode.pretrained import PublishedConfig, new_model
 from support.files import read_safetensors
 from realcode.lora import ALPHA, LowRank, add_lora, merge_lora, projections, save_adapter
 from realcode.memory import activation_bytes, available_bytes, parameter_counts, training_bytes
 from realcode.training import recomputing
-from support.testing import tiny_gpt
+from support.test_helpers import tiny_gpt
 
 IDS = torch.arange(40).reshape(2, 20) % 23
 

@@ -25,9 +25,9 @@ from realcode.lora import add_lora
 from realcode.memory import parameter_counts, training_bytes
 from realcode.test_finetune import FINETUNE
 from realcode.training import Progress, gradient, recomputing, train_and_save
-from support.cli import plain_errors
+from support.cli import UserError, plain_errors
 from support.optim import adamw
-from support.testing import (ROOT, contents, forked, in_process, published, small_corpus, tiny_gpt,
+from support.test_helpers import (ROOT, contents, forked, in_process, published, small_corpus, tiny_gpt,
                              weights)
 
 UPDATES = 20
@@ -293,11 +293,13 @@ def test_finetune_makes_the_same_files_with_two_processes(tmp_path):
     flags = ["finetune", "--model", base, "--corpus", corpus, *FINETUNE, "--out"]
     status, alone, stderr = in_process(*flags, tmp_path / "one")
     assert status == 0, stderr
-    done = torchrun("empower.py", *flags, tmp_path / "two")
-    assert done.returncode == 0, done.stderr
-    assert "in each process" in done.stdout and "has no room" not in done.stdout
+    (tmp_path / "logs").mkdir()
+    statuses, stdout, stderr = in_two(tmp_path / "logs", empower.main,
+                                      list(map(str, [*flags, tmp_path / "two"])))
+    assert statuses == [0, 0], stderr
+    assert "in each process" in stdout and "has no room" not in stdout
     for text in ("Did it learn to stop?", "The checkpoint is in", " updates; loss from"):
-        assert done.stdout.count(text) == 1, text
+        assert stdout.count(text) == 1, text
     on_two = on_two_machines(tmp_path, "empower.py", *flags, tmp_path / "two-machines")
     assert [status for status, *_ in on_two] == [0, 0] and on_two[1][1] == "", on_two
     one = contents(tmp_path / "one")
@@ -359,10 +361,8 @@ def test_what_is_announced_is_near_to_what_was_measured_on_gpus():
 def test_memory_on_a_gpu_cannot_be_measured_without_one():
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    done = subprocess.run([sys.executable, ROOT / "fixtures" / "compare.py", "memory"],
-                          capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (
-        2, "compare.py: there is no CUDA GPU here\n")
+    with pytest.raises(UserError, match="there is no CUDA GPU here"):
+        compare.memory()
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 import pytest
 
 from realcode.show import svg
-from support.testing import ROOT, chromium
+from support.test_helpers import ROOT, chromium
 
 README = (ROOT / "figures" / "program.svg").read_text(encoding="utf-8")
 TOKENS = ["def", " f", "(", "a", "):", "\n    ", "if", " a", " <", " b", ":", "\n\t\t", "return",

@@ -1,7 +1,6 @@
 """Tests of published checkpoints: their logits match those of transformers."""
 
 import contextlib
-import dataclasses
 import functools
 import json
 import os
@@ -17,7 +16,7 @@ from model import KVCache, rotary_frequencies
 from realcode.pretrained import load_model, save_published
 from realcode.training import recomputing
 from support.files import read_safetensors, write_safetensors
-from support.testing import ROOT, tiny_gpt
+from support.test_helpers import ROOT, tiny_gpt
 
 
 def header_with(shape, content):

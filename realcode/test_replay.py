@@ -11,7 +11,6 @@ import pytest
 import torch
 
 import data
-import empower
 from model import GPT, KVCache, extend, sample
 from realcode import replay
 from realcode.checkpoints import load_checkpoint
@@ -19,7 +18,7 @@ from realcode.corpus import pieces, read_programs
 from realcode.replay import Config, ReplayedAuthor, cut_at_end
 from simhuman import Assistant, Episode, Turn, play
 from support.files import slug
-from support.testing import (contents, family, in_process, interrupt, published, random_texts,
+from support.test_helpers import (contents, family, in_process, interrupt, published, random_texts,
                              small_corpus, stable, tiny_gpt, tiny_run,
                              write_files)
 from test_empower import moves, play_slowly

@@ -27,7 +27,7 @@ from realcode.pretrained import save_published
 from support.checkpoint import Checkpoint, save_tokenizer
 from support.cli import UserError
 from support.report import left_to_human
-from support.testing import (ROOT, TINY, contents, empower_py, in_process, published, small_corpus,
+from support.test_helpers import (ROOT, TINY, contents, empower_py, in_process, published, small_corpus,
                              tiny_gpt, tiny_run, write_files)
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 import data
 from realcode import tokenizer_files
 from realcode.tokenizer_files import load_tokenizer
-from support.testing import TOKENIZERS, family
+from support.test_helpers import TOKENIZERS, family
 
 
 def test_a_damaged_tokenizer_is_an_error(tmp_path):

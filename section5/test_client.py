@@ -11,10 +11,10 @@ import pytest
 from empower import score
 from section5 import client
 from section5.client import KEY, Server, TooLong, costs_of
-from section5.scripted import chat, completion, serving
+from section5.test_scripted import chat, completion, serving
 from realcode.checkpoints import load_checkpoint
 from support.cli import UserError
-from support.testing import ROOT, smollm2
+from support.test_helpers import ROOT, smollm2
 
 HELLO = [{"role": "user", "content": "Hello"}]
 

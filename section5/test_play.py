@@ -18,12 +18,12 @@ from section5 import client, cost, players
 from section5.client import Server, TooLong
 from section5.collect import alone, in_parallel, read_lines
 from section5.players import PromptedHuman, prompt
-from section5.scripted import chat, completion, serving
+from section5.test_scripted import chat, completion, serving
 from section5.test_problems import DATA, READS, livecodebench
 from simhuman import Episode
 from support import cli
 from support.cli import UserError
-from support.testing import ROOT, family, in_process, published
+from support.test_helpers import ROOT, family, in_process, published
 
 PROGRAM = "import sys\nprint(sum(map(int, sys.stdin.read().split())))"
 

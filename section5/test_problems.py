@@ -12,7 +12,7 @@ import pytest
 from section5 import problems
 from section5.problems import Problem, judge_programs, private_tests, read_problems
 from support.cli import UserError
-from support.testing import ROOT
+from support.test_helpers import ROOT
 
 DATA = ROOT.parent / "shared" / "data"
 STDIN = [{"input": "2 3\n", "output": "5\n", "testtype": "stdin"},

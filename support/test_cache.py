@@ -28,7 +28,7 @@ from support.cli import UserError, only
 from support.digest import fingerprint
 from support.files import temporary_name, write_safetensors
 from support.optim import adamw, muon_and_adamw
-from support.testing import (ROOT, TINY, contents, made, random_texts, stable, tiny_base, tiny_gpt,
+from support.test_helpers import (ROOT, TINY, contents, made, random_texts, stable, tiny_base, tiny_gpt,
                              tokenizer)
 
 GAMES = ["row Human alone", "row Human alone", "row Base", "row Base-4",

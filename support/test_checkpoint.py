@@ -8,7 +8,7 @@ from model import GPT, GPTConfig
 from realcode import checkpoints
 from support.checkpoint import (Checkpoint, load_checkpoint, load_tokenizer, save_checkpoint,
                                 save_tokenizer)
-from support.testing import random_texts, small_contest, tokenizer
+from support.test_helpers import random_texts, small_contest, tokenizer
 from test_empower import AWKWARD
 
 

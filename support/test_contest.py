@@ -7,7 +7,7 @@ import pytest
 
 from support.contest import (DOMAINS, INTEGERS, SHAPES, Style, compositions, draw_style,
                              make_contest, swaps, write_program)
-from support.testing import small_contest, solves
+from support.test_helpers import small_contest, solves
 
 def styles():
     """Each combination of the four habits, names drawn at random."""

@@ -9,7 +9,7 @@ import pytest
 import torch.nn.functional as F
 
 from support import miniature
-from support.testing import ROOT, TINY, empower
+from support.test_helpers import ROOT, TINY, empower
 
 CORE = {"data", "model", "simhuman", "empower"}
 # {file or folder: what it may import}; a folder may also import itself.
@@ -30,7 +30,7 @@ def source_files():
     """The Python files without tests, relative to the root; fixtures/ is only for tests."""
     return [path.relative_to(ROOT) for path in sorted([*ROOT.glob("*.py"), *ROOT.glob("*/*.py")])
             if not path.name.startswith("test_") and path.parent.name != "fixtures"
-            and path != ROOT / "support" / "testing.py"]
+            and path != ROOT / "support" / "test_helpers.py"]
 
 
 def imports(path):

@@ -13,7 +13,7 @@ import pytest
 
 import support.judge
 from support.judge import KINDS, Verdict, check_judge, judge, judge_all, self_check
-from support.testing import ROOT
+from support.test_helpers import ROOT
 
 MB = 2**20
 

@@ -11,7 +11,7 @@ from support import report
 from support.report import (PAPER, check_stopping, claims_sentence, claims_table, marked,
                             paired_difference, paper_gain, paper_means, paper_name, share_saved,
                             table, token_texts, transcript, with_learned)
-from support.testing import family, tiny_gpt, tokenizer
+from support.test_helpers import family, tiny_gpt, tokenizer
 from test_empower import episode
 
 

@@ -1,5 +1,6 @@
 """What the tests of several folders share: tiny models, a small contest, the command line."""
 
+import atexit
 import contextlib
 import functools
 import importlib.util
@@ -13,6 +14,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -30,6 +32,8 @@ from support.files import read_safetensors
 
 ROOT = Path(__file__).resolve().parent.parent
 TOKENIZERS = ROOT / "fixtures" / "tokenizers"
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # models this small are slower with more, and so
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))  # are the processes that tests start
 TINY = shlex.split("--pretrain-steps 12 --train-problems 40 --held-out-problems 6 --dev-problems 3 "
                    "--layers 1 --width 32 --max-suggestion 9 --rounds 3 --device cpu")
 
@@ -189,11 +193,19 @@ def small_corpus(folder):
     return folder
 
 
-def tiny_run(folder):
-    """A finished tiny run: its folder, `folder`/out, and what it printed."""
+@functools.cache
+def _tiny_run():
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder)
     status, stdout, stderr = in_process("--out", folder / "out", *TINY)
     assert status == 0, stderr
     return folder / "out", stdout
+
+
+def tiny_run(folder):
+    """A copy of a finished tiny run, made once: its folder, `folder`/out, and what it printed."""
+    out, stdout = _tiny_run()
+    return shutil.copytree(out, folder / "out"), stdout
 
 
 def made(stdout):
