@@ -408,8 +408,7 @@ def test_published_weights_cost_what_transformers_says():
     encoding = checkpoint.encoding
     assert (encoding.n_vocab, encoding.start, encoding.stops) == (49152, 0, [2])
     expected = json.loads((ROOT / "fixtures" / "smollm2_published.json").read_text())
-    program = (ROOT / "figures" / "program.py").read_text(encoding="utf-8")
-    ids = encoding.encode_ordinary(program)
+    ids = encoding.encode_ordinary(expected["program"])
     assert ids == expected["ids"]
     [nll] = score(checkpoint.model, [ids], encoding.start)
     assert nll == pytest.approx(expected["nll"], abs=1e-3)
