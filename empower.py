@@ -69,7 +69,6 @@ def empower_lengths(nll, eta):
 
 
 # ------------------------------------------------------------------- completion rules (5.1)
-#
 # rule(costs after the prefix, numpy Generator) -> how many tokens an assistant learns to write,
 # which may exceed the number of costs. Empower differs from its baselines only in its rule.
 
@@ -105,8 +104,8 @@ def score(model, programs, start, cost=token_nll):
     """Cost in bits of every token of every program: a list of arrays (N,).
 
     One forward pass serves all states, since a token's cost does not depend on the state that is
-    drawn. The model reads the token `start`, which opens a document, and the program, nothing else.
-    cost: a function of (logits, ids). ValueError: a program is longer than the model's context.
+    drawn. The model reads only `start`, the token that opens a document, and the program. cost: a
+    function of (logits, ids). ValueError: a program is longer than the model's context.
     """
     costs, batches = [None] * len(programs), data.batches_by_length(list(map(len, programs)), 8192)
     for some in bar(batches, "score"):
@@ -227,16 +226,14 @@ class Config:
 
 
 # ------------------------------------------------------------------- the roles (5.1)
-#
 # Both functions read only their arguments and touch no folder, so the cache can keep their results.
 
 
 def write_programs(cfg, base, human, problems):
     """Her one attempt at each problem, unfiltered: [{statement, program, ended, nll, her_nll}].
 
-    human: a model that reads the statement. ended: whether she ended the program herself. nll: the
-    cost in bits of each token under pi_hat, which does not read the statement; her_nll: under pi_H,
-    which does. Empty programs are left out.
+    ended: whether she ended the program herself. nll: the cost in bits of each token under pi_hat,
+    which does not read the statement; her_nll: under pi_H, `human`, which does. None is empty.
     """
     encoding, knows = base.encoding, miniature.goals(base.encoding, problems)
     generator, programs, ended = torch_generator(cfg, "programs", human.device), [], []
@@ -270,7 +267,7 @@ def fine_tune(cfg, base, examples, name, optimizers=adamw, gradient=sft_gradient
 class Lab:
     """What the rows of the table share. Each part is made once and kept in cfg.out.
 
-    Three lines try an idea: lab = Lab(Config()); lab.play("Mine", lab.train("Mine", my_rule)).
+    To try an idea: lab = Lab(Config()), then lab.play("Mine", lab.train("Mine", my_rule)).
     base: pi_hat, from which the assistants start. human: pi_H. hers: the Checkpoint of her model,
     pre-trained with `human_cfg` if that is given. written: what `write_programs` returned, and
     programs: (token ids, costs in bits, whether she ended it) of each program in it.
@@ -311,9 +308,9 @@ class Lab:
 
     def completions(self, rule, programs=None):
         """The completions to learn from, one of each program (4.1), and the last fifth (5.1)."""
-        completions = choose_completions(  # the seeds are the same for all rules, so the states are
-            programs or self.programs, rule, numpy_generator(self.cfg, "states"),
-            numpy_generator(self.cfg, "lengths"))
+        # All rules get the same seeds, and so the same states.
+        rngs = (numpy_generator(self.cfg, purpose) for purpose in ("states", "lengths"))
+        completions = choose_completions(programs or self.programs, rule, *rngs)
         n_train = len(completions) - len(completions) // 5
         return completions[:n_train], completions[n_train:]
 
@@ -392,7 +389,7 @@ def run(cfg):
 
 
 def main(argv=None):
-    """The command line: this experiment, or one of the commands of other folders."""
+    """The command line: this experiment, or a command from another folder."""
     with cli.plain_errors("empower.py"):
         command, cfg = cli.parse(argv, Config, run)
         command(cfg)

@@ -141,12 +141,12 @@ class Layer(nn.Module):
 
 
 class GPT(nn.Module):
-    """The network. `generator` draws the weights of a new one."""
+    """The network; `generator` draws its weights."""
 
     def __init__(self, cfg, generator=None):
         super().__init__()
         self.config = cfg
-        self.writable = cfg.vocab_size  # ids from this one up are padding and are never written
+        self.writable = cfg.vocab_size  # ids from here on are padding, and are never written
         self.frequencies = rotary_frequencies(cfg.head_dim, cfg.rope_theta)
         self.embed_tokens = nn.Embedding(cfg.vocab_size, cfg.hidden_size)
         self.layers = nn.ModuleList(Layer(cfg) for _ in range(cfg.num_hidden_layers))
@@ -226,8 +226,8 @@ def document_nll(model, ids, cost=token_nll):
 class KVCache:
     """Keys and values of several texts of different lengths, kept from call to call.
 
-    held: for each row, the ids of a text and of what was written or tried after it, which are here.
-    `extend` compares them with its texts and feeds the rest, so nobody has to report a change.
+    held: for each row, the ids of a text and of what was tried after it. `extend` compares them
+    with its texts and feeds only the rest, so nobody has to say what became of a suggestion.
     """
 
     def __init__(self, model, rows):
@@ -298,7 +298,7 @@ class KVCache:
 
 
 def shared(before, tried, text):
-    """How many tokens at the beginning of a text a cache can serve: all or none of what was tried.
+    """How many of a text's first tokens a cache can serve, with all or none of what was tried.
 
     Example: it holds [1, 2] and then [3, 4]: 4 of [1, 2, 3, 4, 5], but 2 of [1, 2, 3, 5].
     """

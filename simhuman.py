@@ -10,14 +10,12 @@ types a few tokens of her own or ends the episode. She knows the problem; both s
     she types      v * v for v in
 
 All problems are played in lockstep, as one batch with KV caches that live as long as the game.
-Episodes are plain data, and the metrics of Section 5.1 are pure functions of them. This file knows
-nothing about training, and it does not run programs: support/judge.py does.
+Episodes are plain data, metrics pure functions of them, and support/judge.py runs the programs.
 """
 
 import copy
 import dataclasses
 import math
-from typing import Callable
 
 import numpy as np
 import torch
@@ -26,23 +24,21 @@ from tqdm import tqdm
 from model import KVCache, extend, sample, token_nll
 
 # ------------------------------------------------------------------- when she accepts
-#
 # The paper's human is asked whether she accepts each suggestion. Ours accepts what she might have
-# written herself: a test of whether a text is typical of her, with a known rate of false
-# rejections. Its one parameter, her care, is by default the customary 5%, not fitted to anything.
+# written herself: she tests whether a text is typical of her, with a known rate of false
+# rejections. That rate, her care, is by default the customary 5%; it is not fitted to anything.
 
 
 def typical_limits(costs, care, longest):
-    """What n consecutive tokens of her own text cost at most, in bits, for n = 1..longest.
+    """The most that she lets n suggested tokens cost, in bits, for n = 1..longest: a list of float.
 
     costs: one array (N,) for each program that she wrote alone: bits per token under pi_H, which
     reads the statement. The limit for n tokens is the (1 - care) quantile over all runs of n
-    consecutive tokens, so that at most a share `care` of them costs more, wherever they stand.
-    Beyond the median length of her programs the limit stays constant, and she rejects a larger
-    share: few runs are that long, and most come from programs that she failed to end. At a care of
-    0.001 even the limits of shorter runs rest on a few programs. Returns a list of floats.
+    consecutive tokens, so at most a share `care` of the runs costs more. Beyond the median length
+    of her programs the limit stays constant, and she rejects a larger share: few runs are that
+    long, and most come from programs that she failed to end.
 
-    Example: costs [0, 1, 0, 3] and care 0.25. Of the single tokens, three in four cost at most 1
+    Example: costs [0, 1, 0, 3] and care 0.25. Three in four of the single tokens cost at most 1
     bit. The pairs cost 1, 1 and 3: two in three cost at most 1, which is too few, so the limit is
     3. The triples cost 1 and 4, the whole 4. For n = 1..5 the limits are [1, 3, 4, 4, 4].
     """
@@ -130,9 +126,9 @@ class Episode:
 class Player:
     """A language model in a game: what it knows, and its cache of the code so far.
 
-    The game calls `begin`; in each round `suggest` of the assistant, then `read` and `type` of the
-    human; `has_room` before the next round, and `select` when episodes have ended. Any class with
-    these methods can play: see realcode/replay.py and section5/players.py.
+    `play` calls `begin` once; in each round `suggest` of the assistant, then `read` and `type` of
+    the human; then `has_room`, and `select` once some episodes have ended. Any class with these
+    methods can play: see realcode/replay.py and section5/players.py.
     """
 
     def begin(self, known):
@@ -157,7 +153,7 @@ class Human(Player):
     """pi_H: a language model that reads the problem statement, and how she behaves."""
 
     model: object
-    accepts: Callable              # whether she accepts, given the costs in bits
+    accepts: object                # a function of the costs in bits: whether she accepts
     turn_tokens: int               # K_H, the most tokens that she types in a round (5.1)
     temperature: float = 1.0
     top_p: float = 1.0
@@ -202,8 +198,7 @@ class Nobody:
     def begin(self, known):
         """Has nothing to prepare."""
 
-    def select(self, rows):
-        """Has nothing to drop."""
+    select = begin  # and nothing to drop
 
     def has_room(self, row, code, tokens):
         return True

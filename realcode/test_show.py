@@ -173,6 +173,26 @@ def test_an_svg_is_xml_with_every_character_and_a_bar_for_each_stop(text, tmp_pa
     assert not list(tmp_path.glob("*.tmp"))
 
 
+def test_a_stage_is_a_model_and_can_be_converted(finished, tmp_path):
+    stage = next((finished[0] / "stages").glob("base-*"))
+    program = tmp_path / "a.py"
+    program.write_text("n = int(input())\n")
+    shown = [in_process("show", program, "--out", finished[0], *more)
+             for more in ([], ["--model", stage])]
+    assert shown[0][:2] == shown[1][:2] and shown[0][0] == 0
+    status, stdout, stderr = in_process("convert", stage, tmp_path / "dir")
+    assert status == 0 and f"in {tmp_path / 'dir'}" in stdout, stderr
+    files = contents(stage)
+    assert contents(tmp_path / "dir").keys() == files.keys()
+    for name in ("model.safetensors", "tokenizer.json"):
+        assert (tmp_path / "dir" / name).read_bytes() == files[name]
+    config, before = (json.loads((folder / "config.json").read_text())
+                      for folder in (tmp_path / "dir", stage))
+    assert {name: config[name] for name in before} == before
+    status, _, stderr = in_process("convert", stage, tmp_path / "dir")
+    assert status == 2 and "is not empty: name a new folder" in stderr
+
+
 # ------------------------------------------------------------------- suggest
 
 

@@ -150,7 +150,7 @@ def test_an_edit_in_place_changes_the_next_run(forks, project, file, old, new, r
 def test_an_edit_that_changes_no_result_remakes_nothing(forks, project):
     edit(project, "simhuman.py", "# The paper's human is asked", "# The paper's human was asked")
     edit(project, "simhuman.py", '"""Accepts what she might', '"""A docstring. Accepts what')
-    edit(project, "model.py", '    """The network. ', '    """A docstring. ')
+    edit(project, "model.py", '    """The network; ', '    """A docstring; ')
     edit(project, "empower.py", "    # Section 5.2: the tables", '    print("run")\n    # ')
     edit(project, "empower.py", '            f"Empower ({cfg.eta_wide:g})": empower',
          '            "Mine": sft(3), f"Empower ({cfg.eta_wide:g})": empower')
