@@ -1,1 +1,1 @@
-"""The method on your own code and models: the commands of empower.py."""
+"""Published models and your own code: the commands of empower.py."""
