@@ -50,8 +50,8 @@ def empower_length(nll, eta):
     return int((np.cumsum(nll, dtype=float) <= eta).sum())  # <- this line is the paper
 
 
-# Why cheap text leaves the human no choice (Section 4.3): her empowerment in a state is the
-# information that her next token carries about the future text l+. It cannot exceed that token's
+# Why cheap text leaves the human no choice (Section 4.3): her empowerment is the information her
+# next token carries about the future text l+. It cannot exceed that token's
 # entropy, which the cost of the token she wrote estimates from one sample:
 #     I(l^H_{n+1}; l+ | l_{1:n})  <=  H(l^H_{n+1} | l_{1:n})  ~  -log2 pi_hat(l_{n+1} | l_{1:n})
 # So the assistant may write what costs little. figures/bound.py measures both steps.
@@ -70,7 +70,7 @@ def empower_lengths(nll, eta):
 
 # ------------------------------------------------------------------- completion rules (5.1)
 # rule(costs after the prefix, numpy Generator) -> how many tokens an assistant learns to write,
-# which may exceed the number of costs. Empower differs from its baselines only in its rule.
+# which may be more than are left. Empower differs from its baselines only in its rule.
 
 
 def empower(eta):
@@ -182,7 +182,7 @@ def train(model, examples, batch_size, optimizers, rng, gradient=sft_gradient, d
 
 # ------------------------------------------------------------------- settings
 
-UNLIMITED_TOKENS = 400  # a cap on what she writes without a round limit: six programs' length
+UNLIMITED_TOKENS = 400  # a cap on a program that she writes alone: about six ordinary ones
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,7 +213,7 @@ class Config:
     turn_tokens: int = flag(4, "K_H, most tokens that she types in a round (5.1: 10)", 0, 1000)
     rounds: int = flag(19, "most rounds of a game; K_H x rounds is 1.25 programs (in 5.1 too, "
                            "if its programs have 400 tokens, which we assume)", 1)
-    max_suggestion: int = flag(100, "cap on every suggestion, tokens", 0, 2000)  # half the context
+    max_suggestion: int = flag(100, "cap on every suggestion, tokens", 0, 2000)
     temperature: float = flag(1.0, "of sampling, for human and assistants (5.1: defaults)", 0)
     top_p: float = flag(1.0, "share of the probability that sampling keeps", 0, 1)
     # the discounted pass rate (5.1)
@@ -255,6 +255,7 @@ def write_programs(cfg, base, human, problems):
 def fine_tune(cfg, base, examples, name, optimizers=adamw, gradient=sft_gradient):
     """The Checkpoint of a copy of pi_hat, fine-tuned on the examples of `sft_example`."""
     model = copy.deepcopy(base.model).float()  # in bfloat16 most steps would be rounded away
+    model.name = None  # no longer that of pi_hat
     list(bar(train(model, examples, cfg.sft_batch, optimizers(model, cfg.sft_lr),
                    python_generator(cfg, name), gradient),
              name, math.ceil(len(examples) / cfg.sft_batch)))
@@ -307,7 +308,7 @@ class Lab:
                      self.cfg.turn_tokens, self.cfg.temperature, self.cfg.top_p)
 
     def completions(self, rule, programs=None):
-        """The completions to learn from, one of each program (4.1), and the last fifth (5.1)."""
+        """(completions to learn from, held out): one a program (4.1), the last fifth held out."""
         # All rules get the same seeds, and so the same states.
         rngs = (numpy_generator(self.cfg, purpose) for purpose in ("states", "lengths"))
         completions = choose_completions(programs or self.programs, rule, *rngs)
@@ -341,7 +342,7 @@ class Lab:
         """
         human = human or self.human
         if not assistant:
-            human = dataclasses.replace(human, accepts=None)  # there is nothing to accept
+            human = dataclasses.replace(human, accepts=None)  # so her care does not matter here
         episodes = self.kept(f"row {name}", miniature.contest_game, only(self.cfg, "seed"), name,
                              problems or self.contest.held_out, self.base.encoding, human,
                              assistant, rounds or self.cfg.rounds)
@@ -396,5 +397,5 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    import empower  # this file once more, under the name by which realcode/ knows it
+    import empower  # run as a script this file is __main__, but realcode/ imports empower
     sys.exit(empower.main())

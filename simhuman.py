@@ -222,7 +222,7 @@ def play(goals, human, assistant, rounds, start, stop_tokens, generator, label="
             code, turns = code + typed, turns + 1
 
     goals: what she knows, as token ids: for a Human the token `start`, which opens a document, and
-    the problem statement. assistant: None if she is alone. label: of the bar; None shows no bar.
+    the problem statement. assistant: None if she is alone. label: shown on the bar, or None.
     """
     assistant = copy.copy(assistant or Nobody())  # it may play another game at the same time
     human.begin(goals)

@@ -132,7 +132,7 @@ def finetune(cfg):
         inputs = {"base": base.name, "texts": fingerprint(texts), **vars(only(
             cfg, "seed", "dtype", "rule", "eta", "context", "all_states", "lora", "adapter",
             "rate", "batch", "clip")),
-            "code": fingerprint([rule_named, examples_and_held_out, tune, GPT])}
+            "code": fingerprint([rule_named, cut, examples_and_held_out, tune, GPT])}
         finished, begun = parallel.by_rank_0(state_of, out, partial, inputs)
         if not finished:
             with contextlib.ExitStack() as lock:
@@ -140,7 +140,8 @@ def finetune(cfg):
                     lock.enter_context(only_one(partial))
                 finished, begun = parallel.by_rank_0(state_of, out, partial, inputs)
                 if not finished:  # nor has another run finished it in the meantime
-                    make(cfg, base, texts, rule, partial, begun, free, inputs, device)
+                    if not parallel.by_rank_0((partial / CHECK).exists):  # else it was killed late
+                        make(cfg, base, texts, rule, partial, begun, free, inputs, device)
                     if parallel.rank() == 0:
                         finish(partial, out)
         if finished:
@@ -152,13 +153,14 @@ def finetune(cfg):
 def only_one(partial):
     """Makes the folder of unfinished work and locks it; it is removed if it is left empty."""
     partial.mkdir(parents=True, exist_ok=True)
-    try:
-        with locked(partial):
-            remove_leftovers(partial)
+    with locked(partial):
+        partial.mkdir(exist_ok=True)  # in case the run that had the lock has left it empty
+        remove_leftovers(partial)
+        try:
             yield
-    finally:
-        with contextlib.suppress(OSError):  # it is not empty, or it has its final name
-            partial.rmdir()
+        finally:
+            with contextlib.suppress(OSError):  # it is not empty, or it has its final name
+                partial.rmdir()
 
 
 def make(cfg, base, texts, rule, partial, begun, free, inputs, device):
@@ -200,8 +202,6 @@ def state_of(out, partial, inputs):
     if out.is_symlink() or os.path.ismount(out):
         raise UserError(f"--out {out} cannot be replaced by a finished folder: name a new folder, "
                         "not a link or a mount point")
-    if (partial / CHECK).exists() and begun_before(partial, inputs):
-        finish(partial, out)  # the run was killed in between
     return begun_before(out, inputs), begun_before(partial, inputs)
 
 

@@ -1,7 +1,7 @@
 """Training of real models: in micro-batches, in many processes, saved and resumed.
 
-`empower.train` lets all of this in at two places: the gradient of a batch is an argument, and the
-state of the training is saved between two updates.
+`empower.train` has two openings for this: the gradient of a batch is an argument, and the state of
+the training can be saved between two updates.
 """
 
 import contextlib
@@ -52,11 +52,14 @@ def recomputing(model, enabled=True):
 
     That saves most of the memory of a training, which takes about a third longer.
     """
-    for layer in model.layers if enabled else ():
+    layers = model.layers if enabled else ()
+    for layer in layers:
         layer.forward = functools.partial(recomputed, layer.forward, use_reentrant=False)
-    yield
-    for layer in model.layers:
-        vars(layer).pop("forward", None)  # again the method of its class
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward  # again the method of its class
 
 
 def train_and_save(model, examples, batch_size, optimizers, rng, label, progress, **options):

@@ -66,8 +66,7 @@ def spelled(field):
 
 
 def only(cfg, *names):
-    """Some of the settings. Whoever gets them can read no others, so its work depends on no others.
-    """
+    """Some of the settings: a function that is given these can depend on no others."""
     return types.SimpleNamespace(**{name: getattr(cfg, name) for name in names})
 
 

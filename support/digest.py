@@ -1,8 +1,9 @@
 """A digest of a call: of plain data, models, and the code of functions.
 
 A model counts by the name of its stage, and a function by its byte code and that of all project
-code it refers to, so an edit anywhere on its way changes the digest. Comments, docstrings and line
-numbers do not count. Another version of Python has other byte code.
+code it refers to by a name in its file, so an edit on its way changes the digest; imports inside a
+function are not followed. Comments and the words of a docstring do not count. Another version of
+Python has other byte code.
 """
 
 import dataclasses
@@ -10,6 +11,7 @@ import functools
 import hashlib
 import inspect
 import json
+import re
 import sys
 import sysconfig
 import types
@@ -20,6 +22,7 @@ import tiktoken
 import torch
 
 ATOMS = {type(None), bool, int, float, str}
+BUILT_IN = (types.BuiltinFunctionType, np.ufunc, type(str.join))
 
 
 def fingerprint(value):
@@ -39,11 +42,13 @@ def plain(value, seen):
             return list(value)
         return [plain(part, seen) for part in value]
     if isinstance(value, dict):
-        return [[plain(key, seen), plain(part, seen)] for key, part in value.items()]
-    if isinstance(value, (set, frozenset)):
-        return sorted(json.dumps(plain(part, seen)) for part in value)
+        return ["dict", *([plain(key, seen), plain(part, seen)] for key, part in value.items())]
+    if isinstance(value, (set, frozenset)):  # each on its own, since their order is not fixed
+        return ["set", *sorted(json.dumps(plain(part, {})) for part in value)]
     if isinstance(value, (np.ndarray, np.generic, torch.Tensor)):
-        return [str(value.dtype), value.tolist()]
+        return [str(value.dtype), list(value.shape), value.tolist()]
+    if isinstance(value, (bytes, complex)):
+        return repr(value)
     if id(value) in seen:
         return f"as before {seen[id(value)][0]}"
     seen[id(value)] = len(seen), value  # kept alive, so that no other value gets its identity
@@ -61,7 +66,10 @@ def parts_of(value):
     if isinstance(value, types.MethodType):
         return value.__self__, value.__func__
     if isinstance(value, types.CodeType):
-        return value.co_code.hex(), value.co_names, constants_of(value)
+        return (value.co_code.hex(), getattr(value, "co_exceptiontable", b"").hex(),
+                value.co_argcount, value.co_posonlyargcount, value.co_kwonlyargcount,
+                value.co_flags & 0xC, value.co_varnames[:value.co_argcount], value.co_names,
+                constants_of(value))
     if isinstance(value, Path):  # the judge's helper is a script, wherever the project is
         return value.read_text(encoding="utf-8") if value.suffix == ".py" else str(value)
     if isinstance(value, property):
@@ -84,25 +92,30 @@ def parts_of(value):
                              for field in dataclasses.fields(value) if field.compare}
     if is_ours(type(value)):
         return type(value), vars(value)
-    return repr(value).split(" at 0x")[0]
+    if isinstance(value, re.Pattern):
+        return value.pattern, value.flags
+    if isinstance(value, BUILT_IN):
+        return value.__name__, repr(getattr(value, "__self__", None)).split(" at 0x")[0]
+    if " at 0x" in repr(value):
+        raise ValueError(f"{value!r} cannot be part of a kept call: it may hold anything")
+    return type(value).__qualname__, repr(value)
 
 
 def name_of(model):
-    """(the name of a model's stage, how often its weights were changed in place since).
-
-    ValueError: it comes from no stage and no file, so it has no name.
-    """
-    if not getattr(model, "name", None):
-        raise ValueError("a model without a name cannot be part of a kept call")
-    return model.name, sum(weight._version for weight in model.parameters())
+    """The name of a model's stage. ValueError: it has none, or was changed since it was loaded."""
+    if not getattr(model, "name", None) or any(weight._version for weight in model.parameters()):
+        raise ValueError("a model that is in no stage, or was changed since, cannot be part of a "
+                         "kept call")
+    return model.name, str(model.dtype)
 
 
 @functools.cache
 def digest_of_tokenizer(encoding):
     """A digest of a tiktoken.Encoding."""
     ranks = sorted(encoding._mergeable_ranks.items())
-    return hashlib.sha256(repr([encoding._pat_str, ranks, encoding._special_tokens,
-                                vars(encoding).get("stops")]).encode()).hexdigest()
+    ends = {name: vars(encoding).get(name) for name in ("start", "stops")}
+    return hashlib.sha256(repr([type(encoding).__qualname__, encoding._pat_str, ranks,
+                                encoding._special_tokens, ends]).encode()).hexdigest()
 
 
 def function_parts(function):
@@ -120,7 +133,9 @@ def members_of(cls):
 
 
 def is_ours(part):
-    """Whether a function, class or module is of the project or of the user's own file."""
+    """Whether a function, class or module is of the project or of the user's own file or prompt."""
+    if getattr(part, "__module__", None) == "__main__":
+        return True
     module = part if isinstance(part, types.ModuleType) else sys.modules.get(part.__module__)
     file = part.__code__.co_filename if isinstance(part, types.FunctionType) else getattr(
         module, "__file__", None) or "<built in>"

@@ -56,7 +56,7 @@ def slug(name):
 
 @contextlib.contextmanager
 def locked(path, wait=True):
-    """Inside, no other process that asks for this lock is at work on a file or an existing folder.
+    """Holds a lock on a file or an existing folder; other processes that ask for it wait.
 
     The lock ends with the process, however that ends, and stays with a folder that is renamed.
     wait: False raises BlockingIOError if another process has the lock.

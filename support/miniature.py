@@ -52,8 +52,8 @@ def new_contest(cfg):
 def contest_texts(cfg, problems):
     """The training text of the language model: [(statement or "", program)], in many styles.
 
-    Half of the documents begin with the problem statement. With the statement in its context the
-    model is the human; without it, the scorer and Base.
+    Half of the documents begin with the problem statement, so the same model can play every role:
+    shown the statement it is the human; without it, the scorer and Base.
     """
     rng = python_generator(cfg, "documents")
     drawn = [rng.choice(problems) for _ in range(cfg.pretrain_steps * cfg.pretrain_batch)]

@@ -237,14 +237,15 @@ def test_arguments_are_told_apart(tmp_path):
               only(Config(seed=1), "seed"), base.model, other.model, base, encoding,
               data.train_tokenizer(["xyz xyz xy"], 259), Turn([1], [0.5], True),
               Turn([1], [0.5], False), functools.partial(typical, limits=[1]), typical, sft(1),
-              sft(2), Episode, Turn, torch.nn.functional.silu, torch.nn.functional.gelu]
+              sft(2), {"1"}, lambda x: x, lambda *x: x, ",".join, ";".join, re.compile("a" * 300),
+              re.compile("a" * 301), np.zeros((0, 3)), np.zeros((0, 2)), b"a", Episode, Turn, torch.nn.functional.silu, torch.nn.functional.gelu]
     keys = [fingerprint([value]) for value in values]
     assert len(set(keys)) == len(values) and keys == [fingerprint([value]) for value in values]
     with torch.no_grad():
         base.model.norm.weight += 1  # it is no longer the model of its stage
-    assert fingerprint([base.model]) not in keys
-    with pytest.raises(ValueError, match="a model without a name"):
-        fingerprint(tiny_gpt())
+    for value in (tiny_gpt(), base.model, np.random.default_rng(0), torch.Generator(), object()):
+        with pytest.raises(ValueError, match="cannot be part of a kept call"):
+            fingerprint([value])
 
 
 def test_another_folder_or_device_is_the_same_call(tmp_path):
