@@ -133,12 +133,10 @@ def svg(texts, nll, marks, caption):
             draw(part, shade(bits) and shade(bits)[1])
             column += len(part)
             widest = max(widest, column)
-    row, column = row + 1 + (column > 0), 0
-    for line in textwrap.wrap(caption, widest):
+    below, column = row + 1 + (column > 0), 0
+    lines = [*textwrap.wrap(caption, widest), "", "bits of a token, from"]
+    for row, line in enumerate(lines, below):
         draw(line)
-        row += 1
-    row += 1
-    draw("bits of a token, from")
     for k, (least, _, colour) in enumerate(SHADES):
         column = 23 + 6 * k
         draw(f"{least:g}".center(4), colour)

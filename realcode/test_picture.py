@@ -3,6 +3,7 @@
 import base64
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 
 from realcode.show import svg
@@ -11,7 +12,7 @@ from support.test_helpers import ROOT, chromium
 README = (ROOT / "figures" / "program.svg").read_text(encoding="utf-8")
 TOKENS = ["def", " f", "(", "a", "):", "\n    ", "if", " a", " <", " b", ":", "\n\t\t", "return",
           "  ", "a", "\n"]
-OWN = svg(TOKENS, [k % 9 for k in range(len(TOKENS))], {0: "┃", 9: "▸"}, "a caption of this picture")
+OWN = svg(TOKENS, [k % 9 for k in range(len(TOKENS))], {0: "┃", 9: "▸"}, "the caption of a picture")
 INK = """
 const picture = new Image(), done = arguments[1];
 picture.onload = () => {
@@ -63,6 +64,16 @@ def test_each_character_is_drawn_where_it_belongs(driver, tmp_path, picture):
         return [...document.querySelectorAll("text, rect + rect")].map(
             shape => box.x + box.width - shape.getBBox().x - shape.getBBox().width)""")
     assert min(right) >= 0
+    beyond = driver.execute_script("""const ends = shape => {
+            const {x, width} = shape.getBBox();
+            return [x, x + width];
+        };
+        return [...document.querySelectorAll("rect[height='18']:not([width='2'])")].flatMap(box => {
+            const [x, y] = [box.getAttribute("x"), +box.getAttribute("y") + 13];
+            const text = document.querySelector(`text[x="${x}"][y="${y}"]`);
+            return text ? [ends(text).map((end, k) => end - ends(box)[k])] : [];
+        })""")
+    assert len(beyond) > 5 and np.abs(beyond).max() <= 1  # each shade is as wide as its token
 
 
 @pytest.mark.parametrize("picture", [README, OWN], ids=["README", "own"])

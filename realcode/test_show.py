@@ -27,8 +27,8 @@ from realcode.pretrained import save_published
 from support.checkpoint import Checkpoint, save_tokenizer
 from support.cli import UserError
 from support.report import left_to_human
-from support.test_helpers import (ROOT, TINY, contents, empower_py, in_process, published, small_corpus,
-                             tiny_gpt, tiny_run, write_files)
+from support.test_helpers import (ROOT, TINY, contents, empower_py, in_process, published,
+                                  small_corpus, tiny_gpt, tiny_run, write_files)
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
@@ -169,7 +169,8 @@ def test_an_svg_is_xml_with_every_character_and_a_bar_for_each_stop(text, tmp_pa
         said = said.removesuffix(lines.pop()[0]).rstrip()
     expected = ["".join(c for c in line if c.isprintable() and c != " ")
                 for line in text.split("\n")]
-    assert not said and ["".join(parts).replace("\ufffd", "") for parts in lines] == list(filter(None, expected))
+    drawn = ["".join(parts).replace("\ufffd", "") for parts in lines]
+    assert not said and drawn == list(filter(None, expected))
     assert not list(tmp_path.glob("*.tmp"))
 
 
