@@ -175,6 +175,7 @@ def make(cfg, base, texts, rule, partial, begun, free, inputs, device):
     pieces = [cut(base.encoding, some, cfg.context) for some in texts]
     check_memory(cfg, base.model, device, [len(ids) for ids, _ in pieces[0]], free)
     parallel.by_rank_0(write_text, partial / "inputs.json", json.dumps(inputs, indent=2) + "\n")
+    (partial / WORK).mkdir(exist_ok=True)  # nothing may be scored, as with --rule whole
     examples, held_out = examples_and_held_out(cfg, base, *pieces, rule, partial / WORK)
     tuned = tune(cfg, base, examples, partial)
     if parallel.rank() == 0:
