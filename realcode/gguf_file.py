@@ -5,8 +5,8 @@ those are; `convert` writes them. Two things differ. Weights are mostly quantize
 dequantizes them. And llama.cpp rotates adjacent features of a head as pairs (interleaved RoPE), so
 the rows of q and k in a file of a Llama are in another order.
 
-The header is read here: gguf's own reader makes three arrays of each string, and does not notice
-when the file ends. Nothing is taken from it before its sizes are known to fit into the file.
+The header is read here, and no size in it is believed before it is known to fit into the file.
+gguf's own reader does not notice where the file ends, and takes twenty times as long or longer.
 """
 
 import json
@@ -150,23 +150,20 @@ def read_gguf(path):
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path} is missing or not a file: give a GGUF file, or a folder "
                                 "with config.json and safetensors")
-    size, package = Path(path).stat().st_size, gguf_package()
+    package = gguf_package()
     try:
         with open(path, "rb") as file:
-            header = Header(file, min(size, LARGEST_HEADER))
-            metadata, entries, begin = header.read()
-        if begin > size:
-            raise ValueError("it ends where its tensors should begin")
+            metadata, entries, begin = Header(file, Path(path).stat().st_size).read()
         mapped = torch.from_numpy(np.memmap(path, np.uint8, "c"))
         tensors = {name: tensor_in(mapped, begin + offset, shape, kind, package)
                    for name, shape, kind, offset in entries}
         if len(tensors) < len(entries):
             raise ValueError("two tensors have the same name")
-        if sum(len(tensor.raw) for tensor in tensors.values()) > size - begin:
-            raise ValueError("its tensors overlap")
+        if sum(len(tensor.raw) for tensor in tensors.values()) > len(mapped) - begin:
+            raise ValueError("its tensors overlap, or it ends before they begin")
     except NotImplementedError as error:
         raise ValueError(f"{path}: {error}") from None
-    except (ValueError, struct.error, OverflowError, TypeError) as error:
+    except (ValueError, struct.error) as error:
         raise ValueError(f"{path} is damaged or not a GGUF file ({error}): fetch it again") \
             from None
     return Gguf(metadata, tensors)
@@ -176,7 +173,7 @@ class Header:
     """The head of a GGUF file, read value by value; ValueError where there is no more."""
 
     def __init__(self, file, size):
-        self.file, self.left = file, size
+        self.file, self.left = file, min(size, LARGEST_HEADER)
 
     def take(self, size):
         if size > self.left:
@@ -189,23 +186,21 @@ class Header:
         return float(str(np.float32(value))) if form == "f" else value  # 1e-5, not 9.9999997e-6
 
     def string(self):
-        return self.take(self.number("Q")).decode("utf-8")
+        return self.take(self.number("Q")).decode()
 
     def value(self, kind):
-        if kind == STRING:
-            return self.string()
-        if kind in SCALARS:
-            return self.number(SCALARS[kind])
-        if kind != LIST:
+        is_list = kind == LIST
+        if is_list:
+            kind, count = self.number("I"), self.number("Q")
+        if kind != STRING and kind not in SCALARS:
             raise ValueError(f"a value of the unknown type {kind}")
-        inner, count = self.number("I"), self.number("Q")
-        if inner == STRING and count > STRINGS:
+        if not is_list:
+            return self.string() if kind == STRING else self.number(SCALARS[kind])
+        if kind == STRING and count > STRINGS:
             raise ValueError(f"a list of {count} strings")
-        if inner == STRING:
+        if kind == STRING:
             return [self.string() for _ in range(count)]
-        if inner not in SCALARS:
-            raise ValueError(f"a list of the unknown type {inner}")
-        form = np.dtype(SCALARS[inner]).newbyteorder("<")
+        form = np.dtype(SCALARS[kind]).newbyteorder("<")
         return np.frombuffer(self.take(count * form.itemsize), form)
 
     def read(self):
