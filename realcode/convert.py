@@ -33,10 +33,6 @@ def convert(cfg):
     try:
         save_checkpoint(found, new)
         os.replace(new, folder)
-    except OSError as error:
-        if not folder.is_dir() or not any(folder.iterdir()):
-            raise
-        raise UserError(f"another run has just made {folder}: nothing is left to do") from error
     finally:
         shutil.rmtree(new, ignore_errors=True)
     print(f"The checkpoint is in {folder}. Try: python empower.py show FILE --model {folder}")

@@ -270,15 +270,15 @@ def test_a_finished_checkpoint_is_left_alone(tuned, corpus):
     assert contents(out.parent) == before
 
 
-def test_what_is_complete_is_only_moved_if_its_run_was_killed_before(tuned, corpus, tmp_path):
+def test_a_run_that_was_killed_after_its_folder_was_moved_is_finished(tuned, corpus, tmp_path):
     base, whole, _ = tuned
-    out, partial = tmp_path / "tuned", shutil.copytree(whole, tmp_path / "tuned.partial")
-    (partial / "work").mkdir()
-    (partial / "work" / "progress.pt").write_bytes(b"state")
+    out = shutil.copytree(whole, tmp_path / "tuned")
+    (out / "work").mkdir()
+    (out / "work" / "progress.pt").write_bytes(b"state")
     status, stdout, stderr = in_process("finetune", "--model", base, "--corpus", corpus, "--out",
                                         out, *FINETUNE)
     assert status == 0 and "is finished: nothing" in stdout, stderr
-    assert contents(out) == contents(whole) and not partial.exists()
+    assert contents(out) == contents(whole)
 
 
 def test_other_code_does_not_resume(tuned, corpus, tmp_path, monkeypatch):
@@ -300,7 +300,7 @@ def test_two_fine_tunings_with_one_out_both_end_well(tuned, corpus, tmp_path, tm
     statuses, stdout, stderr = forked(tmp_path_factory.mktemp("logs"), empower.main,
                                       2 * [(list(map(str, command)),)])
     assert statuses == [0, 0], stderr
-    assert stdout.count("is finished: nothing") + stdout.count("run has just finished") == 1
+    assert stdout.count("is finished: nothing") == 1
     assert contents(out).keys() == contents(whole).keys()
     assert [path.name for path in tmp_path.iterdir()] == ["tuned"]
 
@@ -315,8 +315,7 @@ def test_an_out_that_cannot_be_renamed_to_is_refused_before_any_work(tuned, corp
     monkeypatch.setattr(corpora, "score", None)  # where the work begins
     status, _, stderr = in_process("finetune", "--model", base, "--corpus", corpus, "--out", link,
                                    *FINETUNE)
-    slow, sentence = stderr.splitlines()
-    assert status == 2 and "bfloat16" in slow and "not a link or a mount point" in sentence
+    assert status == 2 and stderr.count("\n") == 1 and "not a link or a mount point" in stderr
     assert contents(tmp_path) == before and link.is_symlink()
 
 
