@@ -176,6 +176,7 @@ def only_one(partial):
 def make(cfg, base, pieces, rule, partial, inputs):
     """Makes the checkpoint in the folder `partial`, or goes on where an earlier run ended there."""
     parallel.by_rank_0(write_text, partial / "inputs.json", json.dumps(inputs, indent=2) + "\n")
+    (partial / WORK).mkdir(exist_ok=True)
     examples, held_out = examples_and_held_out(cfg, base, *pieces, rule, partial / WORK)
     tuned = tune(cfg, base, examples, partial)
     if parallel.rank() == 0:

@@ -335,6 +335,12 @@ def test_some_pieces_of_a_single_file_are_held_out(tuned, corpus, tmp_path):
         assert len(examples) == len(pieces) - len(pieces) // 5
 
 
+def test_a_model_adapts_to_a_single_short_program(tuned, tmp_path):
+    (tmp_path / "one.py").write_text("x = 1\nprint(x)\n")
+    stdout = fine_tuned(tuned[0], tmp_path / "one.py", tmp_path / "out", "--rule", "whole")
+    assert "too small to hold anything out" in stdout and "1 update;" in stdout
+
+
 # ------------------------------------------------------------------- low-rank updates, memory
 
 
