@@ -307,8 +307,8 @@ def tune(cfg, base, examples, folder):
 def whole_model(model, lora, dtype):
     """In rank 0, an ordinary GPT of a model that `shard` has spread, with its updates if any.
 
-    lora: their rank, or 0; then the other weights become `dtype`. With several processes the model
-    is on the CPU.
+    lora: their rank, or 0. Weights that are not trained become `dtype`. With several processes the
+    model is on the CPU.
     """
     if parallel.size() == 1:
         return model
@@ -316,8 +316,7 @@ def whole_model(model, lora, dtype):
     for name, weight in model.named_parameters():
         tensor = parallel.whole(weight.detach())
         if parallel.rank() == 0:
-            trained = not lora or name.endswith((".A", ".B"))
-            weights[name] = (tensor if trained else tensor.to(dtype)).cpu()
+            weights[name] = (tensor if weight.requires_grad else tensor.to(dtype)).cpu()
     if parallel.rank():
         return None
     with torch.device("meta"):
