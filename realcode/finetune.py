@@ -151,8 +151,6 @@ def finetune(cfg):
                              free)
                 make(cfg, base, pieces, rule, partial, inputs)
             if parallel.rank() == 0:
-                if not finished:
-                    os.replace(partial, out)
                 shutil.rmtree(out / WORK, ignore_errors=True)
             print(parallel.by_rank_0(what_was_found, cfg))
 
@@ -174,7 +172,7 @@ def only_one(partial):
 
 
 def make(cfg, base, pieces, rule, partial, inputs):
-    """Makes the checkpoint in the folder `partial`, or goes on where an earlier run ended there."""
+    """Makes the checkpoint in `partial`, from where an earlier run ended, and moves it to --out."""
     parallel.by_rank_0(write_text, partial / "inputs.json", json.dumps(inputs, indent=2) + "\n")
     (partial / WORK).mkdir(exist_ok=True)
     examples, held_out = examples_and_held_out(cfg, base, *pieces, rule, partial / WORK)
@@ -182,6 +180,7 @@ def make(cfg, base, pieces, rule, partial, inputs):
     if parallel.rank() == 0:
         check = how_it_stops if rule else how_it_adapted
         write_text(partial / CHECK, check(cfg, tuned, base, held_out))
+        os.replace(partial, cfg.out)
 
 
 def what_was_found(cfg):
