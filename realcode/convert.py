@@ -2,13 +2,12 @@
 
 import dataclasses
 import os
-import shutil
 from pathlib import Path
 
 from realcode.checkpoints import save_checkpoint
 from realcode.given import DTYPE, loaded
 from support.cli import UserError, flag
-from support.files import temporary_name
+from support.files import replacing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,14 +28,7 @@ def convert(cfg):
     if folder.is_symlink() or os.path.ismount(folder):
         raise UserError(f"{folder} cannot be replaced by a finished folder: name a new one, not a "
                         "link or a mount point")
-    found, new = loaded(cfg, "cpu"), temporary_name(folder)
-    try:
+    found = loaded(cfg, "cpu")
+    with replacing(folder) as new:
         save_checkpoint(found, new)
-        os.replace(new, folder)
-    except OSError as error:
-        if not folder.is_dir() or not any(folder.iterdir()):
-            raise
-        raise UserError(f"another run has just made {folder}: nothing is left to do") from error
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
     print(f"The checkpoint is in {folder}. Try: python empower.py show FILE --model {folder}")

@@ -21,7 +21,7 @@ import numpy as np
 from empower import score
 from realcode import parallel
 from support.cli import UserError, checked, python_generator, reading
-from support.files import read_bytes, read_text, temporary_name
+from support.files import read_bytes, read_text, replacing
 from support.report import counted
 
 CORPUS = "a folder of .py files, one file, a JSONL file, or the word stdlib"
@@ -309,10 +309,9 @@ def kept_costs(folder, base, pieces, together=32):
               for k in range(0, len(pieces), together)}
     for path, chunk in list(chunks.items())[parallel.rank()::parallel.size()]:
         if not path.exists():
-            temporary = temporary_name(path)
-            with open(temporary, "wb") as file:
-                np.save(file, np.concatenate(score(base.model, chunk, base.encoding.start)))
-            os.replace(temporary, path)
+            nll = np.concatenate(score(base.model, chunk, base.encoding.start))
+            with replacing(path) as temporary, open(temporary, "wb") as file:
+                np.save(file, nll)
     parallel.wait()
     costs = []
     for path, chunk in chunks.items():

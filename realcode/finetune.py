@@ -28,7 +28,7 @@ from simhuman import Assistant
 from support.cli import (UserError, check_ranges, derived_seed, describe, flag, numpy_generator,
                          only, python_generator, torch_generator)
 from support.digest import fingerprint
-from support.files import locked, read_text, remove_leftovers, write_text
+from support.files import locked, read_json, read_text, remove_leftovers, write_text
 from support.optim import adamw
 from support.report import STOPPING, check_stopping, counted, table, with_learned
 
@@ -89,27 +89,27 @@ class Config:
         return (1e-4 if self.lora else 1e-5) if self.lr is None else self.lr
 
 
-def rule_named(name, eta):
-    """A completion rule by its name: empower, sft-N or sft-rand; None for whole pieces."""
-    kind, _, n = name.partition("-")
-    if name == "whole":
-        return None
-    if name == "empower":
-        return empower(eta)
-    if name == "sft-rand":
-        return sft_rand(30)
-    if kind == "sft" and re.fullmatch("[1-9][0-9]{0,8}", n):
-        return sft(int(n))
-    raise UserError(f"--rule is {name!r}: choose empower, sft-rand, whole or sft-N, as in sft-10")
-
-
 def rule_of(cfg):
-    """The completion rule of these settings; a UserError if its check could not tell."""
-    rule = rule_named(cfg.rule, cfg.eta)
-    if cfg.rule.startswith("sft") and cfg.max_suggestion <= most_asked(cfg):
+    """(completion rule, about the most tokens that it asks for); the rule is None for whole pieces.
+
+    A UserError if it asks for as many tokens as the check of stopping lets the assistant write.
+    """
+    if cfg.rule == "whole":
+        return None, cfg.context
+    if cfg.rule == "empower":
+        return empower(cfg.eta), LABELS
+    if cfg.rule == "sft-rand":
+        rule, most = sft_rand(30), 30
+    elif re.fullmatch("sft-[1-9][0-9]{0,8}", cfg.rule):
+        most = int(cfg.rule.removeprefix("sft-"))
+        rule = sft(most)
+    else:
+        raise UserError(f"--rule is {cfg.rule!r}: choose empower, sft-rand, whole or sft-N, as in "
+                        "sft-10")
+    if cfg.max_suggestion <= most:
         raise UserError(f"--max-suggestion is {cfg.max_suggestion}: to check how it stops, give "
-                        f"more than the {most_asked(cfg)} tokens of --rule {cfg.rule}")
-    return rule
+                        f"more than the {most} tokens of --rule {cfg.rule}")
+    return rule, most
 
 
 def finetune(cfg):
@@ -123,7 +123,10 @@ def finetune(cfg):
             raise UserError(f"--{name} is missing: give a folder"
                             + " or a GGUF file" * (name == "model"))
     out, partial = Path(cfg.out), Path(f"{cfg.out.rstrip('/')}.partial")
-    rule = rule_of(cfg)
+    if out.is_symlink() or os.path.ismount(out):
+        raise UserError(f"--out {out} cannot be replaced by a finished folder: name a new folder, "
+                        "not a link or a mount point")
+    rule, most = rule_of(cfg)
     with parallel.processes(cfg.device) as device:
         texts, free = read_programs(cfg), parallel.by_rank_0(available_bytes, device)
         base = given_model(cfg, device)
@@ -132,26 +135,32 @@ def finetune(cfg):
         inputs = {"base": base.name, "texts": fingerprint(texts), **vars(only(
             cfg, "seed", "dtype", "rule", "eta", "context", "all_states", "lora", "adapter",
             "rate", "batch", "clip")),
-            "code": fingerprint([rule_named, cut, examples_and_held_out, tune, GPT])}
-        finished, begun = parallel.by_rank_0(state_of, out, partial, inputs)
-        if not finished:
-            with contextlib.ExitStack() as lock:
-                if parallel.rank() == 0:
-                    lock.enter_context(only_one(partial))
-                finished, begun = parallel.by_rank_0(state_of, out, partial, inputs)
-                if not finished:  # nor has another run finished it in the meantime
-                    if not parallel.by_rank_0((partial / CHECK).exists):  # else it was killed late
-                        make(cfg, base, texts, rule, partial, begun, free, inputs, device)
-                    if parallel.rank() == 0:
-                        finish(partial, out)
-        if finished:
-            print(f"{out} is finished: nothing is left to do.\n")
-        print(parallel.by_rank_0(what_was_found, cfg))
+            "code": fingerprint([rule_of, examples_and_held_out, tune, GPT])}
+        with only_one(partial):  # another run may finish it while this one waits here
+            finished, begun = parallel.by_rank_0(
+                lambda: [begun_before(folder, inputs) for folder in (out, partial)])
+            if finished:
+                print(f"{out} is finished: nothing is left to do.\n")
+            else:
+                print(f"{counted(len(texts[0]), 'program')} to learn from, "
+                      f"{'resuming' if begun else 'starting'} in {partial}; the bars show how long "
+                      "it takes.")
+                describe(cfg, base.model, device)
+                pieces = [cut(base.encoding, some, cfg.context) for some in texts]
+                check_memory(cfg, base.model, device, [len(ids) for ids, _ in pieces[0]], most,
+                             free)
+                make(cfg, base, pieces, rule, partial, inputs)
+            if parallel.rank() == 0:
+                shutil.rmtree(out / WORK, ignore_errors=True)
+            print(parallel.by_rank_0(what_was_found, cfg))
 
 
 @contextlib.contextmanager
 def only_one(partial):
-    """Makes the folder of unfinished work and locks it; it is removed if it is left empty."""
+    """Inside, rank 0 has the folder of unfinished work to itself; it is not left behind empty."""
+    if parallel.rank():
+        yield
+        return
     partial.mkdir(parents=True, exist_ok=True)
     with locked(partial):
         partial.mkdir(exist_ok=True)  # in case the run that had the lock has left it empty
@@ -163,24 +172,16 @@ def only_one(partial):
                 partial.rmdir()
 
 
-def make(cfg, base, texts, rule, partial, begun, free, inputs, device):
-    """Makes the checkpoint in the folder `partial`, or goes on where an earlier run was begun.
-
-    free: bytes before the model was loaded, or None if they are not known.
-    """
-    first = f"score, choose completions by {cfg.rule}, train" if rule else "train"
-    print(f"{counted(len(texts[0]), 'program')} to learn from: {first} one epoch, "
-          f"{'resuming' if begun else 'starting'} in {partial}; the bars show how long it takes.")
-    describe(cfg, base.model, device)
-    pieces = [cut(base.encoding, some, cfg.context) for some in texts]
-    check_memory(cfg, base.model, device, [len(ids) for ids, _ in pieces[0]], free)
+def make(cfg, base, pieces, rule, partial, inputs):
+    """Makes the checkpoint in `partial`, from where an earlier run ended, and moves it to --out."""
     parallel.by_rank_0(write_text, partial / "inputs.json", json.dumps(inputs, indent=2) + "\n")
-    (partial / WORK).mkdir(exist_ok=True)  # nothing may be scored, as with --rule whole
+    (partial / WORK).mkdir(exist_ok=True)
     examples, held_out = examples_and_held_out(cfg, base, *pieces, rule, partial / WORK)
     tuned = tune(cfg, base, examples, partial)
     if parallel.rank() == 0:
         check = how_it_stops if rule else how_it_adapted
         write_text(partial / CHECK, check(cfg, tuned, base, held_out))
+        os.replace(partial, cfg.out)
 
 
 def what_was_found(cfg):
@@ -195,48 +196,18 @@ def what_was_found(cfg):
             f"{cfg.out} FILE:LINE:COL" + f" --eta {cfg.eta:g}" * needs_eta)
 
 
-def state_of(out, partial, inputs):
-    """(whether `out` holds the result, whether this work was begun in `partial`).
-
-    A UserError if a folder cannot be used for it.
-    """
-    if out.is_symlink() or os.path.ismount(out):
-        raise UserError(f"--out {out} cannot be replaced by a finished folder: name a new folder, "
-                        "not a link or a mount point")
-    return begun_before(out, inputs), begun_before(partial, inputs)
-
-
-def finish(partial, out):
-    """Removes what only unfinished work needs, and moves the folder into place."""
-    shutil.rmtree(partial / WORK, ignore_errors=True)
-    os.replace(partial, out)
-
-
-def most_asked(cfg):
-    """About the most tokens that the rule asks for."""
-    kind, _, n = cfg.rule.partition("-")
-    # `empower`: a run of tokens that cost nearly nothing, and another token for each bit of eta.
-    return {"sft": int(n) if n.isdigit() else 30, "empower": LABELS + int(cfg.eta),
-            "whole": cfg.context}[kind]
-
-
-def longest_completion(cfg):
-    """About the most tokens that a completion has: in training, each needs its logits."""
-    return cfg.context if cfg.all_states else min(cfg.context, most_asked(cfg))
-
-
-def check_memory(cfg, model, device, lengths, free):
+def check_memory(cfg, model, device, lengths, most, free):
     """Says how much memory the training takes; a UserError if the machine does not have it.
 
-    lengths: of the pieces, in tokens. free: bytes before the model was loaded, or None if they are
-    not known.
+    lengths: of the pieces, in tokens. most: tokens that a completion has, for each needs its
+    logits. free: bytes before the model was loaded, or None if they are not known.
     """
     needed = training_bytes(
         model.config, cfg.lora, model.dtype.itemsize,
         min(cfg.micro_batch, parallel.share(min(cfg.batch, len(lengths)))),
         max(16, min(cfg.context, 1 + max(lengths))), cfg.recompute,
         width=2 if "cuda" in device else 4, processes=parallel.size(),
-        labels=longest_completion(cfg))
+        labels=cfg.context if cfg.all_states else most)
     print(f"Training takes about {needed / 1e9:.1f} GB of memory"
           + " in each process" * (parallel.size() > 1)
           + (f"; {free / 1e9:.1f} GB are free." if free else "."))
@@ -336,8 +307,8 @@ def tune(cfg, base, examples, folder):
 def whole_model(model, lora, dtype):
     """In rank 0, an ordinary GPT of a model that `shard` has spread, with its updates if any.
 
-    lora: their rank, or 0; then the other weights become `dtype`. With several processes the model
-    is on the CPU.
+    lora: their rank, or 0. Weights that are not trained become `dtype`. With several processes the
+    model is on the CPU.
     """
     if parallel.size() == 1:
         return model
@@ -345,8 +316,7 @@ def whole_model(model, lora, dtype):
     for name, weight in model.named_parameters():
         tensor = parallel.whole(weight.detach())
         if parallel.rank() == 0:
-            trained = not lora or name.endswith((".A", ".B"))
-            weights[name] = (tensor if trained else tensor.to(dtype)).cpu()
+            weights[name] = (tensor if weight.requires_grad else tensor.to(dtype)).cpu()
     if parallel.rank():
         return None
     with torch.device("meta"):
@@ -397,12 +367,12 @@ def begun_before(folder, inputs):
     if not folder.exists() or folder.is_dir() and not any(folder.iterdir()):
         return False
     try:
-        found = json.loads((folder / "inputs.json").read_text())
-    except (OSError, ValueError):
-        found = None
+        found = read_json(folder / "inputs.json")
+    except ValueError:
+        found = {}
     if found == inputs:
         return True
-    if not isinstance(found, dict) or found.keys() != inputs.keys():
+    if found.keys() != inputs.keys():
         raise UserError(f"{folder} holds something else: choose another --out")
     names = {"base": "model or type of its files", "texts": "corpus or split of it", "rate": "--lr",
              "code": "version of the code"}

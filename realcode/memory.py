@@ -22,33 +22,33 @@ from pathlib import Path
 
 import torch
 
-from realcode.lora import PROJECTIONS
-
 GAPS = 0.3
 LABELS = 100  # labels of an example, at most, in most corpora: the cap on a suggestion
 
 
-def projection_shapes(cfg):
-    """{name: (rows, columns)} of the projections in a layer of a GPTConfig."""
-    C, inner = cfg.hidden_size, cfg.intermediate_size
-    Q, K = (heads * cfg.head_dim for heads in (cfg.num_attention_heads, cfg.num_key_value_heads))
-    return dict(zip(PROJECTIONS, ((Q, C), (K, C), (K, C), (C, Q), (inner, C), (inner, C),
-                                  (C, inner))))
+def widths(cfg):
+    """The columns of a GPTConfig's residual stream, queries, keys (and values), and MLP."""
+    return (cfg.hidden_size, cfg.num_attention_heads * cfg.head_dim,
+            cfg.num_key_value_heads * cfg.head_dim, cfg.intermediate_size)
+
+
+def embedding_and_head(cfg):
+    """Their parameters, which are the same if the weights are tied."""
+    return cfg.vocab_size * cfg.hidden_size * (1 if cfg.tie_word_embeddings else 2)
 
 
 def parameter_counts(cfg, rank):
     """(parameters of the model, of all updates of this rank); norms and biases are left out."""
-    shapes = projection_shapes(cfg).values()
-    layer = sum(rows * columns for rows, columns in shapes)
-    ends = cfg.vocab_size * cfg.hidden_size * (1 if cfg.tie_word_embeddings else 2)
-    updates = cfg.num_hidden_layers * rank * sum(map(sum, shapes))
-    return cfg.num_hidden_layers * layer + ends, updates
+    C, Q, K, inner = widths(cfg)
+    layer = 2 * C * Q + 2 * C * K + 3 * C * inner
+    updates = rank * (2 * (C + Q) + 2 * (C + K) + 3 * (C + inner))
+    return (cfg.num_hidden_layers * layer + embedding_and_head(cfg),
+            cfg.num_hidden_layers * updates)
 
 
 def activation_bytes(cfg, tokens, rank, recompute, width=4):
     """What the layers keep of so many tokens for the backward pass; width: bytes of a number."""
-    C, inner = cfg.hidden_size, cfg.intermediate_size
-    Q, K = (heads * cfg.head_dim for heads in (cfg.num_attention_heads, cfg.num_key_value_heads))
+    C, Q, K, inner = widths(cfg)
     # Two norms with input, normalised and scaled copy; queries and keys before and after rotating,
     # values, the mixed values; the gate before and after its nonlinearity, up, their product.
     layer = 6 * C + 3 * Q + 3 * K + 4 * inner + (2 * (Q + K) if cfg.qk_norm else 0)
@@ -68,7 +68,7 @@ def training_bytes(cfg, rank=0, weight_bytes=4, micro_batch=4, context=1024, rec
     copies = 2 if width == 2 and processes == 1 else 0  # of autocast; FSDP has its own
     weights = (model * weight_bytes + 16 * updates if rank else (16 + copies) * model) / processes
     if processes > 1:
-        ends = cfg.vocab_size * cfg.hidden_size * (1 if cfg.tie_word_embeddings else 2)
+        ends = embedding_and_head(cfg)
         layer = (model - ends) / cfg.num_hidden_layers
         weights += 2 * (ends + layer) * (min(width, weight_bytes) if rank else width) + (
             0 if rank else max(ends, layer) * (width + 4))

@@ -12,7 +12,6 @@ import contextlib
 import datetime
 import math
 import os
-import signal
 import sys
 
 import torch
@@ -57,7 +56,6 @@ def processes(device):
     dist.init_process_group(
         "gloo" if device == "cpu" else "nccl", timeout=datetime.timedelta(30),
         device_id=None if device == "cpu" else torch.device(device))
-    before = signal.signal(signal.SIGTERM, lambda *_: lost("torchrun has ended this one"))
     try:
         with contextlib.ExitStack() as silence:
             if rank():
@@ -66,31 +64,13 @@ def processes(device):
                 silence.enter_context(contextlib.redirect_stderr(NoTerminal(sys.stderr)))
             yield device
         wait()
-    except BaseException as error:
-        broken = isinstance(error, RuntimeError) and any(
-            word in str(error) for word in ("gloo", "NCCL", "Socket"))
-        # After this it ends by itself, with a sentence; otherwise torchrun may end it.
-        signal.signal(signal.SIGTERM, signal.SIG_IGN if broken or isinstance(error, Lost)
-                      else before)
-        if broken:
-            lost(str(error).splitlines()[0][:150])
-        raise
-    signal.signal(signal.SIGTERM, before)
+    except RuntimeError as error:
+        if not any(word in str(error) for word in ("gloo", "NCCL", "Socket")):
+            raise
+        raise UserError("another process has ended, or cannot be reached "
+                        f"({str(error).splitlines()[0][:150]}); if it printed nothing, torchrun "
+                        "says which. The same command goes on from the last saved state") from None
     dist.destroy_process_group()
-
-
-class Lost(UserError):
-    """Another process is gone."""
-
-    at_once = True  # to be said before torchrun ends this process too
-
-
-def lost(why):
-    """Ends this process because another one is gone."""
-    if rank() > 1:
-        sys.exit(2)  # enough processes say it
-    raise Lost(f"another process has ended, or cannot be reached ({why}); if it printed nothing, "
-               "torchrun says which. The same command goes on from the last saved state") from None
 
 
 class NoTerminal:

@@ -22,7 +22,7 @@ import data
 from empower import sft_loss, train
 from realcode import parallel
 from support.cli import UserError, is_out_of_memory
-from support.files import temporary_name
+from support.files import replacing
 
 
 def gradient(model, batch, micro_batch=None, clip=None, collate=data.collate, loss_of=sft_loss):
@@ -144,12 +144,8 @@ class Progress:
             {} if last and not isinstance(part, torch.nn.Module) else gathered(trained_state(part))
             for part in parts]}
         if parallel.rank() == 0:
-            temporary = temporary_name(self.path)
-            try:
+            with replacing(self.path) as temporary:
                 torch.save(state, temporary)
-                os.replace(temporary, self.path)
-            finally:
-                temporary.unlink(missing_ok=True)
         self.saved = time.time()
         if self.interrupted:
             raise KeyboardInterrupt

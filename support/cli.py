@@ -221,7 +221,7 @@ def remedy(error):
 def plain_errors(program):
     """Ends the process without a traceback: status 2 after a user error, 130 after Ctrl-C."""
     def stop(status, sentence):
-        if os.environ.get("RANK", "0") != "0" and not getattr(sentence, "at_once", False):
+        if os.environ.get("RANK", "0") != "0":
             # What ends all processes is said by the first, after which torchrun ends this one.
             time.sleep(3 if status == 2 else 40)
         print(f"{program}: {sentence}", file=sys.stderr)

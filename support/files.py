@@ -49,6 +49,25 @@ def temporary_name(path):
     return Path(f"{path}.{socket.gethostname()}.{os.getpid()}.tmp")
 
 
+@contextlib.contextmanager
+def replacing(path):
+    """A name under which to write a file or folder, which becomes `path` when it is complete."""
+    temporary = temporary_name(path)
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        remove(temporary)
+
+
+def remove(path):
+    """Removes a file or folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def slug(name):
     """A row's name as a file name. Example: "Empower (0.32)" -> "empower-0.32"."""
     return "-".join("".join(c if c.isalnum() or c == "." else " " for c in name.lower()).split())
@@ -82,20 +101,15 @@ def remove_leftovers(folder):
         try:
             os.kill(int(path.name.split(".")[-2]), 0)
         except ProcessLookupError:
-            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(
-                missing_ok=True)
+            remove(path)
         except (OSError, ValueError):
             pass  # another user's process: it is alive
 
 
 def write_text(path, text):
     """Writes a text file, all or nothing."""
-    temporary = temporary_name(path)
-    try:
+    with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)  # for instance, `path` is a folder
 
 
 def write_safetensors(path, tensors):
@@ -108,16 +122,11 @@ def write_safetensors(path, tensors):
                         "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # the data begins at a multiple of 8 bytes
-    temporary = temporary_name(path)
-    try:
-        with open(temporary, "wb") as file:
-            file.write(struct.pack("<Q", len(text)) + text)
-            for tensor in tensors.values():
-                raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-                file.write(raw.numpy().data)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for tensor in tensors.values():
+            raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            file.write(raw.numpy().data)
 
 
 def read_safetensors(path):
