@@ -135,7 +135,7 @@ def finetune(cfg):
         inputs = {"base": base.name, "texts": fingerprint(texts), **vars(only(
             cfg, "seed", "dtype", "rule", "eta", "context", "all_states", "lora", "adapter",
             "rate", "batch", "clip")),
-            "code": fingerprint([rule_of, examples_and_held_out, tune, GPT])}
+            "code": fingerprint([rule_of, cut, examples_and_held_out, tune, GPT])}
         with only_one(partial):  # another run may finish it while this one waits here
             finished, begun = parallel.by_rank_0(
                 lambda: [begun_before(folder, inputs) for folder in (out, partial)])
@@ -175,7 +175,7 @@ def only_one(partial):
 def make(cfg, base, pieces, rule, partial, inputs):
     """Makes the checkpoint in `partial`, from where an earlier run ended, and moves it to --out."""
     parallel.by_rank_0(write_text, partial / "inputs.json", json.dumps(inputs, indent=2) + "\n")
-    (partial / WORK).mkdir(exist_ok=True)
+    (partial / WORK).mkdir(exist_ok=True)  # nothing may be scored, as with --rule whole
     examples, held_out = examples_and_held_out(cfg, base, *pieces, rule, partial / WORK)
     tuned = tune(cfg, base, examples, partial)
     if parallel.rank() == 0:
