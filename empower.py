@@ -210,11 +210,18 @@ class Config:
     # the human and the game (5.1)
     care: float = flag(0.05, "her care: the share of her own text that she would reject (0.05, the "
                              "customary rate of false rejections); larger is more careful", 0, 1)
+    attention: float = flag(1.0, "share of the suggestions that she reads; the others she accepts "
+                                 "as they are", 0, 1)
+    attention_low: float = flag(0.7, "a second attention, at which some rows are played too: where "
+                                     "Base is accepted as often as in the paper (chosen by "
+                                     "figures/make.py calibrate)", 0, 1)
     turn_tokens: int = flag(4, "K_H, most tokens that she types in a round (5.1: 10)", 0, 1000)
     rounds: int = flag(19, "most rounds of a game; K_H x rounds is 1.25 programs (in 5.1 too, "
                            "if its programs have 400 tokens, which we assume)", 1)
     max_suggestion: int = flag(100, "cap on every suggestion, tokens", 0, 2000)
     temperature: float = flag(1.0, "of sampling, for human and assistants (5.1: defaults)", 0)
+    assistant_temperature: float = flag(None, "of the assistants alone; 0 is greedy (default: "
+                                              "--temperature)", 0)
     top_p: float = flag(1.0, "share of the probability that sampling keeps", 0, 1)
     # the discounted pass rate (5.1)
     gamma: float = flag(0.9935, "discount: 0.999 ** (400 / tokens of a program), which discounts "
@@ -305,7 +312,8 @@ class Lab:
         limits = self.kept(f"limits of care {care:g}", simhuman.typical_limits,
                            [row["her_nll"] for row in self.written], care, self.cfg.max_suggestion)
         return Human(self.hers.model, functools.partial(simhuman.typical, limits=limits),
-                     self.cfg.turn_tokens, self.cfg.temperature, self.cfg.top_p)
+                     self.cfg.turn_tokens, self.cfg.temperature, self.cfg.top_p,
+                     self.cfg.attention)
 
     def completions(self, rule, programs=None):
         """(completions to learn from, held out): one a program (4.1), the last fifth held out."""
@@ -342,8 +350,9 @@ class Lab:
         """
         human = human or self.human
         if not assistant:
-            human = dataclasses.replace(human, accepts=None)  # so her care does not matter here
-        episodes = self.kept(f"row {name}", miniature.contest_game, only(self.cfg, "seed"), name,
+            human = dataclasses.replace(human, accepts=None, attention=1.0)  # neither matters
+        stage = f"row {name}" + f", reads {human.attention:g}" * (human.attention < 1)
+        episodes = self.kept(stage, miniature.contest_game, only(self.cfg, "seed"), name,
                              problems or self.contest.held_out, self.base.encoding, human,
                              assistant, rounds or self.cfg.rounds)
         return list(map(Episode.from_dict, episodes))
@@ -351,8 +360,9 @@ class Lab:
 
 def new_assistant(cfg, checkpoint, max_tokens=math.inf, **options):
     """A simhuman.Assistant with this checkpoint and the run's settings."""
+    own, hers = cfg.assistant_temperature, cfg.temperature
     return Assistant(checkpoint.model, min(max_tokens, cfg.max_suggestion), **options,
-                     temperature=cfg.temperature, top_p=cfg.top_p)
+                     temperature=hers if own is None else own, top_p=cfg.top_p)
 
 
 def rows_of_the_table(cfg, base, trained):
@@ -382,11 +392,17 @@ def run(cfg):
     # Section 3: the game, on problems whose meaning was never trained on.
     unlimited = UNLIMITED_TOKENS // cfg.turn_tokens + 1
     episodes = {report.UNLIMITED: lab.play("Human alone", None, rounds=unlimited)}
-    for name, assistant in rows_of_the_table(cfg, lab.base, trained).items():
+    rows = rows_of_the_table(cfg, lab.base, trained)
+    for name, assistant in rows.items():
         episodes[name] = lab.play(name, assistant)
 
+    # Some of them again, for a human who accepts some suggestions without reading them.
+    hasty = dataclasses.replace(lab.human, attention=cfg.attention_low)
+    unread = {name: lab.play(name, rows[name], hasty) for name in report.in_short(cfg)
+              if name in rows}
+
     # Section 5.2: the tables, and whether the paper's claims hold.
-    return report.conclude(lab, begin, trained, stopping, episodes)
+    return report.conclude(lab, begin, trained, stopping, episodes, unread)
 
 
 def main(argv=None):

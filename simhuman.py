@@ -62,6 +62,17 @@ def typical(nll, limits):
     return sum(nll) <= limits[min(len(nll), len(limits)) - 1]
 
 
+def attentive(rng, attention, rounds, problems):
+    """Whether she reads the suggestion of each round and problem: an array of bool, that shape.
+
+    What she does not read she accepts as it is, as people do who trust an assistant. attention: the
+    share that she reads. rng: a NumPy generator of her own, so that at 1 nothing else changes.
+    Example: numbers drawn .95, .35, .65. With attention .7 she reads the last two, with .4 only the
+    second: whatever she reads, she would read if she were more attentive too.
+    """
+    return rng.random((rounds, problems)) < attention
+
+
 # ------------------------------------------------------------------- episodes
 
 
@@ -73,6 +84,7 @@ class Turn:
     nll: list                 # bits of each suggested token under pi_H, given problem and code
     accepted: bool            # False if nothing was offered
     typed: list = dataclasses.field(default_factory=list)  # the token ids that she then typed
+    read: bool = True         # False if she accepted a suggestion without reading it
 
 
 @dataclasses.dataclass
@@ -91,7 +103,7 @@ class Episode:
 
     @property
     def tokens_read(self):
-        """All suggested tokens, including rejected ones: the human had to read them too."""
+        """All suggested tokens, rejected ones and those that she did not look at included."""
         return sum(len(turn.suggestion) for turn in self.turns)
 
     @property
@@ -157,6 +169,7 @@ class Human(Player):
     turn_tokens: int               # K_H, the most tokens that she types in a round (5.1)
     temperature: float = 1.0
     top_p: float = 1.0
+    attention: float = 1.0         # the share of suggestions that she reads, for `attentive`
 
     def read(self, codes, suggestions):
         """(bits of each token, accepted or not) for each row; for silence it is ([], False)."""
@@ -210,19 +223,21 @@ class Nobody:
 # ------------------------------------------------------------------- the game (Section 3)
 
 
-def play(goals, human, assistant, rounds, start, stop_tokens, generator, label="play"):
+def play(goals, human, assistant, rounds, start, stop_tokens, generator, label="play",
+         reads=None):
     """Plays all problems in lockstep; returns one Episode for each goal.
 
     For one problem, without batches and caches, it would be:
         while not finished and turns < rounds:
             suggestion = assistant.sample(start + code)          # up to a stop token
-            if suggestion and human.accepts(nll(suggestion, given=goal + code)):
+            if suggestion and (human.accepts(nll(suggestion, given=goal + code)) or not reads):
                 code += suggestion
             typed, finished = human.sample(goal + code)          # at most K_H tokens
             code, turns = code + typed, turns + 1
 
     goals: what she knows, as token ids: for a Human the token `start`, which opens a document, and
     the problem statement. assistant: None if she is alone. label: shown on the bar, or None.
+    reads: from `attentive`, whether she reads each suggestion; None: she reads all.
     """
     assistant = copy.copy(assistant or Nobody())  # it may play another game at the same time
     human.begin(goals)
@@ -231,12 +246,13 @@ def play(goals, human, assistant, rounds, start, stop_tokens, generator, label="
     live, longest_round = list(range(len(goals))), human.turn_tokens + assistant.max_tokens
     with tqdm(total=len(goals), desc=label, unit="problem", leave=False,
               disable=None if label else True) as bar:
-        for _ in range(rounds):
+        for k in range(rounds):
             suggestions = assistant.suggest([codes[p] for p in live], stop_tokens, generator)
             answers = human.read([codes[p] for p in live], suggestions)
             for p, new, (nll, accepted) in zip(live, suggestions, answers):
-                episodes[p].turns.append(Turn(new, nll, accepted))
-                codes[p] += new * accepted
+                read = reads is None or not new or bool(reads[k, p])
+                episodes[p].turns.append(Turn(new, nll, accepted or not read, read=read))
+                codes[p] += new * episodes[p].turns[-1].accepted
             typed, finished = human.type([codes[p] for p in live], stop_tokens, generator)
             for p, tokens, done in zip(live, typed, finished):
                 episodes[p].turns[-1].typed, episodes[p].finished = tokens, done

@@ -25,7 +25,7 @@ from data import collate, make_batches
 from empower import Config, empower_length, empower_lengths, score, sft_example, train
 from model import (GPT, GPTConfig, KVCache, attend_last, document_nll, draw, extend, sample,
                    token_nll)
-from simhuman import (Assistant, Episode, Human, Turn, accept_ratio, discounted,
+from simhuman import (Assistant, Episode, Human, Turn, accept_ratio, attentive, discounted,
                       discounted_pass_rate, pass_at_1, play, typical, typical_limits)
 from support.contest import draw_style, write_program
 from support.files import slug
@@ -484,7 +484,7 @@ def moves(episode):
 
 
 @torch.no_grad()
-def play_slowly(goals, human, assistant, rounds, stop_token):
+def play_slowly(goals, human, assistant, rounds, stop_token, reads=None):
     """The game of Section 3, one problem after the other, without caches, greedily.
 
     Each document begins with the stop token. Anyone but a Human is an author who wants her goal.
@@ -511,9 +511,10 @@ def play_slowly(goals, human, assistant, rounds, stop_token):
             if new and not isinstance(human, Human):
                 turn.accepted = code + new == goal[:len(code + new)]
             elif new:
+                turn.read = reads is None or bool(reads[len(episode.turns)][problem])
                 logits = human.model(torch.tensor([goal + code + new]))[0, -len(new) - 1:-1]
                 turn.nll = token_nll(logits, torch.tensor(new)).tolist()
-                turn.accepted = human.accepts(turn.nll)
+                turn.accepted = not turn.read or human.accepts(turn.nll)
             code += new * turn.accepted
             if isinstance(human, Human):
                 turn.typed, episode.finished = write(human.model, goal + code, human.turn_tokens)
@@ -526,20 +527,32 @@ def play_slowly(goals, human, assistant, rounds, stop_token):
     return episodes
 
 
+@pytest.mark.parametrize("attention", [1, 0.6])
 @pytest.mark.parametrize("options", [{"max_tokens": 5}, {"max_tokens": 12, "max_cost": 4.0},
                                      {"max_tokens": 7, "knows_goal": True}])
-def test_the_lockstep_game_is_the_game_played_problem_by_problem(options):
+def test_the_lockstep_game_is_the_game_played_problem_by_problem(options, attention):
     model, goals = tiny_gpt(3), random_goals([4, 7, 1, 9, 5, 3, 8, 6])
     human = Human(model, functools.partial(typical, limits=[4 * n for n in range(1, 13)]), 3,
                   temperature=0)
     assistant = Assistant(tiny_gpt(4), temperature=0, **options)
-    fast = play(goals, human, assistant, 6, 0, 0, None)
-    slow = play_slowly(goals, human, assistant, 6, 0)
+    reads = attentive(np.random.default_rng(0), attention, 6, len(goals))
+    fast = play(goals, human, assistant, 6, 0, 0, None, None, reads)
+    slow = play_slowly(goals, human, assistant, 6, 0, reads)
+    unread = [turn.accepted for e in slow for turn in e.turns if not turn.read]
+    assert all(unread) and bool(unread) == (attention < 1)
     assert sum(e.accepted for e in slow) and sum(e.offered - e.accepted for e in slow)
     for a, b in zip(fast, slow):
         assert moves(a) == moves(b)
         for turn, other in zip(a.turns, b.turns):
             assert np.allclose(turn.nll, other.nll, atol=1e-3)
+
+
+def test_she_reads_the_share_of_suggestions_that_her_attention_says():
+    more, less = (attentive(np.random.default_rng(7), share, 50, 400) for share in (0.7, 0.4))
+    assert more.mean() == pytest.approx(0.7, abs=0.01) and (more | less).sum() == more.sum()
+    assert attentive(np.random.default_rng(7), 1, 50, 400).all()
+    fewer = attentive(np.random.default_rng(7), 0.7, 9, 400)  # a game with fewer rounds
+    assert (fewer == more[:9]).all()
 
 
 def test_a_human_alone_writes_what_she_would_have_sampled():
@@ -640,7 +653,7 @@ def test_a_run_makes_every_row_and_says_whether_the_claims_hold(finished):
 def test_the_table_is_computed_from_the_episodes(finished):
     out, _ = finished
     results = json.loads((out / "results.json").read_text())
-    [folder] = (out / "stages").glob("row-base-4-*")
+    [folder] = (out / "stages").glob("row-base-4-??????????")
     episodes = list(map(Episode.from_dict, json.loads((folder / "value.json").read_text())))
     row = summarize("Base-4", episodes, Config(**results["config"]))
     assert row == next(row for row in results["rows"] if row["name"] == "Base-4")
@@ -663,7 +676,8 @@ def test_a_finished_stage_is_reused_and_another_eta_trains_one_assistant(finishe
     assert status == 0 and made(stdout) == [] and stable(out) == before
     status, stdout, _ = in_process("--out", out, "--eta", "7", *TINY)
     assert made(stdout) == ["Empower (7)", "stopping of Empower (7)",
-                            "row Base stopped at 7 bits", "row Empower (7)"]
+                            "row Base stopped at 7 bits", "row Empower (7)",
+                            "row Base stopped at 7 bits, reads 0.7", "row Empower (7), reads 0.7"]
 
 
 @pytest.mark.parametrize("arguments, message", [
@@ -695,7 +709,7 @@ def spoil_checkpoint(out):
 
 
 def spoil_episodes(out):
-    [path] = (out / "stages").glob("row-sft-4-*/value.json")
+    [path] = (out / "stages").glob("row-sft-4-??????????/value.json")
     path.write_text(path.read_text()[:100])
 
 

@@ -20,26 +20,41 @@ from model import token_nll
 from support import judge, miniature
 from support.cli import derived_seed, numpy_generator, only
 from support.optim import adamw, muon_and_adamw
-from support.report import UNLIMITED, summarize
+from support.report import UNLIMITED, in_short, summarize
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What is varied, fixed before any assistant played."""
+    """What is varied, fixed before any assistant played; everything else is empower.Config's."""
 
     seeds: int = 5
-    cares: tuple = (0.5, 0.05, 0.02, 0.01, 0.003, 0.001)
+    attentions: tuple = (1, 0.95, 0.9, 0.8, 0.6, 0.4)        # and Config.attention_low
+    cares: tuple = (0.5, 0.05, 0.01, 0.003, 0.001)
+    rounds: tuple = (8, 11, 15, 19, 25)                      # and without a limit
     etas: tuple = (0.1, 0.32, 1, 2, 4, 8)                    # bits
     ns: tuple = (1, 2, 4, 8, 10, 20)                         # tokens; 10 and 20 are the paper's
-    rounds: tuple = (8, 11, 15, 19, 25)                      # and without a limit
+    less_able_steps: int = 500                               # of her pre-training, and Base's
+    less_able_cares: tuple = (0.05, 0.01)
+    less_able_attentions: tuple = (1, 0.8)
+    second_humans: int = 3                                   # seeds with a second human
+    her_width: int = 160                                     # 1 M parameters; assistants have 0.7 M
     own_lengths: tuple = (1, 4, 10, 20, 60)                  # tokens
     horizons: tuple = (1, 2, 4, 8, 16)                       # tokens after the next one
     futures: int = 64                                        # drawn for each state
-    second_humans: int = 3                                   # seeds with a second human
-    her_width: int = 160                                     # 1 M parameters; assistants have 0.7 M
+    # for `make.py calibrate` and `make.py tune`, on development problems
+    candidates: tuple = (1, 0.9, 0.8, 0.7, 0.65, 0.6, 0.5)   # for attention_low
+    calibrated: int = 2                                      # seeds
     rates: tuple = (("AdamW", 3e-4), ("AdamW", 1e-3), ("AdamW", 3e-3), ("Muon", 3e-3),
-                    ("Muon", 1e-2), ("Muon", 3e-2))          # for `make.py tune`
+                    ("Muon", 1e-2), ("Muon", 3e-2))
     attempts: int = 5                                        # at each development problem
+
+
+# The primary hypotheses: at attention_low, Pass@1 of Empower (eta) minus each of these rows is not
+# zero. Two-sided t-tests over seeds, with Holm's correction for four. All else is descriptive.
+def primary(cfg):
+    """The rows with which Empower is compared in the primary hypotheses."""
+    K = cfg.turn_tokens
+    return [f"SFT-{K}", f"Base-{K}", f"Base stopped at {cfg.eta:g} bits", UNLIMITED]
 
 
 OBVIOUS = 0.05  # bits that a token costs Base at most, to be called obvious
@@ -48,9 +63,9 @@ OPTIMIZERS = {"AdamW": adamw, "Muon": muon_and_adamw}
 
 def questions(plan, number):
     """{question: a function of (plan, lab)} for a seed; number 0 is the first seed."""
-    return {"table": table, "care": care,
+    return {"table": table, "attention": attention, "care": care, "less able": less_able,
+            "lengths": lengths,
             **({"second human": second_human} if number < plan.second_humans else {}),
-            "lengths": lengths, "budget": budget,
             **({"bound": tightness} if number == 0 else {})}
 
 
@@ -67,7 +82,7 @@ def laboratory(cfg):
 
 def prepare(cfg):
     """Makes what all questions on a seed share."""
-    laboratory(cfg)
+    default_rows(laboratory(cfg))
 
 
 # ------------------------------------------------------------------- shared by the questions
@@ -83,15 +98,56 @@ def play(lab, rows, human=None):
     return [summarize(name, lab.play(name, row, human), lab.cfg) for name, row in rows.items()]
 
 
-def play_on(lab, name, row):
-    """The episodes of a row without a round limit: those of the table go on where it cut them."""
-    return lab.play(name, row, rounds=empower.UNLIMITED_TOKENS // lab.cfg.turn_tokens + 1)
+def play_on(lab, name, row, human=None):
+    """The episodes of a row without a round limit."""
+    return lab.play(name, row, human, rounds=empower.UNLIMITED_TOKENS // lab.cfg.turn_tokens + 1)
+
+
+def play_and_cut(lab, rows, human=None):
+    """`play`, from games without a round limit: with fewer rounds each would be its beginning."""
+    return [summarize(name, within(lab, name, play_on(lab, name, row, human), lab.cfg.rounds),
+                      lab.cfg) for name, row in rows.items()]
+
+
+def within(lab, name, episodes, rounds):
+    """The episodes as they would have been with at most this many rounds, judged."""
+    cut = [cut_off(episode, rounds) for episode in episodes]
+    passed = lab.kept(f"{name} within {rounds} rounds", verdicts, lab.contest.held_out,
+                      lab.base.encoding, cut)
+    return [dataclasses.replace(episode, passed=done) for episode, done in zip(cut, passed)]
+
+
+def verdicts(problems, encoding, episodes):
+    """Whether each episode passes the tests of its problem."""
+    judge.judge_episodes(episodes, problems, encoding.decode)
+    return [episode.passed for episode in episodes]
+
+
+def cut_off(episode, rounds):
+    """What an episode would have been with at most this many rounds.
+
+    `passed` is False: it has to be judged again. Example: 3 rounds, then finished; cut off at 2,
+    it has 2 and is not finished.
+    """
+    return simhuman.Episode(episode.problem, episode.turns[:rounds],
+                            episode.finished and len(episode.turns) <= rounds)
 
 
 def default_rows(lab):
     """{name: Assistant or None} of the default experiment."""
     trained = train(lab, completion_rules(lab.cfg))
     return rows_of_the_table(lab.cfg, lab.base, trained)
+
+
+def assisted(lab, names=None):
+    """The default rows of assistants that do not know the goal, or those with these names."""
+    return {name: row for name, row in default_rows(lab).items()
+            if row and not row.knows_goal and (names is None or name in names)}
+
+
+def reading(human, attention):
+    """The same human with another attention."""
+    return dataclasses.replace(human, attention=attention)
 
 
 # ------------------------------------------------------------------- one seed
@@ -103,12 +159,20 @@ def table(plan, lab):
     exact, stopping = by_exact_entropy(lab)
     alone = summarize(UNLIMITED, play_on(lab, "Human alone", None), lab.cfg)
     return {
-        "rows": [alone, *play(lab, rows | exact)],
+        "rows": [alone, *play_and_cut(lab, rows), *play(lab, exact), *play(lab, greedy(lab, rows))],
+        "rounds": by_rounds(plan, lab),
         "stopping": [lab.stopping(name, rule, rows[name]) for name, rule in rules.items()]
         + [stopping],
         "obvious": obvious(lab, {name: rows[name] for name in rules}),
         "own text": own_text(plan, lab),
     }
+
+
+def greedy(lab, rows):
+    """Three rows once more, whose assistants always write the likeliest token."""
+    K, eta = lab.cfg.turn_tokens, lab.cfg.eta
+    return {f"{name}, greedy": dataclasses.replace(rows[name], temperature=0.0)
+            for name in (f"SFT-{K}", f"Empower ({eta:g})", f"Base stopped at {eta:g} bits")}
 
 
 def by_exact_entropy(lab):
@@ -127,10 +191,55 @@ def entropy_lists(base, texts):
     return [row.tolist() for row in bound.entropies(base.model, texts, base.encoding.start)]
 
 
+def by_rounds(plan, lab):
+    """Pass@1 within each limit of rounds and without one: {attention: {name: [a number each]}}."""
+    alone = {"Human alone": None}
+    return {str(share): {name: passes(plan, lab, name, play_on(lab, name, row, reading(
+                lab.human, share))) for name, row in rows.items()}
+            for share, rows in ((1, alone | assisted(lab)),
+                                (lab.cfg.attention_low, assisted(lab)))}
+
+
+def passes(plan, lab, name, episodes):
+    """Pass@1 of these episodes within each limit of rounds, then without a limit."""
+    return [simhuman.pass_at_1(within(lab, name, episodes, limit))[0] for limit in plan.rounds] + [
+        simhuman.pass_at_1(episodes)[0]]
+
+
+def attention(plan, lab):
+    """Assistants with humans who read fewer suggestions: {attention: rows}."""
+    low, names = lab.cfg.attention_low, [*in_short(lab.cfg), f"Empower ({lab.cfg.eta_wide:g})"]
+    found = {}
+    for share in sorted({*plan.attentions, low}, reverse=True):
+        human = reading(lab.human, share)
+        found[str(share)] = (play_and_cut(lab, assisted(lab), human) if share in (1, low) else
+                             play(lab, assisted(lab, names), human))
+    return found
+
+
 def care(plan, lab):
-    """Every assistant with less and more careful humans: {care: rows}."""
-    rows = {name: row for name, row in default_rows(lab).items() if row and not row.knows_goal}
-    return {str(value): play(lab, rows, lab.human_with(value)) for value in plan.cares}
+    """Assistants with less and more careful humans: {care: rows}.
+
+    Base, uncapped, takes as long to play as four other rows, and is played at one care only.
+    """
+    names = [*in_short(lab.cfg)[2:], f"Empower ({lab.cfg.eta_wide:g})"]
+    return {str(value): play_and_cut(lab, assisted(lab), lab.human_with(value))
+            if value == lab.cfg.care else
+            play(lab, assisted(lab, names), lab.human_with(value)) for value in plan.cares}
+
+
+def less_able(plan, lab):
+    """A human who solves fewer problems, and her assistants: {"CARE, ATTENTION": rows}.
+
+    One language model is still human, scorer and Base; it has read fewer programs. The first two
+    rows are hers alone, without a round limit and with it.
+    """
+    lab = Lab(dataclasses.replace(lab.cfg, pretrain_steps=plan.less_able_steps))
+    alone = [summarize(UNLIMITED, play_on(lab, "Human alone", None), lab.cfg),
+             *play(lab, {"Human alone": None})]
+    rows = assisted(lab, in_short(lab.cfg)[2:])
+    return {f"{value}, {share}": alone + play(lab, rows, reading(lab.human_with(value), share))
+            for value in plan.less_able_cares for share in plan.less_able_attentions}
 
 
 def lengths(plan, lab):
@@ -142,42 +251,25 @@ def lengths(plan, lab):
         "SFT-N": train(lab, {f"SFT-{n}": empower.sft(n) for n in plan.ns}),
         "Base-N": {f"Base-{n}": row(max_tokens=n) for n in plan.ns}}
     return {way: [{"point": point, **found} for point, found in zip(
-                plan.ns if way.endswith("-N") else plan.etas, play(lab, rows))]
+                plan.ns if way.endswith("-N") else plan.etas, play_and_cut(lab, rows))]
             for way, rows in ways.items()}
 
 
-def budget(plan, lab):
-    """Pass@1 by the round limit of a problem: {name: [one for each of plan.rounds, unlimited]}.
+def calibration(plan, cfg):
+    """On development problems: how often untrained, uncapped Base is accepted at each attention.
 
-    One game without a limit is enough: with fewer rounds it would have been its beginning.
+    Returns {"rows": of Base, "human" and "less able": Pass@1 of each human alone}.
     """
-    rows, K = default_rows(lab), lab.cfg.turn_tokens
-    names = "Human alone", f"Base-{K}", f"SFT-{K}", f"Empower ({lab.cfg.eta:g})"
-    return {name: within(lab, play_on(lab, name, rows[name]), [*plan.rounds, 10 ** 9])
-            for name in names}
-
-
-def within(lab, episodes, limits):
-    """Pass@1 of the same episodes within each limit of rounds, judged or reused."""
-    return lab.kept("budget", passed_within, lab.contest.held_out, lab.base.encoding, episodes,
-                    limits)
-
-
-def passed_within(problems, encoding, episodes, limits):
-    """Pass@1 of the episodes cut off at each limit of rounds."""
-    cut = [[cut_off(episode, rounds) for episode in episodes] for rounds in limits]
-    judge.judge_episodes([episode for row in cut for episode in row], problems, encoding.decode)
-    return [simhuman.pass_at_1(row)[0] for row in cut]
-
-
-def cut_off(episode, rounds):
-    """What an episode would have been with at most this many rounds.
-
-    `passed` is False: it has to be judged again. Example: 3 rounds, then finished; cut off at 2,
-    it has 2 and is not finished.
-    """
-    return simhuman.Episode(episode.problem, episode.turns[:rounds],
-                            episode.finished and len(episode.turns) <= rounds)
+    found = {}
+    for name, steps in (("human", cfg.pretrain_steps), ("less able", plan.less_able_steps)):
+        lab = Lab(dataclasses.replace(cfg, pretrain_steps=steps))
+        problems = lab.contest.dev
+        found[name] = simhuman.pass_at_1(lab.play("Human alone", None, problems=problems))[0]
+        if name == "human":
+            found["rows"] = [{"attention": share, **summarize("Base", lab.play(
+                "Base", new_assistant(cfg, lab.base), reading(lab.human, share), problems), cfg)}
+                for share in plan.candidates]
+    return found
 
 
 # ------------------------------------------------------------------- the human, and fine-tuning

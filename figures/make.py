@@ -1,5 +1,6 @@
 """The evidence: does it hold across seeds, degrees of care, humans, lengths and budgets?
 
+    python figures/make.py calibrate how the second attention was chosen, before the sweep
     python figures/make.py sweep     every experiment, into results.json next to this file
     python figures/make.py plot      results.json drawn, as PNG and SVG (needs matplotlib)
     python figures/make.py report    results.json as the tables quoted in README.md
@@ -25,6 +26,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -35,14 +37,15 @@ import real
 import real_tables
 import report
 from empower import Config
-from experiments import Plan, answer, prepare, questions, tuned
+from experiments import Plan, answer, calibration, prepare, questions, tuned
 from support import cli, judge
 from support.cache import Cache
 from support.cli import UserError
 from support.files import write_text
+from support.report import PAPER, paper_means, table
 
 # Durations on 2 CPU cores, if nothing is finished; the last two are estimates.
-MINUTES = {"sweep": 110, "tune": 10, "real": 130, "real --further": 150, "real --repeat": 140,
+MINUTES = {"sweep": 100, "calibrate": 12, "tune": 10, "real": 130, "real --further": 150, "real --repeat": 140,
            "real --adapt": 500, "real --full": 400}
 # What is asked of real code, and the file of its results.
 REAL = {"real": (real.RealPlan(), "real.json"), "real --further": (real.FURTHER, "further.json"),
@@ -104,32 +107,73 @@ def cores():
 
 
 def sweep(plan, cfg, results, workers):
-    """Plays everything, or reads it from finished stages; writes and returns the results."""
+    """Plays everything, or reads it from finished stages; writes and returns the results.
+
+    The file is written again after each seed, and what an earlier sweep with the same plan and
+    settings has written is kept: a sweep goes on from its results even where its stages are lost.
+    """
     begun, device, log = time.time(), cli.pick_device(cfg.device), Path(cfg.out, "sweep.log")
     cli.checked(judge.check_judge)
     Cache(cfg.out)  # says why a folder cannot be used
     writable(results)
-    print(f"{plan.seeds} seeds of the default experiment, each with {len(plan.cares)} degrees of "
-          f"care, {2 * len(plan.etas) + 2 * len(plan.ns)} lengths and {len(plan.rounds)} round "
-          f"limits;\na second human on {plan.second_humans} seeds, and the bound. About "
-          f"{MINUTES['sweep']} minutes on 2 CPU cores, less if stages are reused.\nDevice "
-          f"{device}, {workers} processes, stages in {cfg.out}, log in {log},\nresults in "
-          f"{results}")
+    asked = json.loads(json.dumps({"config": dataclasses.asdict(cfg),
+                                   "plan": dataclasses.asdict(plan)}))
+    del asked["config"]["out"]
+    found = begun_before(results, asked) or {**asked, "environment": {
+        **cli.environment(device), "processes": workers, "threads": threads(workers)}, "seeds": {}}
     seeds = [dataclasses.replace(cfg, seed=cfg.seed + k) for k in range(plan.seeds)]
-    asked = [(answer, (plan, seed, k, question)) for question in questions(plan, 0)
-             for k, seed in enumerate(seeds) if question in questions(plan, k)]
-    in_parallel([*((prepare, (seed,)) for seed in seeds), *asked], "sweep", log, workers)
-    with logged(log):
-        found = {str(seed.seed): {question: answer(plan, seed, k, question)
-                                  for question in questions(plan, k)}
-                 for k, seed in enumerate(tqdm(seeds, "collect", disable=None))}
-    environment = {**cli.environment(device), "processes": workers, "threads": threads(workers)}
-    found = {"config": dataclasses.asdict(cfg), "plan": dataclasses.asdict(plan),
-             "environment": environment, "seeds": rounded(found)}
-    del found["config"]["out"]
-    write_text(results, json.dumps(found, indent=1, allow_nan=False) + "\n")
+    print(f"{plan.seeds} seeds, of which {len(found['seeds'])} are in {results}: attention, care, "
+          f"rounds, ability, lengths;\na second human on {plan.second_humans} seeds, and the "
+          f"bound. About {MINUTES['sweep']} minutes on 2 CPU cores, less if stages\nare reused. "
+          f"Device {device}, {workers} processes, stages in {cfg.out}, log in {log}")
+    for k, seed in enumerate(tqdm(seeds, "seeds", disable=None)):
+        if str(seed.seed) in found["seeds"]:
+            continue
+        following = seeds[k + 1:k + 2]  # is prepared while this one is played
+        in_parallel([(prepare, (seed,))], f"seed {seed.seed}, models", log, workers)
+        in_parallel([*((answer, (plan, seed, k, question)) for question in questions(plan, k)),
+                     *((prepare, (one,)) for one in following)], f"seed {seed.seed}", log, workers)
+        with logged(log):
+            found["seeds"][str(seed.seed)] = rounded({
+                question: answer(plan, seed, k, question) for question in questions(plan, k)})
+        write_text(results, json.dumps(found, indent=1, allow_nan=False) + "\n")
     print(f"{(time.time() - begun) / 60:.0f} minutes; next: python figures/make.py plot")
     return found
+
+
+def begun_before(results, asked):
+    """What an unfinished sweep with this plan and these settings has found, or None."""
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+        found = json.loads(results.read_text())
+        if {name: found[name] for name in asked} == asked:
+            return found
+
+
+def calibrate(plan, cfg, workers):
+    """The attention at which untrained, uncapped Base is accepted as often as in the paper.
+
+    Prints the curve it is chosen from and returns the choice. Development problems of the first
+    seeds, and Base alone: nothing else of the paper, and no trained assistant, is looked at.
+    """
+    Cache(cfg.out)
+    print(f"Base plays development problems on {plan.calibrated} seeds; about "
+          f"{MINUTES['calibrate']} minutes on 2 CPU cores, less if stages are reused.")
+    log = Path(cfg.out, "calibrate.log")
+    tasks = [(calibration, (plan, dataclasses.replace(cfg, seed=cfg.seed + k)))
+             for k in range(plan.calibrated)]
+    in_parallel(tasks, "calibrate", log, workers)
+    with logged(log):
+        found = [function(*arguments) for function, arguments in tasks]
+    target = np.mean([paper_means(human, "Base")[1] for human in PAPER])
+    rows = [{key: np.mean([seed["rows"][k][key] for seed in found]) for key in
+             ("attention", "accept_ratio", "pass@1")} for k in range(len(plan.candidates))]
+    best = min(rows, key=lambda row: abs(row["accept_ratio"] - target))
+    alone = {name: np.mean([seed[name] for seed in found]) for name in ("human", "less able")}
+    print(f"{table(rows, report.CALIBRATION)}\nThe paper's humans accept {target:.3f} of Base's "
+          f"suggestions: --attention-low {best['attention']:g} comes closest.\nAlone, the human "
+          f"solves {alone['human']:.3f} of these problems, the less able one (pre-trained for "
+          f"{plan.less_able_steps} steps) {alone['less able']:.3f}.")
+    return best
 
 
 def rounded(plain, digits=4):
@@ -218,9 +262,10 @@ def main(argv=None):
     commands = parser.add_subparsers(dest="command", required=True)
     sweeping = commands.add_parser("sweep", help="every experiment, into results.json")
     sweeping.add_argument("--seeds", type=int, default=Plan.seeds, help="2 to 10 (default: 5)")
+    calibrating = commands.add_parser("calibrate", help="choose the second attention")
     tuning = commands.add_parser("tune", help="choose optimizer and rate of fine-tuning")
     real_code = commands.add_parser("real", help="real code and a published model")
-    for command in (sweeping, tuning, real_code):
+    for command in (sweeping, calibrating, tuning, real_code):
         command.add_argument("--out", default="out", help="folder of the stages (default: out)")
         command.add_argument("--workers", type=int, default=cores(),
                              help="processes at a time (default: one for each CPU core)")
@@ -251,8 +296,10 @@ def main(argv=None):
 
 def obey(args):
     """Runs the command that the command line asks for."""
-    if args.command in ("sweep", "tune", "real") and args.workers < 1:
+    if getattr(args, "workers", 1) < 1:
         raise UserError(f"--workers is {args.workers}: give at least 1")
+    if args.command == "calibrate":
+        return calibrate(Plan(), Config(out=args.out), args.workers)
     if args.command == "tune":
         return tune(Plan(), Config(out=args.out), args.results, args.workers)
     if args.command == "real":

@@ -352,6 +352,8 @@ LENGTHS = {"way": "{way}", "eta or N": "{point:g}", "a round": "{per_turn:.1f}",
            "length": "{suggestion_length:.1f}", **{METRICS[key]: pm(key) for key in KEYS}}
 HUMAN = {"assistant": "{name}", **{METRICS[key]: pm(key) for key in KEYS},
          "the paper's (Llama)": "{paper[0]:.3f}, {paper[1]:.3f}, {paper[2]:.3f}"}
+CALIBRATION = {"attention": "{attention:g}", "accept ratio of Base": "{accept_ratio:.3f}",
+               "Pass@1": "{pass@1:.3f}"}
 HORIZONS = {"k": "{k}", "information, bits": "{information:.2f}", "of the entropy": "{share:.0%}"}
 
 

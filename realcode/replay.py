@@ -76,6 +76,10 @@ class Config:
                 object.__setattr__(self, name, given if self.model else ours)
         cli.check_ranges(self)
 
+    @property
+    def assistant_temperature(self):
+        return self.temperature  # the author is not sampled
+
 
 def replay(cfg):
     """The paper's rows on code without tests: what does each assistant save its author?

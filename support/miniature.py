@@ -14,7 +14,8 @@ import simhuman
 from model import GPT, GPTConfig
 from support import contest, judge
 from support.checkpoint import Checkpoint
-from support.cli import bar, checked, python_generator, torch_generator
+from support.cli import (bar, checked, numpy_generator, python_generator,
+                         torch_generator)
 from support.optim import muon_and_adamw
 
 
@@ -79,7 +80,9 @@ def goals(encoding, problems):
 def contest_game(cfg, name, problems, encoding, human, assistant, rounds):
     """Section 3: the episodes of these problems, judged by their tests, as plain data."""
     generator = torch_generator(cfg, f"game of {name}", human.model.device)
+    reads = simhuman.attentive(numpy_generator(cfg, "attention"), human.attention, rounds,
+                               len(problems))  # for all rows alike
     episodes = simhuman.play(goals(encoding, problems), human, assistant, rounds, encoding.start,
-                             encoding.stops, generator, name)
+                             encoding.stops, generator, name, reads)
     judge.judge_episodes(episodes, problems, encoding.decode)
     return list(map(dataclasses.asdict, episodes))

@@ -104,6 +104,24 @@ def paired_difference(a, b, rng, samples=10_000):
 UNLIMITED, CEILING = "Human alone, no round limit", "Base, knows the goal"
 
 
+def in_short(cfg):
+    """The rows of the README's table, which are also played at the second attention."""
+    K = cfg.turn_tokens
+    return ["Human alone", "Base", f"Base-{K}", f"Base stopped at {cfg.eta:g} bits", f"SFT-{K}",
+            f"SFT-{2 * K}", f"Empower ({cfg.eta:g})"]
+
+
+def leniency(episodes, dear=5):
+    """(suggestions she accepts, all that she reads) of those that cost her more than `dear` bits.
+
+    How much a human lets through that she would hardly have written. Example: she accepts [3, 4]
+    and rejects [6], and accepts [9] without reading it: (1, 2).
+    """
+    answers = [turn.accepted for episode in episodes for turn in episode.turns
+               if turn.read and sum(turn.nll) > dear]
+    return sum(answers), len(answers)
+
+
 def counted(n, what):
     """A number of things. Example: 1, "piece" is "1 piece"; 1234, "piece" is "1,234 pieces"."""
     return f"{n:,} {what}{'s' * (n != 1)}"
@@ -129,6 +147,7 @@ def summarize(name, episodes, cfg):
     row["silent_share"] = 1 - offered / turns
     # Of the assistant: one for each token and one for what ended it (none after a full cap).
     row["passes"] = (read + turns) / n if offered else None
+    row["dear_accepted"], row["dear"] = leniency(episodes)
     return row
 
 
@@ -264,6 +283,21 @@ def claims_sentence(found):
             f"are above zero{', but not: ' + '; '.join(failed) if failed else ''}.")
 
 
+def less_attentive(results):
+    """The rows of a human who does not read every suggestion, and how lenient she is, as text."""
+    cfg, found = results["config"], results["less attentive"]
+    K, all_rows = cfg["turn_tokens"], {row["name"]: row for row in results["rows"]}
+    rows = [{**row, "all": all_rows[row["name"]]["pass@1"]} for row in found["rows"]]
+    base = all_rows[f"Base-{K}"]
+    first, second = (f"Pass@1, reads {some['attention']:.0%}" for some in (cfg, found))
+    columns = {"assistant": "{name}", first: "{all:.3f}", second: RESULTS["Pass@1"],
+               **{name: RESULTS[name] for name in ("accept ratio", "DPR")}}
+    return (f"If she reads {found['attention']:.0%} of the suggestions and accepts the others as "
+            f"they are:\n\n{table(rows, columns)}\n\nHer leniency: of {base['dear']} suggestions "
+            f"of Base-{K} that she\nread and that cost her over 5 bits (care {cfg['care']:g}), "
+            f"she accepted {base['dear_accepted']}.")
+
+
 def as_text(results):
     """The tables of a run as one text."""
     rows = results["rows"]
@@ -281,6 +315,7 @@ def as_text(results):
         "problems. The other columns: tokens read, tokens written and\nsuggestions per problem; "
         "tokens per suggestion; share of silent rounds.",
         table(rows, columns),
+        *([less_attentive(results)] if "less attentive" in results else []),
         "Did the assistants learn to stop? Lengths that the rule asks for and lengths written "
         f"without a\ncap, mean ± standard deviation in tokens, on {unseen}; "
         "the share of states\nwhere they differ by at most 2; the share of each that is empty; the "
@@ -292,7 +327,7 @@ def as_text(results):
         claims_table(results["claims"]), claims_sentence(results["claims"])])
 
 
-MINUTES = 5  # duration of the default run on 2 CPU cores
+MINUTES = 6  # duration of the default run on 2 CPU cores
 
 
 def announce(cfg, rules):
@@ -310,11 +345,11 @@ def show_program(encoding, ids, lengths):
           f"statement:\n\n{marked(token_texts(encoding, ids), left_to_human(lengths))}")
 
 
-def conclude(lab, begin, trained, stopping, episodes, replayed=False):
+def conclude(lab, begin, trained, stopping, episodes, unread=None, replayed=False):
     """Writes results.json and transcripts/, prints the tables, and returns the results.
 
     begin: when the run began (time.time()). trained: {name: Assistant}; episodes: {name: a row of
-    the table}; replayed: as in `metrics`.
+    the table}; unread: some of them at the second attention, if any; replayed: as in `metrics`.
     """
     cfg = lab.cfg
     rows = [summarize(name, row, cfg) for name, row in episodes.items()]
@@ -322,7 +357,10 @@ def conclude(lab, begin, trained, stopping, episodes, replayed=False):
         rows = [{key: value for key, value in row.items() if "pass@1" not in key} for row in rows]
     models = {"base": lab.base.name, **{name: row.model.name for name, row in trained.items()}}
     results = {"config": dataclasses.asdict(cfg), "environment": environment(lab.device),
-               "problems": len(episodes["Base"]), "rows": rows, "stopping": stopping,
+               "problems": len(episodes["Base"]), "rows": rows,
+               **({"less attentive": {"attention": cfg.attention_low, "rows": [
+                   summarize(name, row, cfg) for name, row in unread.items()]}} if unread else {}),
+               "stopping": stopping,
                "models": {name: stage for name, stage in models.items()
                           if (lab.kept.stages / stage).exists()},
                "stages": lab.kept.folders,
@@ -372,7 +410,8 @@ def transcript(episode, statement, decode):
         if turn.suggestion:
             cost = f"{sum(turn.nll):.1f} bits for {len(turn.nll)} tokens: " if turn.nll else ""
             lines.append(f"{k:3}  assistant  {decode(turn.suggestion)!r}  {cost}"
-                         f"{'accepted' if turn.accepted else 'rejected'}")
+                         f"{'accepted' if turn.accepted else 'rejected'}"
+                         + " without reading it" * (not turn.read))
         lines.append(f"{k:3}  human      {decode(turn.typed)!r}")
     lines.append("finished by the human" if episode.finished else "cut off")
     lines.append(f"\n{decode(episode.code)}\n{'passed' if episode.passed else 'failed'}: "
