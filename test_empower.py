@@ -677,7 +677,7 @@ def test_a_finished_stage_is_reused_and_another_eta_trains_one_assistant(finishe
     status, stdout, _ = in_process("--out", out, "--eta", "7", *TINY)
     assert made(stdout) == ["Empower (7)", "stopping of Empower (7)",
                             "row Base stopped at 7 bits", "row Empower (7)",
-                            "row Base stopped at 7 bits, reads 0.7", "row Empower (7), reads 0.7"]
+                            "row Base stopped at 7 bits, reads 0.65", "row Empower (7), reads 0.65"]
 
 
 @pytest.mark.parametrize("arguments, message", [

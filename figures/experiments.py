@@ -49,14 +49,6 @@ class Plan:
     attempts: int = 5                                        # at each development problem
 
 
-# The primary hypotheses: at attention_low, Pass@1 of Empower (eta) minus each of these rows is not
-# zero. Two-sided t-tests over seeds, with Holm's correction for four. All else is descriptive.
-def primary(cfg):
-    """The rows with which Empower is compared in the primary hypotheses."""
-    K = cfg.turn_tokens
-    return [f"SFT-{K}", f"Base-{K}", f"Base stopped at {cfg.eta:g} bits", UNLIMITED]
-
-
 OBVIOUS = 0.05  # bits that a token costs Base at most, to be called obvious
 OPTIMIZERS = {"AdamW": adamw, "Muon": muon_and_adamw}
 

@@ -42,11 +42,11 @@ from support import cli, judge
 from support.cache import Cache
 from support.cli import UserError
 from support.files import write_text
-from support.report import PAPER, paper_means, table
+from support.report import PAPER, paper_means
 
 # Durations on 2 CPU cores, if nothing is finished; the last two are estimates.
-MINUTES = {"sweep": 100, "calibrate": 12, "tune": 10, "real": 130, "real --further": 150, "real --repeat": 140,
-           "real --adapt": 500, "real --full": 400}
+MINUTES = {"sweep": 100, "calibrate": 12, "tune": 10, "real": 130, "real --further": 150,
+           "real --repeat": 140, "real --adapt": 500, "real --full": 400}
 # What is asked of real code, and the file of its results.
 REAL = {"real": (real.RealPlan(), "real.json"), "real --further": (real.FURTHER, "further.json"),
         "real --repeat": (real.REPEAT, "repeat.json"), "real --adapt": (real.ADAPT, "adapt.json"),
@@ -149,13 +149,14 @@ def begun_before(results, asked):
             return found
 
 
-def calibrate(plan, cfg, workers):
+def calibrate(plan, cfg, results, workers):
     """The attention at which untrained, uncapped Base is accepted as often as in the paper.
 
-    Prints the curve it is chosen from and returns the choice. Development problems of the first
+    Writes and prints the curve it is chosen from; returns both. Development problems of the first
     seeds, and Base alone: nothing else of the paper, and no trained assistant, is looked at.
     """
     Cache(cfg.out)
+    writable(results)
     print(f"Base plays development problems on {plan.calibrated} seeds; about "
           f"{MINUTES['calibrate']} minutes on 2 CPU cores, less if stages are reused.")
     log = Path(cfg.out, "calibrate.log")
@@ -163,17 +164,18 @@ def calibrate(plan, cfg, workers):
              for k in range(plan.calibrated)]
     in_parallel(tasks, "calibrate", log, workers)
     with logged(log):
-        found = [function(*arguments) for function, arguments in tasks]
-    target = np.mean([paper_means(human, "Base")[1] for human in PAPER])
-    rows = [{key: np.mean([seed["rows"][k][key] for seed in found]) for key in
+        seeds = [function(*arguments) for function, arguments in tasks]
+    rows = [{key: float(np.mean([seed["rows"][k][key] for seed in seeds])) for key in
              ("attention", "accept_ratio", "pass@1")} for k in range(len(plan.candidates))]
-    best = min(rows, key=lambda row: abs(row["accept_ratio"] - target))
-    alone = {name: np.mean([seed[name] for seed in found]) for name in ("human", "less able")}
-    print(f"{table(rows, report.CALIBRATION)}\nThe paper's humans accept {target:.3f} of Base's "
-          f"suggestions: --attention-low {best['attention']:g} comes closest.\nAlone, the human "
-          f"solves {alone['human']:.3f} of these problems, the less able one (pre-trained for "
-          f"{plan.less_able_steps} steps) {alone['less able']:.3f}.")
-    return best
+    paper = float(np.mean([paper_means(human, "Base")[1] for human in PAPER]))
+    found = rounded({
+        "rows": rows, "paper": paper, "chosen": min(
+            rows, key=lambda row: abs(row["accept_ratio"] - paper))["attention"],
+        **{name: float(np.mean([seed[name] for seed in seeds]))
+           for name in ("human", "less able")}})
+    write_text(results, json.dumps(found, indent=1) + "\n")
+    print(report.calibration(found))
+    return found
 
 
 def rounded(plain, digits=4):
@@ -240,7 +242,8 @@ def found_by(command, path):
     try:
         found = json.loads(path.read_text()) if path.exists() else None
         if found is not None:
-            found[0]["rate"] if command == "tune" else found["seeds"].items()
+            {"tune": lambda: found[0]["rate"], "calibrate": lambda: found["rows"][0]}.get(
+                command, lambda: found["seeds"].items())()
         return found
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         raise UserError(f"{path} is damaged: remove it, or run python figures/make.py {command}") \
@@ -280,8 +283,9 @@ def main(argv=None):
                        help="adapt the model before it learns to stop, into adapt.json")
     which.add_argument("--full", dest="which", action="store_const", const="real --full",
                        help="train all weights too, not only low-rank updates, into full.json")
-    tuning.add_argument("--results", type=Path, default=HERE / "tune.json",
-                        help="the file of results (default: tune.json next to this script)")
+    for command, name in ((tuning, "tune.json"), (calibrating, "calibrate.json")):
+        command.add_argument("--results", type=Path, default=HERE / name,
+                             help=f"the file of results (default: {name} next to this script)")
     real_code.add_argument("--results", type=Path, help="the file of results (default: real.json, "
                            "further.json, repeat.json, adapt.json or full.json next to this "
                            "script)")
@@ -299,7 +303,7 @@ def obey(args):
     if getattr(args, "workers", 1) < 1:
         raise UserError(f"--workers is {args.workers}: give at least 1")
     if args.command == "calibrate":
-        return calibrate(Plan(), Config(out=args.out), args.workers)
+        return calibrate(Plan(), Config(out=args.out), args.results, args.workers)
     if args.command == "tune":
         return tune(Plan(), Config(out=args.out), args.results, args.workers)
     if args.command == "real":
@@ -311,12 +315,13 @@ def obey(args):
             raise UserError(f"--seeds is {args.seeds}: give 2 to {max(report.STUDENT)}")
         return sweep(Plan(seeds=args.seeds), Config(out=args.out), args.results, args.workers)
     results = report.read(args.results)
-    losses = found_by("tune", args.results.parent / "tune.json")
+    losses, calibrated = (found_by(name, args.results.parent / f"{name}.json")
+                          for name in ("tune", "calibrate"))
     published = {which: found for which, (_, file) in REAL.items()
                  if (found := found_by(which, args.results.parent / file))}
     try:
         if args.command == "report":
-            print(report.text(results, losses))
+            print(report.text(results, losses, calibrated))
             return print(f"\n{real_tables.text(published)}") if published else None
         import draw
         for path in draw.all_figures(results, published, args.results.parent):

@@ -32,11 +32,13 @@ def read(path):
                         "figures/make.py sweep") from None
 
 
-def text(results, losses=None):
-    """All tables, each under the name of what it shows; losses: from `make.py tune`, if any."""
-    all_tables = tables(results) | ({"tuning": tuning(losses)} if losses else {})
+def text(results, losses=None, calibrated=None):
+    """All tables, each under the name of what it shows; losses: from `make.py tune`, if any;
+    calibrated: from `make.py calibrate`, if any."""
+    every = tables(results) | ({"tuning": tuning(losses)} if losses else {}) | (
+        {"calibration": calibration(calibrated)} if calibrated else {})
     return "\n\n".join(f"## {name[0].upper()}{name[1:]}\n\n{block}"
-                       for name, block in all_tables.items())
+                       for name, block in every.items())
 
 
 # ------------------------------------------------------------------- numbers from the results
@@ -53,8 +55,24 @@ def empowered(results):
 
 
 def stopped(results):
-    """The name of the row of the untrained model that stops at eta."""
+    """The name of the row of the untrained model that stops at eta, the threshold."""
     return f"Base stopped at {results['config']['eta']:g} bits"
+
+
+def baselines(results):
+    """The rows that the paper has too, or has with another N."""
+    K = results["config"]["turn_tokens"]
+    return [f"SFT-{K}", f"SFT-{2 * K}", "SFT-RAND", f"Base-{K}", f"Base-{2 * K}", "Base"]
+
+
+def primary(results):
+    """The rows of the primary hypotheses: at attention_low, Empower's Pass@1 differs from theirs.
+
+    Fixed before the sweep: two-sided t-tests over seeds, with Holm's correction for the four. All
+    other comparisons are descriptive.
+    """
+    K = results["config"]["turn_tokens"]
+    return [f"SFT-{K}", f"Base-{K}", stopped(results), UNLIMITED]
 
 
 def seeds_of(results, *path):
@@ -74,7 +92,7 @@ def row_of(rows, name):
 
 def values(some_rows, name, key):
     """The value of one row on each seed: (seeds,); nan where it has none."""
-    found = [row_of(rows, name)[key] for rows in some_rows]
+    found = [next((row[key] for row in rows if row["name"] == name), None) for rows in some_rows]
     return np.array([math.nan if value is None else value for value in found], dtype=float)
 
 
@@ -96,120 +114,220 @@ def averaged(some_rows, keys=KEYS + ("tokens_read", "tokens_written", "suggestio
     return found
 
 
-def difference(results, some_rows, name, key, humans=tuple(PAPER)):
-    """Empower's row minus another, on each seed: mean, interval, gains; humans as in `paper_gain`.
+def by(results, question):
+    """{attention or care: the rows of each seed}, with those of the human alone."""
+    alone = [[row for row in rows if row["name"].startswith("Human alone")]
+             for rows in seeds_of(results, "table", "rows")]
+    return {float(value): [own + rows for own, rows in zip(alone, seeds_of(
+        results, question, value))] for value in seeds_of(results, question)[0]}
+
+
+def gain(results, some_rows, name, key="pass@1"):
+    """Empower's mean over a row's, minus 1; None if the row is near zero: a ratio means nothing."""
+    ours, theirs = (values(some_rows, row, key).mean() for row in (empowered(results), name))
+    return ours / theirs - 1 if theirs >= 0.05 else None
+
+
+# ------------------------------------------------------------------- intervals over seeds
+
+
+def seeds_interval(differences):
+    """(mean, and the ends of its 95% interval) of one paired difference for each of 2..10 seeds.
 
     Problems are paired within each seed, and the mean of paired differences is the difference of
-    means, so the rows of a seed suffice.
+    means. Each seed has its own model and problems, so the spread of the seeds' differences
+    reflects chance in both: Student's interval with one degree of freedom fewer than seeds. (A
+    bootstrap, which resamples so few seeds, gives intervals that are too short.)
+    Example: 0.1, 0.2, 0.3: the mean 0.2, and 4.303 * 0.1 / sqrt(3) = 0.248 on either side.
     """
-    ours, theirs = (values(some_rows, row, key) for row in (empowered(results), name))
-    mean, low, high = seeds_interval(ours - theirs)
-    gain, human = paper_gain(paper_name(name, results["config"]["turn_tokens"]), key, humans)
-    if name.startswith("Empower"):  # the paper compares Empower with other methods
-        gain = None
-    return {"name": name, "mean": mean, "low": low, "high": high,
-            # A ratio to almost nothing means nothing.
-            "gain": ours.mean() / theirs.mean() - 1 if theirs.mean() >= 0.05 else None,
-            "paper": "-" if gain is None else f"{gain:+.0%} ({human})"}
+    mean, error = mean_and_error(differences)
+    return mean, mean - STUDENT[len(differences)] * error, mean + STUDENT[len(differences)] * error
 
 
-def baselines(results):
-    """The rows that the paper has too, or has with another N."""
-    K = results["config"]["turn_tokens"]
-    return [f"SFT-{K}", f"SFT-{2 * K}", "SFT-RAND", f"Base-{K}", f"Base-{2 * K}", "Base"]
+STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306,
+           10: 2.262}  # the 0.975 quantile of Student's t for this many values
 
 
-def against_baselines(results, some_rows):
-    """(intervals above zero, below zero, all) of Empower minus each baseline in three metrics."""
-    found = [difference(results, some_rows, name, key) for name in baselines(results)
-             for key in KEYS]
-    return sum(row["low"] > 0 for row in found), sum(row["high"] < 0 for row in found), len(found)
+def p_value(differences):
+    """Two-sided, of Student's test that the mean of the seeds' differences is zero.
+
+    Example: 0.1, 0.2, 0.3: t = 3.464 with two degrees of freedom, p = 0.074.
+    """
+    mean, error = mean_and_error(differences)
+    if not error:
+        return 0.0 if mean else 1.0
+    # The t density in terms of the angle a = arctan(t / sqrt(df)) is cos(a) ** (df - 1), scaled.
+    df = len(differences) - 1
+    angle = np.linspace(0, np.pi / 2, 100_001)
+    density = np.cos(angle) ** (df - 1)
+    tail = np.arctan(abs(mean) / error / math.sqrt(df)) <= angle
+    return float(np.trapezoid(density * tail, angle) / np.trapezoid(density, angle))
 
 
-# ------------------------------------------------------------------- care
+def holm(ps):
+    """Holm's correction: the p-values of a family, each made as large as all of them require.
 
-
-def by_care(results):
-    """{care: the rows of each seed}, from the most careful human to the least."""
-    return {float(care): seeds_of(results, "care", care)
-            for care in seeds_of(results, "care")[0]}
-
-
-def care_rows(results, key):
-    """A row for each assistant: its mean over seeds at each care, and where it stops helping."""
-    cares = by_care(results)
-    alone = values(seeds_of(results, "table", "rows"), "Human alone", key)
-    found = []
-    for name in [row["name"] for row in next(iter(cares.values()))[0]]:
-        each = {care: values(rows, name, key) for care, rows in cares.items()}
-        row = {"name": name, **{f"at{k}": None if np.isnan(v).any() else v.mean()
-                                for k, v in enumerate(each.values())}}
-        if key != "accept_ratio":  # alone, she has none
-            gains = {care: seeds_interval(v - alone) for care, v in each.items()}
-            row["helps"] = listed(care for care, (_, low, _) in gains.items() if low > 0)
-            row["harms"] = listed(care for care, (_, _, high) in gains.items() if high < 0)
-        found.append(row)
-    mean = alone.mean()
-    return found if key == "accept_ratio" else [
-        {"name": "Human alone", "helps": "-", "harms": "-",
-         **{f"at{k}": mean for k in range(len(cares))}}, *found]
-
-
-def listed(cares):
-    """Degrees of care as a short text. Example: "0.5, 0.02", or "-" for none."""
-    return ", ".join(f"{care:g}" for care in cares) or "-"
-
-
-def empower_by_care(results):
-    """At each care: how many intervals of Empower minus a baseline are above and below zero, and
-    the difference from the strongest baseline in each metric."""
-    found = []
-    for care, rows in by_care(results).items():
-        above, below, of = against_baselines(results, rows)
-        row = {"care": f"{care:g}", "above": f"{above} of {of}", "below": f"{below} of {of}"}
-        for key in KEYS:
-            strongest = max(baselines(results), key=lambda name: values(rows, name, key).mean())
-            row[key] = "{mean:+.3f} ({low:+.3f} to {high:+.3f}), {name}".format_map(
-                difference(results, rows, strongest, key))
-        found.append(row)
+    Example: .01, .04, .03: the smallest times 3, the next times 2, the largest times 1, and none
+    smaller than one before it: .03, .06, .06.
+    """
+    found, least = list(ps), 0.0
+    for k, i in enumerate(np.argsort(ps, kind="stable")):
+        least = found[i] = max(least, min(1.0, (len(ps) - k) * ps[i]))
     return found
 
 
-# ------------------------------------------------------------------- lengths
+def interval(differences):
+    """The mean and its interval as text, or "-" where a seed has no value."""
+    mean, low, high = seeds_interval(differences)
+    return "-" if math.isnan(mean) else f"{mean:+.3f} ({low:+.3f} to {high:+.3f})"
+
+
+def minus(results, some_rows, name, key):
+    """Empower's row minus another as text: mean and interval."""
+    return interval(values(some_rows, empowered(results), key) - values(some_rows, name, key))
+
+
+# ------------------------------------------------------------------- tables
+
+
+def pm(key, digits=3, error="spread"):
+    """The template of a mean and its error."""
+    return f"{{{key}:.{digits}f}} ± {{{key}_{error}:.{digits}f}}"
+
+
+SEEDS = {"assistant": "{name}", **{METRICS[key]: pm(key) for key in KEYS},
+         "read": "{tokens_read:.1f}", "written": "{tokens_written:.1f}",
+         "length": "{suggestion_length:.1f}", "silent": "{silent_share:.2f}"}
+LENGTHS = {"way": "{way}", "eta or N": "{point:g}", "a round": "{per_turn:.1f}",
+           **{METRICS[key]: pm(key) for key in KEYS}}
+HUMAN = {"assistant": "{name}", **{METRICS[key]: pm(key) for key in KEYS},
+         "the paper's (Llama)": "{paper[0]:.3f}, {paper[1]:.3f}, {paper[2]:.3f}"}
+CALIBRATION = {"attention": "{attention:g}", "accept ratio of Base": "{accept_ratio:.3f}",
+               "Pass@1": "{pass@1:.3f}"}
+
+
+def grid(corner, names, columns, cell):
+    """A table: a row for each name, a column for each {header: what `cell` is given}.
+
+    cell(what, name): the text of a cell.
+    """
+    rows = [{"name": name, **{f"at{k}": cell(what, name) for k, what in enumerate(
+        columns.values())}} for name in names]
+    return table(rows, {corner: "{name}", **{header: f"{{at{k}}}"
+                                             for k, header in enumerate(columns)}})
+
+
+def means(corner, names, columns, key):
+    """A grid of means over seeds. columns: {header: the rows of each seed}."""
+    def cell(some_rows, name):
+        mean = values(some_rows, name, key).mean()
+        return "-" if math.isnan(mean) else f"{mean:.3f}"
+
+    return grid(corner, names, columns, cell)
+
+
+def named(found):
+    """{0.7: rows} as {"0.7": rows}, for the headers of a table."""
+    return {f"{value:g}": rows for value, rows in found.items()}
+
+
+def assistants(results, question):
+    """The names of the rows of a question, the assistants in the order of the default table."""
+    every = dict.fromkeys(row["name"] for seed in seeds_of(results, question)
+                          for rows in seed.values() for row in rows)
+    return [row["name"] for row in seeds_of(results, "table", "rows")[0] if row["name"] in every]
+
+
+def dependence(results, question):
+    """The tables of attention or of care: three metrics, and Empower's differences in Pass@1."""
+    columns, names = named(by(results, question)), assistants(results, question)
+    K = results["config"]["turn_tokens"]
+    others = [f"SFT-{K}", f"SFT-{2 * K}", f"Base-{K}", stopped(results), UNLIMITED, "Human alone"]
+    found = {f"{question}, {METRICS[key]}": means(
+        f"{METRICS[key]} at {question}", ["Human alone"] * (key != "accept_ratio") + names, columns,
+        key) for key in KEYS}
+    return found | {f"{question}, differences": grid(
+        "Pass@1: Empower minus", others, columns,
+        lambda some, name: minus(results, some, name, "pass@1"))}
+
+
+def hypotheses(results):
+    """The primary hypotheses: difference, interval, p and p after Holm's correction."""
+    some_rows = by(results, "attention")[results["config"]["attention_low"]]
+    each = [values(some_rows, empowered(results), "pass@1") - values(some_rows, name, "pass@1")
+            for name in primary(results)]
+    ps = [p_value(one) for one in each]
+    rows = [{"name": name, "difference": interval(one), "p": p, "holm": corrected,
+             "gain": gain(results, some_rows, name)}
+            for name, one, p, corrected in zip(primary(results), each, ps, holm(ps))]
+    return table(rows, {"Pass@1: Empower minus": "{name}", "difference": "{difference}",
+                        "relative": "{gain:+.0%}", "p": "{p:.4f}", "p, Holm": "{holm:.4f}"})
+
+
+def predicted(results):
+    """The relative gains in Pass@1 at attention_low, with the paper's for each of its humans."""
+    some_rows = by(results, "attention")[results["config"]["attention_low"]]
+    K = results["config"]["turn_tokens"]
+    rows = [{"name": name, "gain": gain(results, some_rows, name), **{
+        human: paper_gain(paper_name(name, K), "pass@1", [human])[0] for human in PAPER}}
+        for name in (f"SFT-{K}", f"SFT-{2 * K}", f"Base-{K}", "Base")]
+    return table(rows, {"Pass@1: Empower over": "{name}", "here": "{gain:+.0%}", **{
+        f"the paper's ({human})": f"{{{human}:+.0%}}" for human in PAPER}})
+
+
+def differences(results, some_rows, names, human):
+    """Empower minus rows in three metrics, with the paper's gains: `human` is one of PAPER."""
+    K, rows = results["config"]["turn_tokens"], []
+    for name in names:
+        gains = [paper_gain(paper_name(name, K), key, [human])[0] for key in KEYS]
+        rows.append({"name": name, **{key: minus(results, some_rows, name, key) for key in KEYS},
+                     "paper": "-" if None in gains or name.startswith("Empower") else
+                     ", ".join(f"{value:+.0%}" for value in gains)})
+    return table(rows, {"Empower minus": "{name}", **{METRICS[key]: f"{{{key}}}" for key in KEYS},
+                        f"the paper's gains ({human})": "{paper}"})
+
+
+def leniency(results):
+    """What each human lets through: of Base-K's suggestions that cost her over 5 bits, by care."""
+    K = results["config"]["turn_tokens"]
+    kinds = {f"care {care:g}": rows for care, rows in by(results, "care").items()}
+    kinds |= {f"less able, care {name.removesuffix(', 1')}": seeds_of(results, "less able", name)
+              for name in seeds_of(results, "less able")[0] if name.endswith(", 1")}
+    kinds["second human"] = seeds_of(results, "second human", "rows")
+    rows = []
+    for name, some in kinds.items():
+        dear, accepted = (values(some, f"Base-{K}", key).sum() for key in ("dear", "dear_accepted"))
+        rows.append({"name": name, "dear": dear, "share": accepted / dear if dear else None})
+    return table(rows, {"human": "{name}", "suggestions over 5 bits": "{dear:,.0f}",
+                        "accepted": "{share:.3f}"})
+
+
+def by_rounds(results, attention):
+    """Pass@1 by the limit of rounds, of games at this attention."""
+    each = seeds_of(results, "table", "rounds", str(attention))
+    limits = [*map(str, results["plan"]["rounds"]), "no limit"]
+    return grid(f"Pass@1, reads {attention:.0%}: most rounds", list(each[0]),
+                dict(zip(limits, range(len(limits)))),
+                lambda k, name: f"{np.mean([seed[name][k] for seed in each]):.3f}")
+
+
+def less_able(results):
+    """The tables of the less able human: Pass@1, and what Empower's differs by."""
+    found = {f"care {name.replace(', ', ', reads ')}": seeds_of(results, "less able", name)
+             for name in seeds_of(results, "less able")[0]}
+    names = [row["name"] for row in next(iter(found.values()))[0]]
+    return {"less able": means("Pass@1 of the less able human", names, found, "pass@1"),
+            "less able, differences": grid(
+                "Pass@1: Empower minus", [name for name in names if name != empowered(results)],
+                found, lambda some, name: minus(results, some, name, "pass@1"))}
+
+
+# ------------------------------------------------------------------- lengths and training
 
 
 def per_turn(row):
     """The mean length of a suggestion, tokens, if silence is a suggestion of 0 tokens."""
     return (row["suggestion_length"] or 0) * (1 - row["silent_share"])
-
-
-def interpolated(points, others, key):
-    """Each point minus another curve at the same length, by interpolation: a list, nan if none.
-
-    points, others: rows. A point outside the lengths of the other curve cannot be compared, nor one
-    without a value (an assistant that never suggests has no accept ratio).
-    """
-    x, y = np.array(sorted((per_turn(row), row[key]) for row in others if row[key] is not None)).T
-    return [row[key] - np.interp(per_turn(row), x, y)
-            if row[key] is not None and x[0] <= per_turn(row) <= x[-1] else math.nan
-            for row in points]
-
-
-def compared(results, other):
-    """At how many of Empower's points it is above and below another curve, and clearly so.
-
-    A point counts if it can be compared on every seed; clearly: its interval excludes zero.
-    """
-    found = {"name": other}
-    for key in KEYS:
-        each = np.array([interpolated(seed["Empower"], seed[other], key)
-                         for seed in seeds_of(results, "lengths")])        # (seeds, points)
-        each = each[:, ~np.isnan(each).any(0)]
-        intervals = [seeds_interval(column) for column in each.T]
-        found[key] = (f"above at {sum(mean > 0 for mean, *_ in intervals)} of {len(intervals)} "
-                      f"({sum(low > 0 for _, low, _ in intervals)} clearly), clearly below at "
-                      f"{sum(high < 0 for *_, high in intervals)}")
-    return found
 
 
 def lengths(results):
@@ -219,21 +337,23 @@ def lengths(results):
 
 
 def training(results):
-    """Empower minus the untrained model stopped at the same eta: a row for each eta."""
-    def of(way, eta, key):
-        found = [next(row for row in seed[way] if row["point"] == eta)[key]
-                 for seed in seeds_of(results, "lengths")]
-        return np.array([math.nan if value is None else value for value in found], dtype=float)
+    """Empower minus the untrained model stopped at the same eta: by eta, care and attention."""
+    ways = {way: {row["point"]: [next(one for one in rows if one["point"] == row["point"])
+                                 for rows in seeds_of(results, "lengths", way)]
+                  for row in seeds_of(results, "lengths", way)[0]}
+            for way in ("Empower", "Base stopped")}
+    pairs = {f"eta {eta:g}": (ours, ways["Base stopped"][eta])
+             for eta, ours in ways["Empower"].items()}
+    for question in ("care", "attention"):
+        pairs |= {f"{question} {value:g}": [[row_of(rows, name) for rows in some] for name in (
+            empowered(results), stopped(results))] for value, some in by(results, question).items()}
 
-    found = []
-    for eta in (row["point"] for row in seeds_of(results, "lengths")[0]["Empower"]):
-        row = {"name": f"{eta:g}", "ours": of("Empower", eta, "passes").mean(),
-               "theirs": of("Base stopped", eta, "passes").mean()}
-        for key in KEYS:
-            mean, low, high = seeds_interval(of("Empower", eta, key) - of("Base stopped", eta, key))
-            row[key] = "-" if math.isnan(mean) else f"{mean:+.3f} ({low:+.3f} to {high:+.3f})"
-        found.append(row)
-    return found
+    def cell(key, name):
+        ours, theirs = ([math.nan if row[key] is None else row[key] for row in some]
+                        for some in pairs[name])
+        return interval(np.subtract(ours, theirs))
+
+    return grid("Empower minus stopped at", list(pairs), {METRICS[key]: key for key in KEYS}, cell)
 
 
 # ------------------------------------------------------------------- the rest
@@ -256,12 +376,9 @@ def own_text(results):
                                                                             "own text"))):
         for care, first in seeds_of(results, *path)[0].items():
             each = seeds_of(results, *path, care)
-            row = {"name": name.format(care)}
-            for k, _ in enumerate(first):
-                shares = [seed[k]["rejected"] for seed in each]
-                row[f"at{k}"] = f"{np.mean(shares):.3f} ± {np.std(shares, ddof=1):.3f}"
-                row[f"programs{k}"] = round(np.mean([seed[k]["programs"] for seed in each]))
-            found.append(row)
+            found.append({"name": name.format(care), **{
+                f"at{k}": f"{np.mean([seed[k]['rejected'] for seed in each]):.3f}"
+                for k, _ in enumerate(first)}})
     return found
 
 
@@ -270,18 +387,6 @@ def stopping(results):
     some = seeds_of(results, "table", "stopping")
     keys = [key for key in some[0][0] if key != "name"]
     return with_learned(averaged(some, keys))
-
-
-def obvious(results):
-    """The cost of obvious tokens, before and after: {"name", "bits"} averaged over the seeds."""
-    return averaged(seeds_of(results, "table", "obvious"), ("bits",))
-
-
-def budget(results):
-    """Pass@1 by the round limit, averaged over the seeds."""
-    some = seeds_of(results, "budget")
-    return [{"name": name, **{f"at{k}": np.mean([seed[name][k] for seed in some])
-                              for k in range(len(some[0][name]))}} for name in some[0]]
 
 
 def bound_by_horizon(results):
@@ -298,127 +403,72 @@ def bound_facts(results):
     [states], eta = seeds_of(results, "bound"), results["config"]["eta"]
     cost, exact, counted = (np.array([state[key] for state in states])
                             for key in ("nll", "entropy", "entropy_counted"))
-    last = np.array([state["information"][-1] for state in states])
+    last, horizons = np.array([state["information"][-1] for state in states]), bound_by_horizon(
+        results)
     loosest = [states[k]["token"] for k in np.argsort(last - counted, kind="stable")[:5]]
     return [{"what": what, "value": value} for what, value in (
         ("states", len(states)),
         ("mean entropy of the next token", f"{exact.mean():.2f}"),
         ("mean cost of the token written", f"{cost.mean():.2f}"),
         ("standard deviation of the cost around the entropy", f"{np.std(cost - exact):.2f}"),
-        ("mean entropy that the information counts", f"{counted.mean():.2f}"),
         ("states with an entropy above eta", int((exact > eta).sum())),
         ("of these, the token written costs more than eta", int(((exact > eta)
                                                                  & (cost > eta)).sum())),
         ("of the others", int(((exact <= eta) & (cost > eta)).sum())),
-        (f"of those above eta, within 5% of the bound at k = {results['plan']['horizons'][-1]}",
+        ("mean entropy that the information counts", f"{counted.mean():.2f}"),
+        ("of it, the next {} tokens reveal".format(", ".join(str(row["k"]) for row in horizons)),
+         ", ".join(f"{row['share']:.0%}" for row in horizons)),
+        (f"of those above eta, within 5% of the bound at k = {horizons[-1]['k']}",
          int(((exact > eta) & (last >= 0.95 * counted)).sum())),
         ("loosest where she wrote", ", ".join(map(repr, dict.fromkeys(loosest)))))]
 
 
-# ------------------------------------------------------------------- intervals over seeds
-
-
-def seeds_interval(differences):
-    """(mean, and the ends of its 95% interval) of one paired difference for each of 2..10 seeds.
-
-    Each seed has its own model and problems, so the spread of the seeds' differences reflects
-    chance in both: Student's interval with one degree of freedom fewer than seeds. (A bootstrap,
-    which resamples so few seeds, gives intervals that are too short.)
-    Example: 0.1, 0.2, 0.3: the mean 0.2, and 4.303 * 0.1 / sqrt(3) = 0.248 on either side.
-    """
-    mean, error = mean_and_error(differences)
-    return mean, mean - STUDENT[len(differences)] * error, mean + STUDENT[len(differences)] * error
-
-
-STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306,
-           10: 2.262}  # the 0.975 quantile of Student's t for this many values
-
-
-# ------------------------------------------------------------------- tables
-
-
-def pm(key, digits=3, error="spread"):
-    """The template of a mean and its error."""
-    return f"{{{key}:.{digits}f}} ± {{{key}_{error}:.{digits}f}}"
-
-
-SEEDS = {"assistant": "{name}", **{METRICS[key]: pm(key) for key in KEYS},
-         "read": "{tokens_read:.1f}", "written": "{tokens_written:.1f}",
-         "length": "{suggestion_length:.1f}", "silent": "{silent_share:.2f}"}
-DIFFERENCES = {"Empower minus": "{name}", "difference": "{mean:+.3f}",
-               "95% interval": "{low:+.3f} to {high:+.3f}", "relative": "{gain:+.0%}",
-               "the paper's": "{paper}"}
-LENGTHS = {"way": "{way}", "eta or N": "{point:g}", "a round": "{per_turn:.1f}",
-           "length": "{suggestion_length:.1f}", **{METRICS[key]: pm(key) for key in KEYS}}
-HUMAN = {"assistant": "{name}", **{METRICS[key]: pm(key) for key in KEYS},
-         "the paper's (Llama)": "{paper[0]:.3f}, {paper[1]:.3f}, {paper[2]:.3f}"}
-CALIBRATION = {"attention": "{attention:g}", "accept ratio of Base": "{accept_ratio:.3f}",
-               "Pass@1": "{pass@1:.3f}"}
-HORIZONS = {"k": "{k}", "information, bits": "{information:.2f}", "of the entropy": "{share:.0%}"}
-
-
-def differences(results, some_rows, names, key, humans=tuple(PAPER)):
-    """The table of Empower minus each of these rows in one metric; humans as in `paper_gain`."""
-    columns = {f"{METRICS[key]}: Empower minus" if k == 0 else header: template
-               for k, (header, template) in enumerate(DIFFERENCES.items())}
-    return table([difference(results, some_rows, name, key, humans) for name in names
-                  if not (name.startswith("Human alone") and key == "accept_ratio")], columns)
-
-
-def in_short(results, rows):
-    """The rows of the README: alone, two of the paper's baselines, stopped and Empower."""
-    K = results["config"]["turn_tokens"]
-    names = ("Human alone", f"Base-{K}", stopped(results), f"SFT-{K}", "SFT-RAND",
+def in_short(results):
+    """The rows of the README, at both attentions."""
+    cfg, rows = results["config"], averaged(seeds_of(results, "table", "rows"))
+    low = by(results, "attention")[cfg["attention_low"]]
+    K = cfg["turn_tokens"]
+    names = ("Human alone", "Base", f"Base-{K}", stopped(results), f"SFT-{K}", f"SFT-{2 * K}",
              empowered(results))
-    return [row for row in rows if row["name"] in names]
+    rows = [{**row_of(rows, name), "low": f"{values(low, name, 'pass@1').mean():.3f} ± "
+             f"{values(low, name, 'pass@1').std(ddof=1):.3f}"} for name in names]
+    return table(rows, {"assistant": "{name}", "Pass@1, she reads all": pm("pass@1"),
+                        f"Pass@1, she reads {cfg['attention_low']:.0%}": "{low}",
+                        "accept ratio": pm("accept_ratio"), "DPR": pm("dpr")})
 
 
 def tables(results):
     """{what it shows: an aligned table}."""
-    rows, second = seeds_of(results, "table", "rows"), seeds_of(results, "second human", "rows")
-    others = [UNLIMITED, "Human alone", stopped(results),
-              f"Empower ({results['config']['eta_wide']:g})", f"{empowered(results)}, entropy",
-              CEILING]
-    cares = [f"{care:g}" for care in by_care(results)]
-    own = list(enumerate(results["plan"]["own_lengths"]))
+    cfg, rows = results["config"], seeds_of(results, "table", "rows")
+    second, K = seeds_of(results, "second human", "rows"), results["config"]["turn_tokens"]
+    first = (UNLIMITED, "Human alone", "Base", f"Base-{K}", stopped(results), f"SFT-{K}",
+             f"SFT-{2 * K}", empowered(results), CEILING)
+    default, own = averaged(rows), results["plan"]["own_lengths"]
     return {
+        "in short": in_short(results),
         "size": table(size(results), {"what": "{what}", "number": "{number:,}"}),
-        **{f"care, {METRICS[key]}": table(care_rows(results, key), {
-            f"{METRICS[key]} at care": "{name}",
-            **{care: f"{{at{k}:.3f}}" for k, care in enumerate(cares)},
-            **({} if key == "accept_ratio" else {"above alone at": "{helps}",
-                                                 "below alone at": "{harms}"})}) for key in KEYS},
-        "care, Empower against the baselines": table(empower_by_care(results), {
-            "care": "{care}", "above zero": "{above}", "below zero": "{below}",
-            **{f"{METRICS[key]}: minus the best": f"{{{key}}}" for key in KEYS}}),
         "own text": table(own_text(results), {
-            "care": "{name}", **{f"{n} tokens": f"{{at{k}}}" for k, n in own},
-            **{f"programs, {n}": f"{{programs{k}}}" for k, n in own if n in (4, 20)}}),
-        "seeds": table(averaged(rows), SEEDS),
-        "in short": table(in_short(results, averaged(rows)), {
-            header: SEEDS[header] for header in SEEDS if header not in ("length", "silent")}),
-        **{f"differences, {METRICS[key]}": differences(
-            results, rows, baselines(results) + others, key) for key in KEYS},
+            "care": "{name}", **{f"{n} tokens": f"{{at{k}}}" for k, n in enumerate(own)}}),
+        "leniency": leniency(results),
+        "primary hypotheses": hypotheses(results), "predicted gains": predicted(results),
+        **dependence(results, "attention"), **dependence(results, "care"),
+        **{f"rounds, reads {share:.0%}": by_rounds(results, share)
+           for share in (1, cfg["attention_low"])},
+        **less_able(results),
+        "seeds": table([row_of(default, name) for name in first], SEEDS),
+        "other rows": table([row for row in default if row["name"] not in first], SEEDS),
+        "differences": differences(results, rows, [*baselines(results), UNLIMITED,
+                                                   stopped(results)], "Gemma"),
         "lengths": table([{"way": way, "per_turn": per_turn(row), **row}
                           for way, some in lengths(results).items() for row in some], LENGTHS),
-        "lengths, Empower's points above a curve": table(
-            [compared(results, other) for other in ("SFT-N", "Base-N", "Base stopped")], {
-                "curve": "{name}", **{METRICS[key]: f"{{{key}}}" for key in KEYS}}),
-        "training": table(training(results), {
-            "eta": "{name}", **{METRICS[key]: f"{{{key}}}" for key in KEYS},
-            "passes, Empower": "{ours:.1f}", "stopped": "{theirs:.1f}"}),
+        "training": training(results),
         "stopping": table(stopping(results), STOPPING),
-        "obvious": table(obvious(results), {"assistant": "{name}",
-                                            "bits of an obvious token": pm("bits", 4)}),
-        "budget": table(budget(results), {"most rounds": "{name}", **{
-            str(limit): f"{{at{k}:.3f}}"
-            for k, limit in enumerate([*results["plan"]["rounds"], "no limit"])}}),
+        "obvious": table(averaged(seeds_of(results, "table", "obvious"), ("bits",)), {
+            "assistant": "{name}", "bits of an obvious token": pm("bits", 4)}),
         "second human": table([{**row, "paper": paper_row(results, "Llama", row["name"])}
-                               for row in averaged(second)], HUMAN),
-        **{f"second human, {METRICS[key]}": differences(
-            results, second, [*baselines(results), "Human alone", stopped(results)], key, ["Llama"])
-           for key in KEYS},
-        "bound": table(bound_by_horizon(results), HORIZONS),
+                               for row in averaged(second) if row["name"] in first], HUMAN),
+        "second human, differences": differences(
+            results, second, [*baselines(results), stopped(results)], "Llama"),
         "bound, states": table(bound_facts(results), {"what": "{what}", "value": "{value}"}),
     }
 
@@ -431,6 +481,14 @@ def tuning(rows):
     return table(rows, {"optimizer": "{optimizer}", "rate": "{rate:g}", **{
         name: f"{{rule{k}:.3f}}" for k, name in enumerate(names)},
         "mean": "{mean:.3f}", "obvious": "{obvious:.3f}"})
+
+
+def calibration(found):
+    """What `make.py calibrate` found: a table, and the numbers that decide as a sentence."""
+    return (f"{table(found['rows'], CALIBRATION)}\n\nThe paper's humans accept "
+            f"{found['paper']:.3f} of Base's suggestions: --attention-low {found['chosen']:g}\n"
+            f"comes closest. Alone, the human solves {found['human']:.3f} of these problems, the "
+            f"less able one {found['less able']:.3f}.")
 
 
 def paper_row(results, human, name):
