@@ -8,14 +8,14 @@ import numpy as np
 
 import report
 from real_tables import sized
-from support.report import paper_means, paper_name
 
 # Okabe and Ito's colours, which colour-blind people can tell apart. Two of them are alike in grey,
 # but every curve has its own marker and dash, and bars have names.
 BLUE, SKY, ORANGE, GREY, BLACK = "#0072B2", "#56B4E9", "#E69F00", "#999999", "#000000"
 GREEN, RED = "#009E73", "#D55E00"
 # {curve: (colour, marker, dash)}; a row's curve is found by `curve_of`.
-CURVES = {"Empower": (BLUE, "o", "-"), "Base stopped": (SKY, "s", "--"),
+CURVES = {"Empower": (BLUE, "o", "-"), "Empower, wide": (BLUE, "D", ":"),
+          "Base stopped": (SKY, "s", "--"),
           "SFT-N": (ORANGE, "^", "-"), "SFT-2N": (ORANGE, "v", "--"),
           "SFT-RAND": (ORANGE, "<", ":"),
           "Base-N": (GREY, "x", "-"), "Base-2N": (GREY, "+", "--"), "Base": (GREY, ".", ":"),
@@ -26,9 +26,7 @@ STYLE = {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False,
          "svg.fonttype": "none", "svg.hashsalt": "empower", "figure.dpi": 110,
          "legend.frameon": False, "legend.fontsize": 10, "savefig.bbox": "tight"}
 # Small files, without a date: the same results make the same file.
-SAVED = {"png": {"pil_kwargs": {"optimize": True}}, "svg": {"metadata": {"Date": None}}}
-# Of the mean over three assistants, if their errors (.02, .02 and .015) are independent.
-PAPER_ERRORS = (0.0115, 0.0115, 0.0087)
+SAVED = {"metadata": {"Date": None}}
 
 
 def all_figures(results, published, folder):
@@ -36,17 +34,15 @@ def all_figures(results, published, folder):
 
     published: what was found on real code, as for `real_tables.blocks`, or {}.
     """
-    found = [(draw, [results]) for draw in (care, rows_as_bars, lengths, budget, bound)]
+    found = [(draw, [results]) for draw in (attention, care, rounds, lengths)]
     found += [(draw, [published]) for draw, which in ((real_code, "real"), (adapt, "real --adapt"))
               if which in published]
     for draw, some in found:
         with plt.rc_context(STYLE):
-            figure = draw(*some)
-            for kind in ("png", "svg"):
-                path = folder / f"{draw.__name__.replace('_', '-')}.{kind}"
-                figure.savefig(path, **SAVED[kind])
-                yield path
+            figure, path = draw(*some), folder / f"{draw.__name__.replace('_', '-')}.svg"
+            figure.savefig(path, **SAVED)
             plt.close(figure)
+            yield path
 
 
 def panels(n, height=3.4):
@@ -57,6 +53,8 @@ def panels(n, height=3.4):
 def curve_of(results, name):
     """The curve in CURVES of a row. Example: with K_H = 4, SFT-8 is SFT-2N."""
     K = results["config"]["turn_tokens"]
+    if name == f"Empower ({results['config']['eta_wide']:g})":
+        return "Empower, wide"
     name = name.split(" (")[0]
     if name.startswith("Base stopped"):
         return "Base stopped"
@@ -74,72 +72,54 @@ TITLES = {"pass@1": "Pass@1, share of problems", "accept_ratio": "Accept ratio",
           "dpr": "Discounted pass rate"}
 
 
+def attention(results):
+    """The headline: each assistant with humans who read all suggestions, or fewer."""
+    figure, axes = by(results, "attention")
+    axes[1].set_xlabel("her attention: the share of the suggestions that she reads; the others she "
+                       "accepts as they are")
+    return figure
+
+
 def care(results):
-    """The headline: each assistant with humans of more and less care, with a band over seeds."""
-    figure, axes = panels(3, 4.0)
-    cares = report.by_care(results)
-    names = [f"Empower ({results['config']['eta_wide']:g})", report.empowered(results),
-             report.stopped(results), *report.baselines(results)]
-    for ax, (key, title) in zip(axes, TITLES.items()):
-        for name in names:
-            wide = name == names[0]
-            colour, marker, dash = CURVES[curve_of(results, name)]
-            each = np.array([report.values(rows, name, key) for rows in cares.values()])
-            mean, error = each.mean(1), each.std(1, ddof=1) / each.shape[1] ** 0.5
-            ax.plot(list(cares), mean, color=colour, marker="D" if wide else marker,
-                    linestyle=":" if wide else dash, markersize=5, linewidth=1.5,
-                    label=name.replace(" bits", ""))
-            ax.fill_between(list(cares), mean - error, mean + error, color=colour, alpha=0.15,
-                            linewidth=0)
-        if key != "accept_ratio":
-            rows = report.seeds_of(results, "table", "rows")
-            alone = report.values(rows, "Human alone", key)
-            ax.axhline(alone.mean(), color=BLACK, linestyle="-.", linewidth=1.2,
-                       label="Human alone")
-        ax.axvline(results["config"]["care"], color=GREY, linewidth=0.8)
+    """Each assistant with humans of more and less care."""
+    figure, axes = by(results, "care")
+    cares = list(report.by(results, "care"))
+    for ax in axes:
         ax.set_xscale("log")
         ax.set_xlim(max(cares) * 1.2, min(cares) / 1.2)
-        ax.set_xticks(list(cares), [f"{value:g}" for value in cares], rotation=45)
+        ax.set_xticks(cares, [f"{value:g}" for value in cares], rotation=45)
         ax.minorticks_off()
-        ax.set_ylim(0, 1.04)
-        ax.set_title(title, fontsize=11)
     axes[1].set_xlabel("her care: the share of her own text that she would reject (careless to the "
                        "right)")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
     return figure
 
 
-def rows_as_bars(results):
-    """The layout of the paper's Figure 2: Pass@1, accept ratio and DPR, ours next to theirs."""
-    figure, axes = panels(3)
-    K, stopped = results["config"]["turn_tokens"], report.stopped(results)
-    names = [report.empowered(results), stopped, f"SFT-{2 * K}", f"SFT-{K}", f"Base-{K}", "Base"]
-    at, rows = np.arange(len(names)), report.seeds_of(results, "table", "rows")
-    for k, (ax, (key, title)) in enumerate(zip(axes, TITLES.items())):
-        ours = [report.values(rows, name, key) for name in names]
-        theirs = [np.nan if name == stopped else paper_means("Gemma", paper_name(name, K))[k]
-                  for name in names]
-        errors = [values.std(ddof=1) / len(values) ** 0.5 for values in ours]
-        ax.bar(at - 0.2, [values.mean() for values in ours], 0.38, yerr=errors, capsize=3,
-               color=[CURVES[curve_of(results, name)][0] for name in names], edgecolor=BLACK,
-               linewidth=0.6)
-        ax.bar(at + 0.2, theirs, 0.38, yerr=PAPER_ERRORS[k], capsize=3, color="white",
-               edgecolor=BLACK, linewidth=0.6, hatch="////")
-        if key != "accept_ratio":
-            alone = report.values(rows, "Human alone", key).mean()
-            line = ax.axhline(alone, color=BLACK, linestyle="-.", linewidth=1,
-                              label="human alone (ours)")
-        ax.set_xticks(at, ["Base stopped" if name == stopped else name.split(" ")[0]
-                           for name in names], rotation=30, ha="right")
+def by(results, question):
+    """(figure, its three panels): each row by attention or care, with a band over seeds."""
+    figure, axes = panels(3, 4.0)
+    found = report.by(results, question)
+    names, at = report.assistants(results, question), list(found)
+    point = results["config"]["attention_low" if question == "attention" else "care"]
+    for ax, (key, title) in zip(axes, TITLES.items()):
+        for name in names:
+            each = np.array([report.values(rows, name, key) for rows in found.values()])
+            shown = ~np.isnan(each).any(1)  # Base is not played everywhere
+            mean, error = each[shown].mean(1), each[shown].std(1, ddof=1) / each.shape[1] ** 0.5
+            colour, marker, dash = CURVES[curve_of(results, name)]
+            some = np.array(at)[shown]
+            ax.plot(some, mean, color=colour, marker=marker, linestyle=dash, markersize=5,
+                    linewidth=1.5, label=name.replace(" bits", ""))
+            ax.fill_between(some, mean - error, mean + error, color=colour, alpha=0.15, linewidth=0)
+        for name, dash in (("Human alone", "-."), (report.UNLIMITED, ":")):
+            if key != "accept_ratio":
+                alone = report.values(found[at[0]], name, key).mean()
+                ax.axhline(alone, color=BLACK, linestyle=dash, linewidth=1.2, label=name)
+        ax.axvline(point, color=GREY, linewidth=0.8)
+        ax.set_xlim(max(at) + 0.02, min(at) - 0.02)
         ax.set_ylim(0, 1.04)
         ax.set_title(title, fontsize=11)
-        ax.grid(axis="x", visible=False)
-    kinds = {"facecolor": "#dddddd", "label": f"coloured: ours, mean of {len(ours[0])} seeds"}, {
-        "facecolor": "white", "hatch": "////",
-        "label": "the paper's with Gemma, 3 models (its N: 10, 20)"}
-    figure.legend(handles=[*(matplotlib.patches.Patch(edgecolor=BLACK, **kind) for kind in kinds),
-                           line], loc="outside lower center", ncols=3)
-    return figure
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
+    return figure, axes
 
 
 def lengths(results):
@@ -165,59 +145,23 @@ def lengths(results):
     return figure
 
 
-def budget(results):
-    """Pass@1 by the round limit of a problem."""
-    figure, ax = plt.subplots(figsize=(7.5, 3.6), layout="constrained")
-    rounds, each = [*results["plan"]["rounds"], "no limit"], report.seeds_of(results, "budget")
-    for name in each[0]:
-        shares = np.array([seed[name] for seed in each])                   # (seeds, limits)
-        curve(ax, curve_of(results, name), range(len(rounds)), shares.mean(0), name,
-              yerr=shares.std(0, ddof=1) / len(shares) ** 0.5)
-    default = results["config"]["rounds"]
-    if default in rounds:
-        ax.axvline(rounds.index(default), color=GREY, linewidth=1)
-        ax.text(rounds.index(default) + 0.08, 0.02, "default", fontsize=9)
-    ax.set_xticks(range(len(rounds)), list(map(str, rounds)))
-    ax.set_xlabel(f"most rounds a problem (not to scale), up to "
-                  f"{results['config']['turn_tokens']} tokens typed in each")
-    ax.set_ylabel("Pass@1, share of problems")
-    ax.set_ylim(0, 1.04)
-    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
-    return figure
-
-
-def bound(results):
-    """Section 4.3: how close the information comes to its bound, and one sample to the entropy."""
-    figure, (left, right) = panels(2, 3.8)
-    [states] = report.seeds_of(results, "bound")
-    horizons = report.bound_by_horizon(results)
-    counted, exact, cost = (np.mean([state[key] for state in states])
-                            for key in ("entropy_counted", "entropy", "nll"))
-    left.plot([row["k"] for row in horizons], [row["information"] for row in horizons],
-              color=BLUE, marker="o", label="I(next token; the k tokens after it)")
-    left.axhline(counted, color=BLACK, linestyle="--", label="H of the same tokens, the bound")
-    left.axhline(exact, color=BLACK, linestyle=":", label="H of all tokens")
-    left.axhline(cost, color=ORANGE, linestyle="-.", linewidth=2,
-                 label="the cost of the token written, one sample")
-    left.set_xscale("log", base=2)
-    left.set_xticks(results["plan"]["horizons"], list(map(str, results["plan"]["horizons"])))
-    left.set_ylim(bottom=0)
-    left.set_xlabel("k, tokens after the next one")
-    left.set_ylabel(f"bits, mean over {len(states)} states")
-    left.legend(loc="lower right")
-    small = 2e-3  # where the logarithmic axes begin; smaller values are drawn on the edge
-    right.scatter([max(state["entropy"], small) for state in states],
-                  [max(state["nll"], small) for state in states], s=14, color=BLUE, alpha=0.5,
-                  linewidths=0)
-    right.plot([small, 12], [small, 12], color=BLACK, linestyle="--", linewidth=1)
-    right.axhline(results["config"]["eta"], color=ORANGE, linewidth=1)
-    right.axvline(results["config"]["eta"], color=ORANGE, linewidth=1)
-    right.set_title("a state each; below 0.002 bits on the edge", fontsize=11)
-    right.text(small, results["config"]["eta"] * 1.1, "eta", color=BLACK, fontsize=9)
-    right.set_xscale("log")
-    right.set_yscale("log")
-    right.set_xlabel("exact entropy of the next token, bits")
-    right.set_ylabel("cost of the token written, bits")
+def rounds(results):
+    """Pass@1 by the limit of rounds, if she reads all suggestions and if she does not."""
+    figure, axes = panels(2, 3.8)
+    limits, default = [*results["plan"]["rounds"], "no limit"], results["config"]["rounds"]
+    for ax, share in zip(axes, (1, results["config"]["attention_low"])):
+        each = report.seeds_of(results, "table", "rounds", str(share))
+        for name in each[0]:
+            shares = np.array([seed[name] for seed in each])               # (seeds, limits)
+            curve(ax, curve_of(results, name), range(len(limits)), shares.mean(0), name,
+                  yerr=shares.std(0, ddof=1) / len(shares) ** 0.5)
+        if default in limits:
+            ax.axvline(limits.index(default), color=GREY, linewidth=1)
+        ax.set_xticks(range(len(limits)), list(map(str, limits)))
+        ax.set_xlabel("most rounds of a game (not to scale)")
+        ax.set_ylim(0, 1.04)
+        ax.set_title(f"Pass@1, she reads {share:.0%} of the suggestions", fontsize=11)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
     return figure
 
 

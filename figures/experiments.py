@@ -30,7 +30,8 @@ class Plan:
     seeds: int = 5
     attentions: tuple = (1, 0.95, 0.9, 0.8, 0.6, 0.4)        # and Config.attention_low
     cares: tuple = (0.5, 0.05, 0.01, 0.003, 0.001)
-    rounds: tuple = (8, 11, 15, 19, 25)                      # and without a limit
+    rounds: tuple = (8, 11, 15, 19, 25)                      # and without a limit:
+    no_limit: int = 101                                      # rounds, as in empower.run
     etas: tuple = (0.1, 0.32, 1, 2, 4, 8)                    # bits
     ns: tuple = (1, 2, 4, 8, 10, 20)                         # tokens; 10 and 20 are the paper's
     less_able_steps: int = 500                               # of her pre-training, and Base's
@@ -90,15 +91,15 @@ def play(lab, rows, human=None):
     return [summarize(name, lab.play(name, row, human), lab.cfg) for name, row in rows.items()]
 
 
-def play_on(lab, name, row, human=None):
+def play_on(plan, lab, name, row, human=None):
     """The episodes of a row without a round limit."""
-    return lab.play(name, row, human, rounds=empower.UNLIMITED_TOKENS // lab.cfg.turn_tokens + 1)
+    return lab.play(name, row, human, rounds=plan.no_limit)
 
 
-def play_and_cut(lab, rows, human=None):
+def play_and_cut(plan, lab, rows, human=None):
     """`play`, from games without a round limit: with fewer rounds each would be its beginning."""
-    return [summarize(name, within(lab, name, play_on(lab, name, row, human), lab.cfg.rounds),
-                      lab.cfg) for name, row in rows.items()]
+    return [summarize(name, within(lab, name, play_on(plan, lab, name, row, human),
+                                   lab.cfg.rounds), lab.cfg) for name, row in rows.items()]
 
 
 def within(lab, name, episodes, rounds):
@@ -149,9 +150,10 @@ def table(plan, lab):
     """The default experiment, and what its parts are like: {part: plain data}."""
     rules, rows = completion_rules(lab.cfg), default_rows(lab)
     exact, stopping = by_exact_entropy(lab)
-    alone = summarize(UNLIMITED, play_on(lab, "Human alone", None), lab.cfg)
+    alone = summarize(UNLIMITED, play_on(plan, lab, "Human alone", None), lab.cfg)
     return {
-        "rows": [alone, *play_and_cut(lab, rows), *play(lab, exact), *play(lab, greedy(lab, rows))],
+        "rows": [alone, *play_and_cut(plan, lab, rows),
+                 *play(lab, exact | greedy(lab, rows))],
         "rounds": by_rounds(plan, lab),
         "stopping": [lab.stopping(name, rule, rows[name]) for name, rule in rules.items()]
         + [stopping],
@@ -186,7 +188,7 @@ def entropy_lists(base, texts):
 def by_rounds(plan, lab):
     """Pass@1 within each limit of rounds and without one: {attention: {name: [a number each]}}."""
     alone = {"Human alone": None}
-    return {str(share): {name: passes(plan, lab, name, play_on(lab, name, row, reading(
+    return {str(share): {name: passes(plan, lab, name, play_on(plan, lab, name, row, reading(
                 lab.human, share))) for name, row in rows.items()}
             for share, rows in ((1, alone | assisted(lab)),
                                 (lab.cfg.attention_low, assisted(lab)))}
@@ -204,8 +206,8 @@ def attention(plan, lab):
     found = {}
     for share in sorted({*plan.attentions, low}, reverse=True):
         human = reading(lab.human, share)
-        found[str(share)] = (play_and_cut(lab, assisted(lab), human) if share in (1, low) else
-                             play(lab, assisted(lab, names), human))
+        found[str(share)] = play_and_cut(plan, lab, assisted(lab), human) if share in (1, low) \
+            else play(lab, assisted(lab, names), human)
     return found
 
 
@@ -215,7 +217,7 @@ def care(plan, lab):
     Base, uncapped, takes as long to play as four other rows, and is played at one care only.
     """
     names = [*in_short(lab.cfg)[2:], f"Empower ({lab.cfg.eta_wide:g})"]
-    return {str(value): play_and_cut(lab, assisted(lab), lab.human_with(value))
+    return {str(value): play_and_cut(plan, lab, assisted(lab), lab.human_with(value))
             if value == lab.cfg.care else
             play(lab, assisted(lab, names), lab.human_with(value)) for value in plan.cares}
 
@@ -227,7 +229,7 @@ def less_able(plan, lab):
     rows are hers alone, without a round limit and with it.
     """
     lab = Lab(dataclasses.replace(lab.cfg, pretrain_steps=plan.less_able_steps))
-    alone = [summarize(UNLIMITED, play_on(lab, "Human alone", None), lab.cfg),
+    alone = [summarize(UNLIMITED, play_on(plan, lab, "Human alone", None), lab.cfg),
              *play(lab, {"Human alone": None})]
     rows = assisted(lab, in_short(lab.cfg)[2:])
     return {f"{value}, {share}": alone + play(lab, rows, reading(lab.human_with(value), share))
@@ -243,7 +245,7 @@ def lengths(plan, lab):
         "SFT-N": train(lab, {f"SFT-{n}": empower.sft(n) for n in plan.ns}),
         "Base-N": {f"Base-{n}": row(max_tokens=n) for n in plan.ns}}
     return {way: [{"point": point, **found} for point, found in zip(
-                plan.ns if way.endswith("-N") else plan.etas, play_and_cut(lab, rows))]
+                plan.ns if way.endswith("-N") else plan.etas, play_and_cut(plan, lab, rows))]
             for way, rows in ways.items()}
 
 
@@ -275,7 +277,7 @@ def own_text(plan, lab):
     held-out problems; her limits come from what she wrote for the problems to learn from.
     """
     encoding, hers = lab.base.encoding, [np.array(row["her_nll"]) for row in lab.written]
-    episodes = play_on(lab, "Human alone", None)
+    episodes = play_on(plan, lab, "Human alone", None)
     knows = miniature.goals(encoding, lab.contest.held_out)
     costs = [nll[len(nll) - len(episode.code):] for nll, episode in zip(empower.score(
         lab.hers.model, [goal[1:] + episode.code for goal, episode in zip(knows, episodes)],
@@ -382,7 +384,7 @@ def loss(model, examples, batch_size=64):
 def tightness(plan, lab):
     """`bound.measured` on what the human writes for held-out problems without a round limit."""
     base = lab.base
-    episodes = play_on(lab, "Human alone", None)
+    episodes = play_on(plan, lab, "Human alone", None)
     # The end is a choice too: a program that she ended has one more state, before its stop token.
     programs = [episode.code + [base.encoding.stop] * episode.finished for episode in episodes]
     programs = [program for program in programs if program]

@@ -2,7 +2,7 @@
 
     python figures/make.py calibrate how the second attention was chosen, before the sweep
     python figures/make.py sweep     every experiment, into results.json next to this file
-    python figures/make.py plot      results.json drawn, as PNG and SVG (needs matplotlib)
+    python figures/make.py plot      results.json drawn, as SVG (needs matplotlib)
     python figures/make.py report    results.json as the tables quoted in README.md
     python figures/make.py tune      how optimizer and rate of fine-tuning were chosen
     python figures/make.py real      real code and a published model, into real.json;
@@ -38,6 +38,7 @@ import real_tables
 import report
 from empower import Config
 from experiments import Plan, answer, calibration, prepare, questions, tuned
+from intervals import STUDENT
 from support import cli, judge
 from support.cache import Cache
 from support.cli import UserError
@@ -272,7 +273,7 @@ def main(argv=None):
         command.add_argument("--out", default="out", help="folder of the stages (default: out)")
         command.add_argument("--workers", type=int, default=cores(),
                              help="processes at a time (default: one for each CPU core)")
-    plotting = commands.add_parser("plot", help="results.json drawn, as PNG and SVG")
+    plotting = commands.add_parser("plot", help="results.json drawn, as SVG")
     reporting = commands.add_parser("report", help="results.json as tables")
     which = real_code.add_mutually_exclusive_group()
     which.add_argument("--further", dest="which", action="store_const", const="real --further",
@@ -311,8 +312,8 @@ def obey(args):
         plan, file = REAL[which]
         return on_real_code(which, plan, args.out, args.results or HERE / file, args.workers)
     if args.command == "sweep":
-        if not 2 <= args.seeds <= max(report.STUDENT):
-            raise UserError(f"--seeds is {args.seeds}: give 2 to {max(report.STUDENT)}")
+        if not 2 <= args.seeds <= max(STUDENT):
+            raise UserError(f"--seeds is {args.seeds}: give 2 to {max(STUDENT)}")
         return sweep(Plan(seeds=args.seeds), Config(out=args.out), args.results, args.workers)
     results = report.read(args.results)
     losses, calibrated = (found_by(name, args.results.parent / f"{name}.json")

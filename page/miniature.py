@@ -5,6 +5,7 @@ table did on the first problems. About 4 minutes on 2 CPU cores, less if the run
 """
 
 import argparse
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ from support.files import write_text
 
 TRAINED = ("Empower (0.32)", "SFT-8")
 SHOWN = ("Human alone", "Base", "Base-8", "Base stopped at 0.32 bits", *TRAINED)
+HASTY = ("Base stopped at 0.32 bits", *TRAINED)  # also if she reads only some suggestions
 PROBLEMS = 8
 
 
@@ -30,14 +32,18 @@ def make(out):
     lab = Lab(cfg)
     trained = {name: lab.train(name, rule) for name, rule in completion_rules(cfg).items()
                if name in TRAINED}
+    assistants = rows_of_the_table(cfg, lab.base, trained)
     rows = {name: lab.play(name, assistant) for name, assistant in
-            rows_of_the_table(cfg, lab.base, trained).items() if name in SHOWN}
+            assistants.items() if name in SHOWN}
+    hasty = dataclasses.replace(lab.human, attention=cfg.attention_low)
+    rows |= {f"{name}, reads {cfg.attention_low:g}": lab.play(name, assistants[name], hasty)
+             for name in HASTY}
     empower = trained[TRAINED[0]]
     for name, model in (("base", lab.base.model), ("empower", empower.model)):
         save_checkpoint(Checkpoint(model.to(torch.bfloat16), lab.base.encoding), SHIPPED / name)
     games = {"problems": [problem.statement for problem in lab.contest.held_out[:PROBLEMS]],
              "rows": {name: [as_text(episode, lab.base.encoding.decode)
-                             for episode in rows[name][:PROBLEMS]] for name in SHOWN}}
+                             for episode in row[:PROBLEMS]] for name, row in rows.items()}}
     write_text(SHIPPED / "about.json", json.dumps({
         "made by": "python page/miniature.py",
         "assistants": {TRAINED[0]: {"folder": "empower", "max_tokens": empower.max_tokens}},

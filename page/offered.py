@@ -96,8 +96,10 @@ def of_a_run(out, device):
         config, stages = results["config"], results["stages"]
         models = {name: kept_model(out / "stages" / stage, device)
                   for name, stage in results["models"].items()}
-        rows = {name: json.loads(read_text(out / "stages" / stages[f"row {name}"] / "value.json"))
-                for name in (row["name"] for row in results["rows"]) if f"row {name}" in stages}
+        played = {stage.removeprefix("row "): folder for stage, folder in stages.items()
+                  if stage.startswith("row ")}
+        rows = {name: json.loads(read_text(out / "stages" / folder / "value.json"))
+                for name, folder in played.items()}
         games = games_of(config, rows, models["base"].encoding)
         return ({"scorer": models["base"], "games": games, "texts": texts_of(games)},
                 {name: trained_choice(name, model, results["caps"][name])
@@ -131,8 +133,8 @@ def as_text(episode, decode):
     """An episode for the page: what was suggested, what it cost her, what she typed."""
     return {"passed": episode.passed, "finished": episode.finished, "turns": [
         {"suggestion": decode(turn.suggestion), "tokens": len(turn.suggestion),
-         "bits": round(sum(turn.nll), 2), "accepted": turn.accepted, "typed": decode(turn.typed)}
-        for turn in episode.turns]}
+         "bits": round(sum(turn.nll), 2), "accepted": turn.accepted, "read": turn.read,
+         "typed": decode(turn.typed)} for turn in episode.turns]}
 
 
 def code_of(episode):
