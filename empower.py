@@ -212,9 +212,9 @@ class Config:
                              "customary rate of false rejections); larger is more careful", 0, 1)
     attention: float = flag(1.0, "share of the suggestions that she reads; the others she accepts "
                                  "as they are", 0, 1)
-    attention_low: float = flag(0.65, "a second attention, at which some rows are played too: where "
-                                     "Base is accepted as often as in the paper (chosen by "
-                                     "figures/make.py calibrate)", 0, 1)
+    attention_low: float = flag(0.65, "a second attention, at which some rows are played too: "
+                                      "where Base is accepted as often as in the paper (chosen by "
+                                      "figures/make.py calibrate)", 0, 1)
     turn_tokens: int = flag(4, "K_H, most tokens that she types in a round (5.1: 10)", 0, 1000)
     rounds: int = flag(19, "most rounds of a game; K_H x rounds is 1.25 programs (in 5.1 too, "
                            "if its programs have 400 tokens, which we assume)", 1)

@@ -43,7 +43,7 @@ from support import cli, judge
 from support.cache import Cache
 from support.cli import UserError
 from support.files import write_text
-from support.report import PAPER, paper_means
+from support.paper import PAPER, paper_means
 
 # Durations on 2 CPU cores, if nothing is finished; the last two are estimates.
 MINUTES = {"sweep": 100, "calibrate": 12, "tune": 10, "real": 130, "real --further": 150,
@@ -59,18 +59,22 @@ REAL = {"real": (real.RealPlan(), "real.json"), "real --further": (real.FURTHER,
 def in_parallel(tasks, label, log, workers):
     """Does each task, (function, arguments) whose work is kept in stages, in one of the processes.
 
-    The caller then calls the functions again and finds their stages finished. What a process failed
-    to do is done there, or its error is raised there. With one worker nothing is done here.
+    Yields each task when it is done. The caller calls its function again and finds the stages
+    finished; what a process failed to do is done there, or its error is raised there. With one
+    worker nothing is done here.
     """
     if workers < 2:
+        yield from tasks
         return
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), begin,
                                (threads(workers), log))
-    futures = [pool.submit(function, *arguments) for function, arguments in tasks]
+    futures = {pool.submit(function, *arguments): (function, arguments)
+               for function, arguments in tasks}
     try:
         for future in tqdm(as_completed(futures), label, len(futures), unit="task", disable=None):
             if future.exception():
                 print(f"a process failed ({future.exception()!r}), see {log}")
+            yield futures[future]
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
         for process in multiprocessing.active_children():  # after Ctrl-C they are still at work
@@ -122,24 +126,33 @@ def sweep(plan, cfg, results, workers):
     del asked["config"]["out"]
     found = begun_before(results, asked) or {**asked, "environment": {
         **cli.environment(device), "processes": workers, "threads": threads(workers)}, "seeds": {}}
-    seeds = [dataclasses.replace(cfg, seed=cfg.seed + k) for k in range(plan.seeds)]
+    seeds = [(k, dataclasses.replace(cfg, seed=cfg.seed + k)) for k in range(plan.seeds)]
     print(f"{plan.seeds} seeds, of which {len(found['seeds'])} are in {results}: attention, care, "
           f"rounds, ability, lengths;\na second human on {plan.second_humans} seeds, and the "
           f"bound. About {MINUTES['sweep']} minutes on 2 CPU cores, less if stages\nare reused. "
           f"Device {device}, {workers} processes, stages in {cfg.out}, log in {log}")
-    for k, seed in enumerate(tqdm(seeds, "seeds", disable=None)):
-        if str(seed.seed) in found["seeds"]:
-            continue
-        following = seeds[k + 1:k + 2]  # is prepared while this one is played
-        in_parallel([(prepare, (seed,))], f"seed {seed.seed}, models", log, workers)
-        in_parallel([*((answer, (plan, seed, k, question)) for question in questions(plan, k)),
-                     *((prepare, (one,)) for one in following)], f"seed {seed.seed}", log, workers)
-        with logged(log):
-            found["seeds"][str(seed.seed)] = rounded({
-                question: answer(plan, seed, k, question) for question in questions(plan, k)})
-        write_text(results, json.dumps(found, indent=1, allow_nan=False) + "\n")
+    left = {k: len(questions(plan, k)) for k, seed in seeds if str(seed.seed) not in found["seeds"]}
+    for function, arguments in in_parallel(in_order(plan, [
+            (k, seed) for k, seed in seeds if k in left]), "sweep", log, workers):
+        if function is answer:
+            _, seed, k, _ = arguments
+            left[k] -= 1
+            if not left[k]:
+                with logged(log):
+                    found["seeds"][str(seed.seed)] = rounded({
+                        name: answer(plan, seed, k, name) for name in questions(plan, k)})
+                write_text(results, json.dumps(found, indent=1, allow_nan=False) + "\n")
     print(f"{(time.time() - begun) / 60:.0f} minutes; next: python figures/make.py plot")
     return found
+
+
+def in_order(plan, seeds):
+    """The tasks of a sweep: a seed is prepared while the one before it is played."""
+    first, asked = [(prepare, (seed,)) for _, seed in seeds], []
+    for n, (k, seed) in enumerate(seeds):
+        asked += first[:2] if n == 0 else first[n + 1:n + 2]
+        asked += [(answer, (plan, seed, k, question)) for question in questions(plan, k)]
+    return asked
 
 
 def begun_before(results, asked):
@@ -163,7 +176,7 @@ def calibrate(plan, cfg, results, workers):
     log = Path(cfg.out, "calibrate.log")
     tasks = [(calibration, (plan, dataclasses.replace(cfg, seed=cfg.seed + k)))
              for k in range(plan.calibrated)]
-    in_parallel(tasks, "calibrate", log, workers)
+    list(in_parallel(tasks, "calibrate", log, workers))
     with logged(log):
         seeds = [function(*arguments) for function, arguments in tasks]
     rows = [{key: float(np.mean([seed["rows"][k][key] for seed in seeds])) for key in
@@ -200,7 +213,7 @@ def tune(plan, cfg, results, workers):
     log, tasks = Path(cfg.out, "tune.log"), [(tuned, (plan, cfg, *rate)) for rate in plan.rates]
     with logged(log):
         tasks[0][0](*tasks[0][1])  # makes what all share
-    in_parallel(tasks[1:], "tune", log, workers)
+    list(in_parallel(tasks[1:], "tune", log, workers))
     with logged(log):
         rows = rounded([function(*arguments) for function, arguments in tasks])
     write_text(results, json.dumps(rows, indent=1, allow_nan=False) + "\n")
@@ -226,7 +239,7 @@ def on_real_code(which, plan, out, results, workers):
           f"CPU cores, less if stages are reused. Device {cli.device_name(device)},\n{workers} "
           f"processes, stages in {out}/real-*, log in {log}, results in {results}")
     for tasks in real.tasks(plan, out, workers):
-        in_parallel(tasks, "real code", log, workers)
+        list(in_parallel(tasks, "real code", log, workers))
     with logged(log):
         found = {str(seed): {corpus: real.answer(plan, out, corpus, seed)
                              for corpus in plan.corpora} for seed in plan.seeds}

@@ -8,8 +8,8 @@ import numpy as np
 from empower import completion_rules
 from intervals import holm, p_value, seeds_interval
 from support.cli import UserError
-from support.report import (CEILING, METRICS, PAPER, PAPER_METRICS as KEYS, STOPPING, UNLIMITED,
-                            paper_gain, paper_means, paper_name, table, with_learned)
+from support.paper import PAPER, PAPER_METRICS as KEYS, paper_gain, paper_means, paper_name
+from support.report import CEILING, METRICS, STOPPING, UNLIMITED, table, with_learned
 
 SECTIONS = ("config", "plan", "environment", "seeds")
 

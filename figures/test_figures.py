@@ -375,7 +375,7 @@ def test_a_killed_sweep_leaves_no_process_at_work(tmp_path):
     log = tmp_path / "log"
     sleep = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
     parent = subprocess.Popen([sys.executable, "-c", (
-        f"import make; make.in_parallel([(exec, ({sleep!r},))] * 2, 'x', {str(log)!r}, 2)")],
+        f"import make; list(make.in_parallel([(exec, ({sleep!r},))] * 2, 'x', {str(log)!r}, 2))")],
         cwd=HERE)
     while not log.exists() or len(log.read_text().split()) < 2:
         time.sleep(0.05)

@@ -8,11 +8,18 @@ import pytest
 from empower import Config
 from simhuman import Assistant, Episode, Turn
 from support import report
-from support.report import (PAPER, check_stopping, claims_sentence, claims_table, marked,
-                            paired_difference, paper_gain, paper_means, paper_name, share_saved,
-                            table, token_texts, transcript, with_learned)
+from support.paper import PAPER, paper_gain, paper_means, paper_name
+from support.report import (check_stopping, claims_sentence, claims_table, leniency, marked,
+                            paired_difference, share_saved, table, token_texts, transcript,
+                            with_learned)
 from support.test_helpers import family, tiny_gpt, tokenizer
 from test_empower import episode
+
+
+def test_leniency_counts_dear_suggestions_that_she_read():
+    turns = [Turn([1, 2], [3.0, 4.0], True), Turn([3], [6.0], False), Turn([4], [5.0], True),
+             Turn([5], [9.0], True, read=False), Turn([], [], False)]
+    assert leniency([Episode(0, turns[:2]), Episode(1, turns[2:])]) == (1, 2)
 
 
 def test_paper_gains_come_from_the_paper_s_table():
@@ -120,11 +127,13 @@ def test_claims_are_told_as_they_are():
 
 
 def test_a_transcript_tells_who_wrote_what():
-    turns = [Turn([1, 2], [0.5, 1.5], True, [3]), Turn([4], [9.0], False, [5])]
+    turns = [Turn([1, 2], [0.5, 1.5], True, [3]), Turn([4], [9.0], False, [5]),
+             Turn([6], [8.0], True, read=False)]
     text = transcript(Episode(0, turns, True, True), "# goal\n", lambda ids: f"<{ids}>")
     assert "assistant  '<[1, 2]>'  2.0 bits for 2 tokens: accepted" in text
     assert "'<[4]>'  9.0 bits for 1 tokens: rejected" in text
-    assert "<[1, 2, 3, 5]>\npassed: 3 tokens read, 2 written" in text
+    assert "'<[6]>'  8.0 bits for 1 tokens: accepted without reading it" in text
+    assert "<[1, 2, 3, 5, 6]>\npassed: 4 tokens read, 2 written" in text
 
 
 @pytest.mark.parametrize("text", ["é = '😀漢字'\n", "a\tb\x0c", "\U0001f469\u200d\U0001f4bb\n"])
