@@ -215,7 +215,8 @@ class Config:
     attention_low: float = flag(0.65, "a second attention, at which some rows are played too: "
                                       "where Base is accepted as often as in the paper (chosen by "
                                       "figures/make.py calibrate)", 0, 1)
-    turn_tokens: int = flag(4, "K_H, most tokens that she types in a round (5.1: 10)", 0, 1000)
+    turn_tokens: int = flag(4, "K_H, most tokens that she types in a round (5.1: 10); N of SFT-N "
+                                "and Base-N is K_H or twice that", 0, 1000)
     rounds: int = flag(19, "most rounds of a game; K_H x rounds is 1.25 programs (in 5.1 too, "
                            "if its programs have 400 tokens, which we assume)", 1)
     max_suggestion: int = flag(100, "cap on every suggestion, tokens", 0, 2000)

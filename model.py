@@ -300,7 +300,8 @@ class KVCache:
 def shared(before, tried, text):
     """How many of a text's first tokens a cache can serve, with all or none of what was tried.
 
-    Example: it holds [1, 2] and then [3, 4]: 4 of [1, 2, 3, 4, 5], but 2 of [1, 2, 3, 5].
+    (Part of it would do too, but its last bits, and so the numbers drawn, would depend on what was
+    tried.) Example: it holds [1, 2] and then [3, 4]: 4 of [1, 2, 3, 4, 5], but 2 of [1, 2, 3, 5].
     """
     whole = before + tried
     return len(whole) if text[:len(whole)] == whole else len(os.path.commonprefix([before, text]))

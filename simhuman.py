@@ -140,7 +140,8 @@ class Player:
 
     `play` calls `begin` once; in each round `suggest` of the assistant, then `read` and `type` of
     the human; then `has_room`, and `select` once some episodes have ended. Any class with these
-    methods can play: see realcode/replay.py and section5/players.py.
+    methods can play, a human with `turn_tokens`, an assistant with `max_tokens` and `knows_goal`:
+    see realcode/replay.py and section5/players.py.
     """
 
     def begin(self, known):

@@ -42,7 +42,10 @@ class Cache:
             remove_leftovers(folder)
 
     def __call__(self, name, function, *arguments, **how):
-        """function(*arguments, **how), made now or kept: a Checkpoint, or plain data."""
+        """function(*arguments, **how), made now or kept: a Checkpoint, or plain data.
+
+        Plain data comes back as JSON has it: tuples as lists, keys as text.
+        """
         folder = self.stages / f"{slug(name)}-{fingerprint([function, arguments])}"
         self.folders[name] = folder.name
         if folder.exists():
