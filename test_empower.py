@@ -685,7 +685,7 @@ def test_a_finished_stage_is_reused_and_another_eta_trains_one_assistant(finishe
     (["--eta", "many"], "--eta"), (["--rounds", "0"], "--rounds is 0"),
     (["--max-suggestion", "4000"], "--max-suggestion is 4000"),
     (["--no-such-flag"], "--no-such-flag"), (["--width", "40"], "multiple of 32"),
-    (["--care", "0"], "--care is 0.0"), (["--care", "1.5"], "--care is 1.5"),
+    (["--care", "0"], "--care is 0.0"), (["--attention-low", "1.5"], "--attention-low is 1.5"),
     (["--device", "tpu"], "--device tpu"), (["--device", "meta"], "--device meta"),
     (["--turn-tokens", "5000"], "--turn-tokens is 5000"),
     (["--pretrain-lr", "1e30"], "is not finite: give a smaller learning rate"),
