@@ -135,6 +135,15 @@ def test_the_committed_second_attention_is_the_one_that_calibrate_chose():
     assert found["chosen"] == Config().attention_low
 
 
+@pytest.mark.parametrize("own, expected", [(None, 0.7), (0.0, 0.0), (1.5, 1.5)])
+def test_assistants_may_have_a_temperature_of_their_own(swept, own, expected):
+    cfg = dataclasses.replace(swept[1], temperature=0.7, assistant_temperature=own)
+    lab = empower.Lab(cfg)
+    rows = empower.rows_of_the_table(cfg, lab.base, {})
+    assert lab.human.temperature == 0.7
+    assert {row.temperature for row in rows.values() if row} == {expected}
+
+
 def test_a_game_without_a_limit_goes_on_where_the_limit_cut_it(swept):
     lab = experiments.laboratory(swept[1])
     short = lab.play("Human alone", None)
