@@ -125,7 +125,9 @@ def choose_completions(programs, rule, states_rng, lengths_rng):
     states = data.draw_states(states_rng, [len(ids) for ids, *_ in programs])
     completions = []
     for n, (ids, nll, ends) in zip(states, programs):
-        completion = ids[n:n + rule(nll[n:], lengths_rng)]
+        rest = np.asarray(nll)[n:]
+        rest.flags.writeable = False  # other rules get these costs too
+        completion = ids[n:n + rule(rest, lengths_rng)]
         completions.append((ids[:n], completion, ends or n + len(completion) < len(ids)))
     return completions
 
@@ -308,6 +310,10 @@ class Lab:
         return self.kept(name, write_programs, only(self.cfg, "seed", "temperature", "top_p"),
                          self.base, self.hers.model, problems)
 
+    def verdicts(self):
+        """Whether each program in `written` passes the tests of its problem: a list of bool."""
+        return self.kept("verdicts", miniature.verdicts, self.written, self.contest.learn)
+
     def human_with(self, care):
         """A simhuman.Human who would reject this share of her own training programs."""
         limits = self.kept(f"limits of care {care:g}", simhuman.typical_limits,
@@ -377,7 +383,7 @@ def rows_of_the_table(cfg, base, trained):
 def run(cfg):
     """The paper's experiment in miniature, from nothing to the tables. Returns the results."""
     begin, rules = time.time(), completion_rules(cfg)
-    report.announce(cfg, rules)
+    miniature.announce(cfg, rules, empower_lengths)
 
     # Section 5.1: problems; one language model, which is pi_H, pi_hat and Base; her programs.
     lab = Lab(cfg)

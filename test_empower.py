@@ -1,8 +1,7 @@
 """Tests: Algorithm 1 as printed is the oracle, each formula has an example worked by hand.
 
 Run them with `pytest`; tests of a folder are in that folder. `python test_empower.py` instead
-prints how fast the parts are, each against the plain way of doing the same. A test whose name has
-"exercise" belongs to that exercise of the course (course/README.md).
+prints how fast the parts are, each against the plain way of doing the same.
 """
 
 import dataclasses
@@ -27,6 +26,7 @@ from model import (GPT, GPTConfig, KVCache, attend_last, document_nll, draw, ext
                    token_nll)
 from simhuman import (Assistant, Episode, Human, Turn, accept_ratio, attentive, discounted,
                       discounted_pass_rate, pass_at_1, play, typical, typical_limits)
+from support import cli
 from support.contest import draw_style, write_program
 from support.files import slug
 from support.optim import adamw, muon_and_adamw
@@ -52,14 +52,14 @@ def random_costs(rng):
     return rng.integers(0, 9, rng.integers(0, 30)) / 4
 
 
-def test_exercise_1_empower_length_is_algorithm_1():
+def test_empower_length_is_algorithm_1():
     rng = np.random.default_rng(0)
     for _ in range(2000):
         nll, eta = random_costs(rng), rng.integers(0, 40) / 4
         assert empower_length(nll, eta) == algorithm_1(nll, eta)
 
 
-def test_exercise_1_every_state_at_once_is_one_state_at_a_time():
+def test_every_state_at_once_is_one_state_at_a_time():
     rng = np.random.default_rng(1)
     for _ in range(500):
         nll, eta = random_costs(rng), rng.integers(0, 40) / 4
@@ -78,13 +78,13 @@ def test_exercise_1_every_state_at_once_is_one_state_at_a_time():
     ([], 1, 0),                      # nothing is left
     ([0, 0, 0], 0, 3),               # everything is free
 ])
-def test_exercise_1_worked_examples(nll, eta, length):
+def test_worked_examples(nll, eta, length):
     assert empower_length(np.array(nll), eta) == length
     if nll:
         assert empower_lengths(np.array(nll), eta)[0] == length
 
 
-def test_exercise_1_a_larger_eta_never_shortens_a_completion():
+def test_a_larger_eta_never_shortens_a_completion():
     rng = np.random.default_rng(2)
     for _ in range(200):
         nll = rng.exponential(1.0, 20)
@@ -92,7 +92,7 @@ def test_exercise_1_a_larger_eta_never_shortens_a_completion():
         assert all((a <= b).all() for a, b in zip(lengths, lengths[1:]))
 
 
-def test_exercise_2_the_human_types_where_algorithm_1_stops():
+def test_the_human_types_where_algorithm_1_stops():
     assert left_to_human(empower_lengths([3, 0, 0.2, 0.2, 2], 0.32)) == [0, 3, 4]
     rng = np.random.default_rng(0)
     for _ in range(300):
@@ -103,7 +103,7 @@ def test_exercise_2_the_human_types_where_algorithm_1_stops():
         assert left_to_human(empower_lengths(nll, eta)) == bars
 
 
-def test_exercise_3_rules_by_hand():
+def test_rules_by_hand():
     nll, rng = np.array([0.25, 0.0625, 0.5, 8.0]), np.random.default_rng(0)
     assert [empower.empower(eta)(nll, rng) for eta in (0.32, 4, 9)] == [2, 3, 4]
     assert [empower.sft(n)(nll, rng) for n in (1, 10)] == [1, 10]
@@ -120,6 +120,17 @@ def test_the_table_has_the_assistants_of_the_paper():
     rng = np.random.default_rng(0)
     assert rules["SFT-10"]([], rng) == 10 and rules["SFT-20"]([], rng) == 20
     assert max(rules["SFT-RAND"]([], rng) for _ in range(1000)) == 30
+
+
+def test_a_rule_cannot_change_the_costs_that_other_rules_get():
+    def greedy(nll, rng):
+        nll -= 1
+        return 3
+
+    nll, rngs = np.ones(4), [np.random.default_rng(0) for _ in range(2)]
+    with pytest.raises(ValueError, match="read-only"):
+        empower.choose_completions([([1, 2, 3, 4], nll, True)], greedy, *rngs)
+    assert nll.tolist() == [1, 1, 1, 1]
 
 
 def test_cost_is_minus_log2_of_the_probability():
@@ -678,6 +689,14 @@ def test_a_finished_stage_is_reused_and_another_eta_trains_one_assistant(finishe
     assert made(stdout) == ["Empower (7)", "stopping of Empower (7)",
                             "row Base stopped at 7 bits", "row Empower (7)",
                             "row Base stopped at 7 bits, reads 0.65", "row Empower (7), reads 0.65"]
+
+
+@pytest.mark.parametrize("arguments, warned", [
+    (["--turn-tokens", "8"], True), (["--turn-tokens", "8", "--rounds", "10"], False), ([], False)])
+def test_whoever_changes_how_much_she_can_type_in_all_is_told(arguments, warned, capsys):
+    cli.parse(arguments, Config, empower.run)
+    error = capsys.readouterr().err
+    assert ("with --rounds 10 it stays the same" in error) == warned == bool(error)
 
 
 @pytest.mark.parametrize("arguments, message", [

@@ -1,10 +1,11 @@
-"""Variations on the paper: for each exercise from the fourth on, a function and its experiment.
+"""Exercises 2 and 4 to 11: for each a function, and from the fourth on its experiment.
 
-    python course/exercises.py 4      the experiment of exercise 4, a table
+    python course/exercises.py 4                  tests the function, then plays its experiment
+    python course/exercises.py 4 --quick          in about a minute, with weak models
+    python course/exercises.py 4 --seeds 0 1 2    on three seeds, with intervals over seeds
 
-README.md in this folder says what to write and what to hand in. What you see here is the teacher's
-answer; `python course/stubs.py OUT_DIR` writes the files that a student starts from. Experiments
-reuse what `python empower.py` has left in out/, so run that first.
+README.md in this folder says what to write and hand in; exercises 1 and 3 are in empower.py.
+Experiments reuse what `python empower.py` has left in out/, so run that first.
 """
 
 import dataclasses
@@ -14,14 +15,36 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path[:0] = map(str, Path(__file__).resolve().parents[:2])
 
+import data
 import empower
 import simhuman
+from running import against_empower, learned, main, with_humans
 from support import cli, contest
 from support.contest import Domain, Part
-from support.report import RESULTS, paired_difference, summarize, table
+from support.optim import adamw
+from support.report import table
+
+# ------------------------------------------------------------------- 2: where is it silent?
+
+
+def left_to_human(lengths):
+    """Positions (a list of int) of the tokens of a whole program that are left to the human.
+
+    The assistant writes lengths[n] tokens from state n on, as `empower.empower_lengths` gives them,
+    she types the next token, and so on in turns until one of them reaches the end.
+    Example: costs [3, 0, 0.2, 0.2, 2] with eta = 0.32 give lengths [0, 2, 1, 1, 0]: [0, 3, 4].
+    """
+    typed, n = [], 0
+    while n < len(lengths):
+        n += int(lengths[n])
+        typed += [n] * (n < len(lengths))
+        n += 1
+    return typed
+
 
 # ------------------------------------------------------------------- 4: a length penalty
 
@@ -41,8 +64,9 @@ def priced_length(nll, price):
 
 def experiment_4(lab):
     """Assistants that learn `priced_length`; DPR's own price is alpha / beta = 0.2."""
-    return learned(lab, {f"Price {price:g}": lambda nll, rng, price=price: priced_length(nll, price)
-                         for price in (0.05, 0.2, 0.8)})
+    return against_empower(lab, learned(lab, {
+        f"Price {price:g}": lambda nll, rng, price=price: priced_length(nll, price)
+        for price in (0.05, 0.2, 0.8)}))
 
 
 # ------------------------------------------------------------------- 5: a scorer without context
@@ -65,7 +89,8 @@ def experiment_5(lab):
     texts = [ids for ids, *_ in lab.programs]
     programs = [(ids, nll, ended)
                 for (ids, _, ended), nll in zip(lab.programs, unigram_nll(texts))]
-    return learned(lab, {f"Unigram ({eta:g})": empower.empower(eta) for eta in (4, 16)}, programs)
+    return against_empower(lab, learned(
+        lab, {f"Unigram ({eta:g})": empower.empower(eta) for eta in (4, 16)}, programs))
 
 
 # ------------------------------------------------------------------- 6: how careful is she?
@@ -84,18 +109,14 @@ def rejects_herself(accepts, costs, n):
 
 def experiment_6(lab):
     """Base-N, SFT-N and Empower with three humans, from very careful to careless."""
-    rows, episodes = default_rows(lab), {}
     written = lab.write("programs for development", lab.contest.dev)  # her limits know others
     costs = [row["her_nll"] for row in written]
-    for care in (0.5, 0.01, 0.001):
-        human = lab.human_with(care)
+    humans = {f", care {care:g}": lab.human_with(care) for care in (0.5, 0.01, 0.001)}
+    for suffix, human in humans.items():
         shares = [rejects_herself(human.accepts, costs, n) for n in (1, 4, 16)]
-        print(f"care {care:g}: of her own text she rejects "
+        print(f"{suffix[2:]}: of her own text she rejects "
               + ", ".join(f"{share:.4f}" for share in shares) + " at 1, 4 and 16 tokens")
-        for name, assistant in rows.items():
-            row = f"{name}, care {care:g}"
-            episodes[row] = lab.play(row, assistant, human)
-    return episodes
+    return with_humans(lab, humans)
 
 
 # ------------------------------------------------------------------- 7: DPR as a filter
@@ -129,7 +150,7 @@ def experiment_7(lab):
         found |= learned(lab, {name: empower.empower(cfg.eta)},
                          [(episode.code, nll, episode.finished)
                           for episode, nll in zip(written, costs)])
-    return found
+    return found, [tuple(halves)]
 
 
 # ------------------------------------------------------------------- 8: another domain
@@ -170,7 +191,7 @@ def experiment_8(lab):
     """The whole experiment on a contest that includes the new domain, in its own folder."""
     contest.DOMAINS += another_domain(),
     empower.run(dataclasses.replace(lab.cfg, out=f"{lab.cfg.out}/another-domain"))
-    return {}
+    return {}, []
 
 
 # ------------------------------------------------------------------- 9: another human
@@ -181,9 +202,10 @@ def another_human(costs, care):
 
     costs: one list (N,) for each program that she wrote: bits per token for her. nll: the bits of
     each suggested token for her, at least one. Of her own text of 1, 4 or 10 tokens it rejects a
-    share between a third of `care` and twice that, and it is not `simhuman.typical`.
-    Example: she minds only the most expensive token. With costs [0, 1, 0, 3] and care 0.25 she
-    accepts one token of up to 1 bit; in the pairs the largest costs are 1, 1 and 3, so up to 3.
+    share between a third of `care` and twice that. It is not `simhuman.typical`: of 4 or of 10
+    tokens it rejects others. Of more tokens than she ever wrote it rejects what is dear enough.
+    Example: accepts = another_human(costs, 0.05); accepts([0.1, 2.5]) says whether she takes two
+    tokens of 0.1 and 2.5 bits.
     """
     most = int(np.median(list(map(len, costs))))
 
@@ -198,74 +220,115 @@ def another_human(costs, care):
 
 def experiment_9(lab):
     """The same three assistants with another human, at three degrees of care."""
-    rows, episodes = default_rows(lab), {}
     costs = [row["her_nll"] for row in lab.written]
-    for care in (0.05, 0.01, 0.001):
-        human = dataclasses.replace(lab.human, accepts=another_human(costs, care))
-        for name, assistant in rows.items():
-            row = f"{name}, another human, care {care:g}"
-            episodes[row] = lab.play(row, assistant, human)
-    return episodes
+    return with_humans(lab, {
+        f", another human, care {care:g}": dataclasses.replace(
+            lab.human, accepts=another_human(costs, care)) for care in (0.05, 0.01, 0.001)})
 
 
-# ------------------------------------------------------------------- the experiments
+# ------------------------------------------------------------------- 10: what is learned?
 
 
-def learned(lab, rules, programs=None):
-    """{name: episodes} with assistants that learn these rules, from her programs or from others."""
-    trained = {name: lab.train(name, rule, programs) for name, rule in rules.items()}
-    rows = empower.rows_of_the_table(lab.cfg, lab.base, trained)
-    return {name: lab.play(name, rows[name]) for name in rules}
+def labels(prefix, completion, start, stop):
+    """(ids, labels), two tensors (T,) of integers: what an assistant reads, and what it learns.
+
+    ids: the token `start`, the prefix, the completion, the token `stop`. A label is the id in the
+    same place where it is learned, which is the completion and the stop, and -100 elsewhere.
+    Example: prefix [7, 8], completion [9], start 0, stop 1: ids [0, 7, 8, 9, 1] and labels
+    [-100, -100, -100, 9, 1].
+    """
+    ids = torch.tensor([start, *prefix, *completion, stop])
+    learned_from = 1 + len(prefix)
+    return ids, torch.cat([torch.full((learned_from,), -100), ids[learned_from:]])
 
 
-def default_rows(lab):
-    """{name: Assistant} of three rows of the default table."""
-    rules = empower.completion_rules(lab.cfg)
-    K = lab.cfg.turn_tokens
-    names = f"SFT-{K}", f"Empower ({lab.cfg.eta:g})"
-    rows = empower.rows_of_the_table(lab.cfg, lab.base, {
-        name: lab.train(name, rules[name]) for name in names})
-    return {name: rows[name] for name in (f"Base-{K}", *names)}
+def label_nll(logits, labels):
+    """The cost in bits of each label but the first: logits (..., T, V), labels (..., T) ->
+    (..., T - 1).
+
+    logits[t] are about the token in place t + 1, and so about labels[t + 1]; they may be float16,
+    but costs are computed in float32. A label of -100 costs 0. It is `model.token_nll` for labels.
+    Example: T = 3, V = 2, logits all 0 and labels [-100, -100, 1] cost [0, 1].
+    """
+    logits, targets = logits[..., :-1, :].float(), labels[..., 1:]
+    nll = -logits.log_softmax(-1).gather(-1, targets.clamp(min=0)[..., None])[..., 0] / math.log(2)
+    return nll.where(targets >= 0, 0)
 
 
-def experiment(number, cfg):
-    """Plays the experiment of an exercise; prints and returns its rows and the default ones."""
-    print(f"{EXPERIMENTS[number].__doc__} A few minutes on 2 CPU cores.")
-    lab = empower.Lab(cfg)
-    found = EXPERIMENTS[number](lab)
-    if not found:  # it has printed its own table
-        return []
-    default = {name: lab.play(name, row) for name, row in default_rows(lab).items()}
-    summaries = [summarize(name, row, cfg) for name, row in {**default, **found}.items()]
-    print("\n" + table(summaries, RESULTS))
-    for name, row in found.items():  # paired by problem, as in figures/README.md
-        first = next(other for other in found if other.partition(",")[2] == name.partition(",")[2])
-        if name == first:  # it is the first of its kind: with the same human
-            continue
-        mean, low, high = paired_difference(
-            [(e.passed, 1) for e in found[first]], [(e.passed, 1) for e in row],
-            cli.numpy_generator(cfg, "bootstrap"))
-        print(f"Pass@1 of {first} minus {name}: {mean:+.3f} ({low:+.3f} to {high:+.3f})")
-    return summaries
+def label_gradient(model, batch):
+    """`empower.sft_gradient` with `label_nll` as the loss."""
+    ids, targets = (tensor.to(model.device) for tensor in data.collate(batch))
+    bits = label_nll(model(ids), targets).sum()
+    loss = bits * math.log(2) / (targets[:, 1:] >= 0).sum()  # nats per label, as there
+    loss.backward()
+    return loss.item()
+
+
+def experiment_10(lab):
+    """Empower's completions with your labels, with a prefix that is learned too, without a stop."""
+    encoding, cfg, examples, episodes = lab.base.encoding, lab.cfg, [], {}
+    completions, _ = lab.completions(empower.empower(cfg.eta))
+    for prefix, text, stops in completions:
+        if stops:  # else her text was cut off there, not stopped
+            ids, targets = labels(prefix, text, encoding.start, encoding.stop)
+            examples.append((ids.tolist(), int((targets >= 0).nonzero()[0])))
+    for name, given in {
+            "Your labels": examples, "Prefix learned too": [(ids, 1) for ids, _ in examples],
+            "No stop": [(ids[:-1], n) for ids, n in examples if n < len(ids) - 1]}.items():
+        checkpoint = lab.kept(name, empower.fine_tune, cli.only(cfg, "seed", "sft_batch", "sft_lr"),
+                              lab.base, given, name, adamw, label_gradient)
+        most = max(len(text) for _, text, _ in completions)
+        episodes[name] = lab.play(name, empower.new_assistant(cfg, checkpoint, most))
+    return against_empower(lab, episodes)
+
+
+# ------------------------------------------------------------------- 11: empowerment itself
+
+
+def empowerment(P, state, k):
+    """I(next token; the token k places after it | state) in bits, in a Markov language.
+
+    P (V, V): P[i, j] is the probability that token j follows token i; each row sums to 1. state: a
+    token, the last that was written. k is at least 1; at k = 1 it is the information that the next
+    token has about the whole future (Section 4.3).
+    Example: tokens s, a, b, c, d. s is followed by a or b, a by c, b by c or d, c and d by
+    themselves, each choice with probability 1/2: after s, I = H(3/4, 1/4) - 1/2 = 0.311.
+    """
+    P = np.asarray(P, dtype=float)
+    follow = P[state] > 0
+    prior, later = P[state][follow], np.linalg.matrix_power(P, k)[follow]  # (X,), (X, V)
+    ratio = np.divide(later, prior @ later, out=np.ones_like(later), where=later > 0)
+    return float(prior @ (later * np.log2(ratio)).sum(1))
+
+
+def experiment_11(lab):
+    """Entropy, empowerment and single costs in the Markov language closest to her programs."""
+    encoding = lab.base.encoding
+    counts = np.zeros((encoding.n_vocab,) * 2)
+    for ids, *_ in lab.programs:
+        np.add.at(counts, ([encoding.start, *ids], [*ids, encoding.stop]), 1)
+    counts[encoding.stop, encoding.stop] += encoding.stop != encoding.start  # the end stays the end
+    used = np.flatnonzero(counts.sum(1))
+    counts = counts[np.ix_(used, used)]
+    P = counts / counts.sum(1, keepdims=True)
+    cost = -np.log2(P, out=np.zeros_like(P), where=P > 0)                  # (V, V)
+    rows = []
+    for state in np.argsort(-counts.sum(1), kind="stable")[:15]:           # the most frequent
+        known = [empowerment(P, state, k) for k in (1, 2, 4, 8)]
+        rows.append({"after": repr(encoding.decode([used[state]])), "I": known,
+                     "entropy": P[state] @ cost[state],
+                     "below": P[state] @ (cost[state] < known[0])})
+    print("After each of her 15 most frequent tokens, in bits: the entropy of the next token, its\n"
+          "information about the token k places later (k = 1: about the whole future), and how\n"
+          "often the cost of the one token that came is below the information at k = 1.\n")
+    print(table(rows, {"after": "{after}", "entropy": "{entropy:.3f}",
+                       **{f"k = {k}": f"{{I[{i}]:.3f}}" for i, k in enumerate((1, 2, 4, 8))},
+                       "cost below": "{below:.0%}"}))
+    return {}, []
 
 
 EXPERIMENTS = {4: experiment_4, 5: experiment_5, 6: experiment_6, 7: experiment_7, 8: experiment_8,
-               9: experiment_9}
-
-
-def main(argv=None):
-    """The command line."""
-    parser = cli.Parser(prog="course/exercises.py", description=__doc__.split("\n\n")[0])
-    parser.add_argument("number", type=int, choices=EXPERIMENTS, help="the exercise")
-    parser.add_argument("--out", default="out", help="--out of python empower.py (default: out)")
-    args = parser.parse_args(argv)
-    with cli.plain_errors("course/exercises.py"):
-        try:
-            experiment(args.number, empower.Config(out=args.out))
-        except NotImplementedError:
-            raise cli.UserError(f"exercise {args.number}, or one of 1 to 3, is not written yet: "
-                                "pytest -k exercise says which") from None
-
+               9: experiment_9, 10: experiment_10, 11: experiment_11}
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(EXPERIMENTS, description=__doc__.split("\n\n")[0]))

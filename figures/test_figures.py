@@ -27,7 +27,7 @@ from empower import Config
 from experiments import Plan
 from model import GPT, GPTConfig, token_nll
 from simhuman import Assistant, Human, play, typical
-from support.report import MINUTES
+from support.miniature import MINUTES
 from support.test_helpers import in_process, random_texts, tiny_gpt
 from test_empower import random_goals
 

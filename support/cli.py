@@ -164,7 +164,13 @@ def parse(argv, config, command):
                                             f"{', '.join(COMMANDS)}.")
     if argv and argv[0] in COMMANDS:
         name, epilog = argv.pop(0), None
-        module = importlib.import_module(COMMANDS[name])
+        try:
+            module = importlib.import_module(COMMANDS[name])
+        except ModuleNotFoundError as error:
+            if not COMMANDS[name].startswith(str(error.name)):
+                raise
+            raise UserError(f"this copy has no {error.name}/: {name} is in the whole project") \
+                from None
         config, command = module.Config, getattr(module, name)
         description = command.__doc__
     elif argv and not argv[0].startswith("-"):
@@ -173,7 +179,13 @@ def parse(argv, config, command):
     parser = Parser(prog=f"empower.py {name}".strip(), description=description, epilog=epilog)
     for field in dataclasses.fields(config):
         add_flag(parser, field)
-    return command, config(**vars(parser.parse_args(argv)))
+    given = vars(parser.parse_args(argv))
+    if not name and "turn_tokens" in given and "rounds" not in given:
+        print(f"empower.py: --turn-tokens {given['turn_tokens']} without --rounds changes how much "
+              f"she can type in all: with --rounds "
+              f"{round(config.turn_tokens * config.rounds / max(1, given['turn_tokens']))} it "
+              "stays the same", file=sys.stderr)
+    return command, config(**given)
 
 
 def add_flag(parser, field):
@@ -239,6 +251,8 @@ def plain_errors(program):
             raise
         stop(2, f"{error}: {remedy(error)}")
     except (MemoryError, RuntimeError) as error:
+        if isinstance(error, NotImplementedError) and str(error).startswith("exercise "):
+            stop(2, error)  # in a copy that course/stubs.py has made
         if not is_out_of_memory(error):
             raise
         stop(2, f"out of memory ({(str(error) or 'MemoryError').splitlines()[0]}): choose smaller "

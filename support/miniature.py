@@ -12,10 +12,10 @@ import numpy as np
 import data
 import simhuman
 from model import GPT, GPTConfig
-from support import contest, judge
+from support import contest, judge, report
 from support.checkpoint import Checkpoint
-from support.cli import (bar, checked, numpy_generator, python_generator,
-                         torch_generator)
+from support.cli import (bar, checked, describe, numpy_generator, pick_device,
+                         python_generator, torch_generator)
 from support.optim import muon_and_adamw
 
 
@@ -41,6 +41,25 @@ def pretrain(train, cfg, encoding, documents, device="cpu"):
     print(f"  {sum(map(len, documents)):,} tokens seen; loss from {losses[0]:.2f} to "
           f"{np.mean(losses[-50:]):.3f} nats per token")
     return Checkpoint(model, encoding)
+
+
+MINUTES = 6  # duration of the default run on 2 CPU cores
+
+
+def announce(cfg, rules, lengths):
+    """Says what a run will do and how long it takes, before any long work.
+
+    It also tries each rule, and `lengths` (`empower.empower_lengths`), on two tokens: what is wrong
+    in them or not yet written should be known before anything is trained.
+    """
+    for rule in rules.values():
+        rule(np.ones(2), np.random.default_rng(0))
+    report.left_to_human(lengths(np.ones(2), cfg.eta))
+    print(f"Pre-train a GPT, let the human write {cfg.train_problems} programs, fine-tune "
+          f"{len(rules)} assistants\nand play {cfg.held_out_problems} unseen problems with each: "
+          f"about {MINUTES} minutes on 2 CPU cores at the default settings,\n"
+          "less if stages are reused.")
+    describe(cfg, new_model(cfg, cfg.vocab_size), pick_device(cfg.device))
 
 
 def new_contest(cfg):
@@ -75,6 +94,13 @@ def contest_documents(encoding, texts):
 def goals(encoding, problems):
     """What the human knows about each problem, as token ids: the start token and the statement."""
     return [[encoding.start, *encoding.encode_ordinary(problem.statement)] for problem in problems]
+
+
+def verdicts(written, problems):
+    """Whether each program in `written`, from `empower.write_programs`, passes its tests: [bool]."""
+    tests = {problem.statement: problem.tests for problem in problems}
+    return [verdict.passed for verdict in judge.judge_all(
+        [(row["program"], tests[row["statement"]]) for row in written])]
 
 
 def contest_game(cfg, name, problems, encoding, human, assistant, rounds):

@@ -12,9 +12,8 @@ import numpy as np
 import torch
 
 import simhuman
-from support.cli import describe, environment, numpy_generator, pick_device
+from support.cli import environment, numpy_generator
 from support.files import slug, write_text
-from support.miniature import new_model
 from support.paper import paper_gain, paper_name
 
 # ------------------------------------------------------------------- rows and claims
@@ -278,18 +277,6 @@ def as_text(results):
         "(paired bootstrap over problems). The\npaper's gains are relative, means over its three "
         "assistants, with the human in brackets.",
         claims_table(results["claims"]), claims_sentence(results["claims"])])
-
-
-MINUTES = 6  # duration of the default run on 2 CPU cores
-
-
-def announce(cfg, rules):
-    """Says what a run will do and how long it takes, before any long work."""
-    print(f"Pre-train a GPT, let the human write {cfg.train_problems} programs, fine-tune "
-          f"{len(rules)} assistants\nand play {cfg.held_out_problems} unseen problems with each: "
-          f"about {MINUTES} minutes on 2 CPU cores at the default settings,\n"
-          "less if stages are reused.")
-    describe(cfg, new_model(cfg, cfg.vocab_size), pick_device(cfg.device))
 
 
 def show_program(encoding, ids, lengths):
