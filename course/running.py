@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path[:0] = map(str, Path(__file__).resolve().parents[:2])
 
 import empower
-from figures.report import STUDENT, seeds_interval
+from figures.intervals import STUDENT, seeds_interval
 from support import cli
 from support.report import METRICS, RESULTS, metrics, paired_difference, summarize, table
 

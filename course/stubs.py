@@ -29,7 +29,7 @@ EXERCISES = {  # number: (file, functions)
     11: ("course/exercises.py", ["empowerment"]),
 }
 COPIED = ("*.py", "requirements.txt", "LICENSE", "support/*.py", "realcode/*.py",
-          "figures/bound.py", "figures/report.py", "course/*.py", "course/README.md")
+          "figures/bound.py", "figures/intervals.py", "course/*.py", "course/README.md")
 LEFT_OUT = ("*/stubs.py", "*/grade.py", "*/graded.py", "*/test_course.py", "*/test_grade.py")
 TESTS = ("*/course/test_*.py", "*/support/test_helpers.py")  # the only ones that are copied
 

@@ -11,7 +11,7 @@ NLL = np.array([0.25, 0.0625, 0.5, 8.0])
 @pytest.mark.parametrize("eta, length", [
     pytest.param(0.32, 2, id="0.32 bits"), pytest.param(4, 3, id="4 bits"),
     pytest.param(9, 4, id="9 bits")])
-def test_empower_is_algorithm_1(eta, length):
+def test_empower_by_hand(eta, length):
     assert empower(eta)(NLL, np.random.default_rng(0)) == length
 
 

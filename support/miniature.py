@@ -97,7 +97,7 @@ def goals(encoding, problems):
 
 
 def verdicts(written, problems):
-    """Whether each program in `written`, from `empower.write_programs`, passes its tests: [bool]."""
+    """Whether each program of `empower.write_programs` passes the tests of its problem: [bool]."""
     tests = {problem.statement: problem.tests for problem in problems}
     return [verdict.passed for verdict in judge.judge_all(
         [(row["program"], tests[row["statement"]]) for row in written])]
