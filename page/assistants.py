@@ -6,7 +6,6 @@ tokens that changed, and those of the word at the caret, are read again. A newer
 editor takes the place of an older one.
 """
 
-import codecs
 import dataclasses
 import functools
 import math
@@ -16,7 +15,7 @@ from collections import OrderedDict
 import torch
 
 from model import KVCache, document_nll, extend, sample, shared, token_nll
-from realcode.suggest import heal, split_word
+from realcode.suggest import heal, numbers_only, whole_characters
 from support.checkpoint import Checkpoint
 from support.report import token_texts
 
@@ -211,17 +210,14 @@ class Models:
                    for request in requests]
         rows = caches.rows_for([[encoding.start, *ids] for ids in written])
         part = caches.cache.select(rows)  # a copy: if something fails, the cache stays as it was
-        split = [split_word(encoding, ids) for ids in written]
-        logits = extend(model, part, [[encoding.start, *before] for before, _ in split],
-                        [word[:-1] for _, word in split])                  # (B, M + 1, V)
-        healed = [heal(encoding, before, word, row[:len(word)])
-                  for (before, word), row in zip(split, logits)]
-        texts = [[encoding.start, *ids] for ids, _, _ in healed]
-        first = requests[0]
-        generator = torch.Generator(model.device).manual_seed(first.seed)
-        new, stopped = sample(model, part, texts, most, encoding.stops, first.temperature,
-                              first.top_p, first.eta - healed[0][2], generator)
-        costs = own_costs(model, part, texts, new) if first.costs else [None] * len(new)
+        with numbers_only(model):
+            healed = heal(model, encoding, part, written)
+            texts = [[encoding.start, *ids] for ids, _, _ in healed]
+            first = requests[0]
+            generator = torch.Generator(model.device).manual_seed(first.seed)
+            new, stopped = sample(model, part, texts, most, encoding.stops, first.temperature,
+                                  first.top_p, first.eta - healed[0][2], generator)
+            costs = own_costs(model, part, texts, new) if first.costs else [None] * len(new)
         caches.cache.put_back(rows, part)
         return [finished(encoding, *each, min(choice.healing, first.eta), most)
                 for each in zip(healed, new, costs, stopped)]
@@ -240,12 +236,12 @@ def finished(encoding, healed, new, costs, stopped, allowed, most):
     if bits > allowed:
         return Suggestion("", [], costs and [], True)
     rest = encoding.decode_bytes(ids[-1:])[typed:]
-    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-    pieces = [decoder.decode(part) for part in (
-        [rest] * bool(rest) + [encoding.decode_single_token_bytes(i) for i in new])]
+    pieces = whole_characters(
+        [rest] * bool(rest) + [encoding.decode_single_token_bytes(i) for i in new])
     if costs is not None and rest:
         costs = [bits, *costs]
-    return Suggestion("".join(pieces), pieces, costs, stopped or len(new) < most)
+    return Suggestion("".join(pieces), pieces, costs and costs[:len(pieces)],
+                      stopped or len(new) < most)
 
 
 # ------------------------------------------------------------------- the costs of a program

@@ -23,7 +23,7 @@ from page.offered import find_offer
 from page.server import BODY, Config, Server, is_loopback
 from page.api import Api
 from page.completions import Completions
-from realcode.suggest import heal, split_word
+from realcode.suggest import heal
 from support.test_helpers import in_process, tiny_run, until
 
 PROGRAM = "n = int(input())\nitems = list(map(int, input().split()))\nprint(sum(items))\n"
@@ -67,10 +67,7 @@ def alone(choice, text, eta=math.inf):
     """What an assistant suggests, computed without a cache that lives on: (text, bits)."""
     model, encoding = choice.checkpoint.model, choice.checkpoint.encoding
     ids = encoding.encode_ordinary(text)
-    before, word = split_word(encoding, ids)
-    with torch.no_grad():
-        logits = model(torch.tensor([[encoding.start, *ids]]))[0, len(before):len(ids)]
-    ids, typed, bits = heal(encoding, before, word, logits)
+    [(ids, typed, bits)] = heal(model, encoding, KVCache(model, 1), [ids])
     if bits > min(choice.healing, eta):
         return ""
     [new], _ = sample(model, KVCache(model, 1), [[encoding.start, *ids]], choice.max_tokens,

@@ -1,10 +1,15 @@
 """python empower.py suggest FILE:LINE:COL [--model DIR] [--eta BITS]"""
 
 import bisect
+import codecs
+import contextlib
 import dataclasses
 import functools
+import itertools
 import math
+import os
 import sys
+from typing import NamedTuple
 
 import torch
 
@@ -13,7 +18,10 @@ from realcode.given import DTYPE, model_at_hand, offset, read_source
 from support.cli import UserError, check_ranges, flag
 
 HEALING = 0.32  # bits that the end of the word at the cursor may cost if --eta is not given
-LONGEST_WORD = 8  # tokens at the cursor that may be the beginning of a single one
+NEAR = 16       # tokens before the cursor that a model may write in another way
+TRIED = 32      # tokens, of all that fit, with which the tokenizer is asked what it has before them
+FOLLOWING = ("", "\N{CYRILLIC SMALL LETTER ZHE}", "0")  # white space: nothing, a word, a number
+LAST = b"\xff" * 256  # comes after whatever a token goes on with
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,63 +57,154 @@ def suggest(cfg):
                         f"{model.config.max_position_embeddings} tokens: give less")
 
     ids, cache = encoding.encode_ordinary(text)[-room:], KVCache(model, 1)
-    before, word = split_word(encoding, ids)
-    logits = extend(model, cache, [[encoding.start, *before]], [word[:-1]])[0]
-    ids, typed, bits = heal(encoding, before, word, logits)
-    if bits > (HEALING if cfg.eta is None else cfg.eta):
-        return  # the cursor is inside a choice: nothing is obvious
-    [new], _ = sample(model, cache, [[encoding.start, *ids]], cfg.max_suggestion,
-                      encoding.stops, temperature=0,
-                      max_cost=math.inf if cfg.eta is None else cfg.eta - bits)
-    suggestion = encoding.decode_bytes(ids[-1:] + new)[typed:]
-    print(suggestion.decode(errors="replace"), end="\n" if sys.stdout.isatty() else "")
+    with numbers_only(model):
+        [(ids, typed, bits)] = heal(model, encoding, cache, [ids])
+        if bits > (HEALING if cfg.eta is None else cfg.eta):
+            return  # the cursor is inside a choice: nothing is obvious
+        [new], _ = sample(model, cache, [[encoding.start, *ids]], cfg.max_suggestion,
+                          encoding.stops, temperature=0,
+                          max_cost=math.inf if cfg.eta is None else cfg.eta - bits)
+    [suggestion] = whole_characters([encoding.decode_bytes(ids[-1:] + new)[typed:]])
+    print(suggestion, end="\n" if sys.stdout.isatty() else "")
 
 
-def split_word(encoding, ids):
-    """(ids before, ids of the word at a cursor): the most tokens that may begin a single one."""
-    n = max((k for k in range(1, min(len(ids), LONGEST_WORD) + 1) if tokens_beginning_with(
-        encoding, encoding.decode_bytes(ids[-k:]))), default=0)
-    return ids[:len(ids) - n], ids[len(ids) - n:]
+@contextlib.contextmanager
+def numbers_only(model):
+    """Inside, an ArithmeticError ends the work if the model's logits are not numbers.
+
+    `sample` would take them for those of the first token.
+    """
+    def check(head, inputs, logits):
+        if not logits.isfinite().all():
+            raise ArithmeticError(f"the model's costs, in {model.dtype}, are not numbers")
+
+    handle = model.lm_head.register_forward_hook(check)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def whole_characters(tokens):
+    """The texts of tokens (bytes) that follow each other; the last ends with a whole character.
+
+    They end before the first byte that belongs to no character, too.
+    """
+    decoder, texts = codecs.getincrementaldecoder("utf-8")(), []
+    for token in tokens:
+        try:
+            texts.append(decoder.decode(token))
+        except UnicodeDecodeError as error:
+            return [*texts, error.object[:error.start].decode()]
+    return texts
+
+
+# ------------------------------------------------------------------- the word at a cursor
+
+
+class Way(NamedTuple):
+    """One way to write the text at a cursor: tokens that end before it, and one that reaches it."""
+
+    path: int     # the place in a list of paths of the one that begins with these tokens
+    kept: int     # how many of its tokens they are
+    typed: int    # bytes before the cursor that are left for the last token
+    fits: list    # the ids of all tokens that begin with these bytes
 
 
 @torch.no_grad()
-def heal(encoding, before, word, logits):
-    """(ids, bytes of the last one already typed, the cost of this choice in bits) at a cursor.
+def heal(model, encoding, cache, texts):
+    """[(ids, bytes of the last one already typed, the cost of this choice in bits)] at cursors.
 
     What was typed may be the beginning of a longer token: "def go(" when the model writes "():" as
-    one, or " retu", two tokens, when it writes " return". So the tokens of the word are chosen
-    again: its first ones are kept, from none to all but one, and one token that begins with the
-    text of the others takes their place. The cost of the best choice, among all of them, counts
-    towards the cost of the suggestion. logits (tokens of the word, V): for each of them.
+    one, or eight spaces when it writes a newline with seven and then " return". So the last tokens
+    are chosen again, among all `ways` to write them. The cost of the likeliest one, among all of
+    them, counts towards the cost of the suggestion.
 
-    A cache that holds the word as typed, without its last token, serves the result too: what
-    is kept is the same, and the last token of a text is always read again.
+    texts: the ids of one text for each row of the cache, which then serves the results.
     """
-    log_p, kept, found = logits.float().log_softmax(-1), 0.0, []
-    for k in range(len(word)):
-        fits = tokens_beginning_with(encoding, encoding.decode_bytes(word[k:]))
-        found += zip((kept + log_p[k, fits]).tolist(), fits, [k] * len(fits))
-        kept += log_p[k, word[k]].item()
+    found, healed, chosen = [ways(encoding, ids) for ids in texts], [], []
+    rows = [row for row, (_, paths, _) in enumerate(found) for _ in paths]
+    part = cache.select(rows) if len(rows) > len(texts) else cache
+    logits = extend(model, part, [[encoding.start, *found[row][0]] for row in rows],
+                    [path for _, paths, _ in found for path in paths])     # (rows, M + 1, V)
+    for row, (ids, (before, paths, choices)) in enumerate(zip(texts, found)):
+        first = rows.index(row)
+        log_p = [costs.float().log_softmax(-1) for costs in logits[first:first + len(paths)]]
+        totals = [log_p[way.path][range(way.kept), paths[way.path][:way.kept]].sum()
+                  + log_p[way.path][way.kept, way.fits] for way in choices]
+        if not totals:
+            chosen.append(first)
+            healed.append((ids, len(encoding.decode_bytes(ids[-1:])), 0.0))
+            continue
+        way, likely = max(zip(choices, totals), key=lambda each: each[1].max())
+        bits = (torch.cat(totals).double().logsumexp(0) - likely.max()).item() / math.log(2)
+        chosen.append(first + way.path)
+        healed.append(([*before, *paths[way.path][:way.kept], way.fits[int(likely.argmax())]],
+                       way.typed, max(bits, 0.0)))
+    if part is not cache:
+        cache.put_back(list(range(len(texts))), part.select(chosen))
+    return healed
+
+
+def ways(encoding, ids):
+    """(ids before, paths, [Way]): all ways to write a text so that its last token may be longer.
+
+    Each path continues the ids before, which all ways share; a way's tokens begin one of the paths.
+    A model knows only how its tokenizer writes whole texts, where what follows the cursor decides
+    too. So the last token may begin at every byte near the cursor, if the tokenizer ever puts one
+    there that begins with the rest.
+    """
+    near = max(0, len(ids) - NEAR)
+    tail, found = encoding.decode_bytes(ids[near:]), {}
+    for cut in range(len(tail)):
+        fits = tokens_beginning_with(encoding, tail[cut:])
+        if fits:
+            own = tokens_of(encoding, ids[near:], cut)
+            for path in [own] * (own is not None) + written_before(encoding, tail[:cut], fits):
+                found[tuple(path)] = len(tail) - cut, fits
     if not found:
-        return before, len(encoding.decode_bytes(before[-1:])), 0.0
-    best, token, k = max(found)
-    bits = (torch.tensor([each[0] for each in found]).double().logsumexp(0).item() - best) \
-        / math.log(2)
-    return [*before, *word[:k], token], len(encoding.decode_bytes(word[k:])), max(bits, 0.0)
+        return ids, [[]], []
+    shared = os.path.commonprefix(list(found))
+    paths = [path for path in found if not any(
+        path == other[:len(path)] for other in found.keys() - {path})]
+    return [*ids[:near], *shared], [list(path[len(shared):]) for path in paths], [
+        Way(next(k for k, longer in enumerate(paths) if path == longer[:len(path)]),
+            len(path) - len(shared), *rest) for path, rest in found.items()]
 
 
-@functools.lru_cache(maxsize=256)
+def written_before(encoding, text, fits):
+    """[the tokens for these bytes where the first of the tokens that may follow them does so].
+
+    White space is cut in another way before a word or a digit than at the end of a text.
+    """
+    for token in fits[::1 + len(fits) // TRIED]:
+        with contextlib.suppress(UnicodeDecodeError):  # a cut inside a character, or a token's end
+            whole = (text + encoding.decode_bytes([token])).decode()
+            for following in FOLLOWING if whole[-1].isspace() else ("",):
+                ids = encoding.encode_ordinary(whole + following)
+                path = tokens_of(encoding, ids, len(text))
+                if path is not None and ids[len(path)] == token:
+                    return [path]
+    return []
+
+
+def tokens_of(encoding, ids, size):
+    """The first of these ids, as many as are `size` bytes; None if one of them goes on after it."""
+    for n in range(len(ids) + 1):
+        if size <= 0:
+            return ids[:n] if size == 0 else None
+        size -= len(encoding.decode_single_token_bytes(ids[n])) if n < len(ids) else 0
+    return None
+
+
 def tokens_beginning_with(encoding, text):
     """The ids of all tokens that begin with these bytes."""
-    tokens = sorted_tokens(encoding)
-    first = last = bisect.bisect_left(tokens, text)
-    while last < len(tokens) and tokens[last].startswith(text):
-        last += 1
-    ids = map(encoding.encode_single_token, tokens[first:last])
-    return [i for i in ids if i < encoding.n_vocab]
+    tokens, ids = sorted_tokens(encoding)
+    return ids[bisect.bisect_left(tokens, text):bisect.bisect_left(tokens, text + LAST)]
 
 
 @functools.lru_cache(maxsize=4)
 def sorted_tokens(encoding):
-    """The bytes of all tokens, sorted."""
-    return sorted(encoding.token_byte_values())
+    """The bytes of all tokens in order, and their ids."""
+    tokens = sorted(encoding.token_byte_values())
+    return tokens, [encoding.encode_single_token(token) for token in tokens]

@@ -19,6 +19,7 @@ import torch
 
 import data
 from empower import empower_lengths
+from model import KVCache, sample
 from realcode import given, suggest
 from realcode import show as show_
 from realcode.corpus import read_corpus
@@ -27,7 +28,7 @@ from realcode.pretrained import save_published
 from support.checkpoint import Checkpoint, save_tokenizer
 from support.cli import UserError
 from support.report import left_to_human
-from support.test_helpers import (ROOT, TINY, contents, empower_py, in_process, published,
+from support.test_helpers import (ROOT, TINY, contents, empower_py, family, in_process, published,
                                   small_corpus, tiny_gpt, tiny_run, write_files)
 
 @pytest.fixture(scope="module")
@@ -208,52 +209,120 @@ def greedy(model, text, most, stops):
     return new
 
 
+def whole_part(text):
+    """The longest beginning of some bytes that is text."""
+    return next(text[:n].decode() for n in range(len(text), -1, -1)
+                if text[:n].decode(errors="replace").encode() == text[:n])
+
+
 @torch.no_grad()
 def healed(network, encoding, ids):
-    """Token healing as a loop over the vocabulary and one full pass: (ids, typed bytes, bits)."""
-    p = network(torch.tensor([[encoding.start, *ids]]))[0].double().softmax(-1)
-    fits, words, first = {}, {}, max(0, len(ids) - 8)
-    for i in range(encoding.n_vocab):
-        with contextlib.suppress(KeyError):
-            if i not in encoding._special_tokens.values():
-                words[i] = encoding.decode_single_token_bytes(i)
-    for k in range(first, len(ids)):
-        typed = encoding.decode_bytes(ids[k:])
-        kept = math.prod(p[n, ids[n]].item() for n in range(first, k))
-        fits |= {(k, i): kept * p[k, i].item() for i in words if words[i].startswith(typed)}
-    start = min(k for k, _ in fits)  # nothing fits before it, so these tokens are given
-    best = max(fits, key=fits.get)
-    given = math.prod(p[n, ids[n]].item() for n in range(first, start))
-    assert sum(fits.values()) <= given + 1e-9
-    return ([*ids[:best[0]], best[1]], len(encoding.decode_bytes(ids[best[0]:])),
-            -math.log2(fits[best] / sum(fits.values())))
+    """Token healing without caches, one full pass for each way: (ids, typed bytes, bits)."""
+    before, paths, found = suggest.ways(encoding, ids)
+    p = {}
+    for path, kept, typed, fits in found:
+        text = [encoding.start, *before, *paths[path][:kept]]
+        each = network(torch.tensor([text]))[0].double().softmax(-1)
+        given = math.prod(each[len(before) + n, i].item() for n, i in enumerate(
+            paths[path][:kept]))
+        p |= {(*text[1:], i, typed): given * each[-1, i].item() for i in fits}
+    assert sum(p.values()) <= 1 + 1e-9
+    best = max(p, key=p.get)
+    return list(best[:-1]), best[-1], -math.log2(p[best] / sum(p.values()))
 
 
-@torch.no_grad()
+CODE = """def bigger(a, b):
+    if a > b:
+        return a
+    return b
+
+    for k in 12:\n\tx = f(k)\n\t\ty[0] = "é"\n  \n        # end
+"""
+
+
+@pytest.mark.parametrize("name", ["qwen", "llama3", "smollm2"])
+def test_the_tokens_of_the_whole_text_are_among_the_ways_at_every_place(name):
+    """White space before a word is cut in another way than at the end: an indent, and a tab."""
+    encoding = family(name)
+    whole = encoding.encode_ordinary(CODE)
+    ends = list(itertools.accumulate(len(encoding.decode_bytes([i])) for i in whole))
+    for place in range(1, len(CODE)):
+        text = CODE[:place]
+        natural = whole[:1 + sum(end < len(text.encode()) for end in ends)]
+        before, paths, found = suggest.ways(encoding, encoding.encode_ordinary(text))
+        assert any(natural[:-1] == before + paths[way.path][:way.kept] and natural[-1] in way.fits
+                   for way in found), text
+        for way in found:  # and each of them gives the text
+            kept = before + paths[way.path][:way.kept]
+            rest = text.encode()[-way.typed:]
+            assert encoding.decode_bytes(kept) + rest == text.encode()
+            assert all(encoding.decode_bytes([i]).startswith(rest) for i in way.fits)
+
+
 def test_a_word_of_several_tokens_is_healed(monkeypatch):
-    """" retu" is two tokens, but " return" one: by hand, and with a random model."""
+    """" retu" is two tokens, but " return" one."""
     encoding = data.train_tokenizer([" return"] * 20 + [" ret", " set"] * 9, 275)
     ids = encoding.encode_ordinary("x retu")
     [whole] = [i for i in range(encoding.n_vocab - 1) if encoding.decode([i]) == " return"]
-    before, word = suggest.split_word(encoding, ids)
-    assert encoding.decode(before) == "x" and len(word) == 2
-    logits = torch.full((2, encoding.n_vocab), -50.0)
-    logits[0, whole], logits[0, word[0]] = math.log(0.6), math.log(0.4)
-    logits[1, word[1]], logits[1, encoding.encode_ordinary("v")[0]] = math.log(0.5), math.log(0.5)
-    found, typed, bits = suggest.heal(encoding, before, word, logits)
-    assert found == [*before, whole] and encoding.decode(found)[1 + typed:] == "rn"
+    before, paths, _ = suggest.ways(encoding, ids)
+    path = next(path for path in paths if encoding.decode(before + path) == "x ret")
+    logits = torch.full((len(paths), max(map(len, paths)) + 1, encoding.n_vocab), -50.0)
+
+    def healed_with(p_whole):
+        k, n = paths.index(path), len(path)
+        logits[k, n - 1, whole], logits[k, n - 1, path[-1]] = math.log(p_whole), math.log(
+            1 - p_whole)
+        logits[k, n, ids[-1]] = logits[k, n, encoding.encode_ordinary("v")[0]] = math.log(0.5)
+        monkeypatch.setattr(suggest, "extend", lambda *arguments: logits)
+        return suggest.heal(tiny_gpt(), encoding, types.SimpleNamespace(
+            select=lambda rows: types.SimpleNamespace(select=lambda rows: None),
+            put_back=lambda rows, part: None), [ids])[0]
+
+    found, typed, bits = healed_with(0.6)
+    assert found == [*before, *path[:-1], whole] and encoding.decode(found)[1 + typed:] == "rn"
     assert bits == pytest.approx(-math.log2(0.6 / (0.6 + 0.4 * 0.5)), abs=1e-4)
-    logits[0, whole], logits[0, word[0]] = math.log(0.1), math.log(0.9)
-    assert suggest.heal(encoding, before, word, logits)[:2] == (ids, 1)
-    network = tiny_gpt(vocab_size=encoding.n_vocab)
-    for text in ("x retu", "x ret", "x", " re", "\n return retur", "é"):
-        ids = encoding.encode_ordinary(text)
-        before, word = suggest.split_word(encoding, ids)
-        logits = network(torch.tensor([[encoding.start, *ids]]))[0, len(before):len(ids)]
-        found, wanted = suggest.heal(encoding, before, word, logits), healed(network, encoding, ids)
-        assert found[:2] == wanted[:2] and found[2] == pytest.approx(wanted[2], abs=1e-4)
-    assert suggest.split_word(encoding, []) == ([], [])
-    assert suggest.heal(encoding, [5, 9], [], logits) == ([5, 9], len(encoding.decode([9])), 0.0)
+    assert healed_with(0.1)[:2] == (ids, 1)
+
+
+@pytest.mark.parametrize("name", ["smollm2", "qwen"])
+def test_healing_is_that_of_full_passes_and_the_cache_then_serves_it(name):
+    """Several texts at once, of which some can be written in several ways."""
+    encoding = family(name)
+    network = tiny_gpt(vocab_size=encoding.n_vocab, tie_word_embeddings=False)
+    texts = [encoding.encode_ordinary(text) for text in (
+        "if a > b:\n    ", "if x:\n\tretu", "x", "a = f(\"\"", "if a:\n    return retur", "é")]
+    cache = KVCache(network, len(texts))
+    assert any(len(suggest.ways(encoding, ids)[1]) > 1 for ids in texts)
+    found = suggest.heal(network, encoding, cache, texts)
+    for ids, each in zip(texts, found):
+        wanted = healed(network, encoding, ids)
+        assert each[:2] == wanted[:2] and each[2] == pytest.approx(wanted[2], abs=1e-3)
+    new, _ = sample(network, cache, [[encoding.start, *ids] for ids, *_ in found], 5,
+                    encoding.stops, temperature=0)
+    assert new == [greedy(network, [encoding.start, *ids], 5, encoding.stops)
+                   for ids, *_ in found]
+    assert suggest.heal(network, encoding, KVCache(network, 1), [[]]) == [([], 0, 0.0)]
+
+
+def test_a_suggestion_ends_with_a_whole_character():
+    apple = "🍎".encode()
+    assert suggest.whole_characters([b"a", apple[:2], apple[2:], b"b"]) == ["a", "", "🍎", "b"]
+    assert suggest.whole_characters([b"ab" + apple[:3]]) == ["ab"]
+    assert suggest.whole_characters([b"a", b"b\xffc", b"d"]) == ["a", "b"]
+
+
+@pytest.mark.parametrize("at", ["heal", "sample"])
+def test_logits_that_are_not_numbers_end_a_suggestion(at, tmp_path, monkeypatch):
+    folder, path = published(tmp_path / "model", "llama3"), tmp_path / "a.py"
+    path.write_text("x = ")
+    found = load_checkpoint(folder, "cpu")
+    if at == "sample":
+        monkeypatch.setattr(suggest, "heal", lambda model, encoding, cache, texts: [
+            (texts[0], 1, 0.0)])
+    found.model.norm.weight.data[:] = math.inf
+    save_published(found.model, folder)
+    status, out, err = in_process("suggest", f"{path}:1:4", "--model", folder)
+    assert (status, out) == (2, "") and "are not numbers: give --dtype float32" in err
 
 
 def test_only_the_suggestion_is_printed(tmp_path):
@@ -269,7 +338,7 @@ def test_only_the_suggestion_is_printed(tmp_path):
             ids, typed, bits = healed(network, encoding, ids)
         if not ids or bits <= 0.32:
             new = greedy(network, [encoding.start, *ids], 9, encoding.stops)
-            expected = encoding.decode_bytes(ids[-1:] + new)[typed:].decode(errors="replace")
+            expected = whole_part(encoding.decode_bytes(ids[-1:] + new)[typed:])
         written.add(bool(expected))
         command = "suggest", f"{path}:{place}", "--model", folder, "--max-suggestion", "9"
         assert in_process(*command) == (0, expected, "")
