@@ -107,7 +107,8 @@ def load_gguf(path, device="cpu", dtype=None):
         files = folder_files(found)
         cfg = parse_config(files["config.json"])
         tokenizer = parse_tokenizer(
-            *(files[f"{name}.json"] for name in ("tokenizer", "config", "generation_config")))
+            *(files[f"{name}.json"] for name in (
+                "tokenizer", "config", "generation_config", "tokenizer_config")))
         weights = {renamed(name): with_heads(name, tensor, cfg)
                    for name, tensor in found.tensors.items() if name != "rope_freqs.weight"}
         if len(weights) < len(found.tensors.keys() - {"rope_freqs.weight"}):

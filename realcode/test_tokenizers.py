@@ -9,6 +9,7 @@ import pytest
 import data
 from realcode import tokenizer_files
 from realcode.tokenizer_files import load_tokenizer
+from support.digest import digest_of_tokenizer
 from support.test_helpers import TOKENIZERS, family
 
 
@@ -49,8 +50,9 @@ def test_a_checkpoint_s_tokenizer_gives_the_ids_of_its_family_s_library(name):
 def test_a_document_begins_and_ends_as_its_family_s_do(name, start, stops, bos):
     encoding = family(name)
     ids = {i: encoding.decode([i]) for i in (*encoding.stops, encoding.start, encoding.bos) if i
-           is not None}
-    assert [ids[i] for i in encoding.stops] == stops
+           in encoding._special_tokens.values()}
+    assert [ids[i] for i in encoding.stops[:len(stops)]] == stops
+    assert set(encoding.stops) >= set(encoding._special_tokens.values())  # none of them is text
     assert ids.get(encoding.bos) == bos and ids[encoding.start] == start
     document = data.document(encoding, "# Add.\n", "a + b\n")
     assert (document[0], document[-1]) == (encoding.start, encoding.stops[0])
@@ -58,7 +60,7 @@ def test_a_document_begins_and_ends_as_its_family_s_do(name, start, stops, bos):
 
 
 @pytest.mark.parametrize("generation, config, stops", [
-    (None, None, "<|endoftext|>"), (None, "<|im_end|>", "<|im_end|>"),
+    (None, None, "<|endoftext|>"), (None, "<|im_end|>", "<|im_end|>"), ([], None, "<|endoftext|>"),
     ("<|im_start|>", "<|im_end|>", "<|im_start|>"), (None, ["<|im_start|>"], "<|im_start|>"),
     (["<|im_start|>", "<|im_end|>"], "<|im_end|>", "<|im_end|> <|im_start|>"),
     (["<|im_start|>", "<|im_end|>"], "<|endoftext|>", "<|im_start|> <|im_end|>")])
@@ -69,7 +71,75 @@ def test_stops_are_those_of_generation_and_the_first_is_the_config_s(
     for name, eos in (("generation_config", generation), ("config", config)):
         eos = [ids[token] for token in eos] if isinstance(eos, list) else ids.get(eos)
         (tmp_path / f"{name}.json").write_text(json.dumps({"eos_token_id": eos}))
-    assert load_tokenizer(tmp_path).stops == [ids[token] for token in stops.split()]
+    stops = stops.split()
+    assert load_tokenizer(tmp_path).stops[:len(stops)] == [ids[token] for token in stops]
+    if not generation and not config:  # then tokenizer_config.json decides
+        for name in ("<|im_end|>", {"content": "<|im_end|>", "lstrip": False}):
+            (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": name}))
+            assert load_tokenizer(tmp_path).stop == ids["<|im_end|>"]
+
+
+def test_a_tokenizer_without_a_token_that_ends_a_text_is_refused(tmp_path):
+    with_json(tmp_path, "gpt2", lambda c, m: (c["added_tokens"].clear(),
+                                              m["vocab"].pop("<|endoftext|>", None)))
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
+    with pytest.raises(ValueError, match="no added token ends a text: eos_token is '</s>'"):
+        load_tokenizer(tmp_path)
+
+
+def test_added_tokens_that_are_not_special_are_found_in_any_text(tmp_path):
+    """The ids are the library's; a mark such as <tool_call> is found too, but never written."""
+    with_json(tmp_path, "qwen", lambda c, m: c["added_tokens"].append(
+        {"id": 500, "content": "DataFrame", "special": False}))
+    encoding = load_tokenizer(tmp_path)
+    rest = family("qwen").encode_ordinary
+    assert encoding.encode_ordinary("x = DataFrame(1)") == [*rest("x = "), 500, *rest("(1)")]
+    assert encoding.encode("DataFrame<|im_end|>", allowed_special="all") == [500, encoding.stop]
+    assert encoding.encode("aDataFrame") == [*rest("a"), 500]
+    mark = encoding._special_tokens["<tool_call>"]
+    assert encoding.encode_ordinary("<tool_call>") == [mark] and mark in encoding.stops
+    assert 500 not in encoding.stops and b"DataFrame" in encoding.token_byte_values()
+    assert set(range(356, 500)) <= set(encoding.stops)  # no token has these ids
+    assert digest_of_tokenizer(encoding) != digest_of_tokenizer(tokenizer_files.Tokenizer(
+        encoding._pat_str, encoding._mergeable_ranks, encoding._special_tokens, encoding.stops))
+
+
+def test_a_token_made_of_a_pair_that_is_no_merge_is_refused():
+    """By ids, "abc" becomes a, bc and then abc; by the list of merges it stays a, bc."""
+    vocab, merges = {"a": 0, "b": 1, "c": 2, "bc": 3, "ab": 4, "abc": 5}, ["b c", "a b", "ab c"]
+    with pytest.raises(tokenizer_files.Unsupported, match="merge 'a' and 'bc', unlike its merges"):
+        tokenizer_files._byte_pairs(vocab, merges, [])
+    tokenizer_files._byte_pairs(vocab, [*merges, "a bc"], [])
+    tokenizer_files._byte_pairs({"a": 0, "aa": 1, "aaa": 2}, ["a a", "aa a"], [])
+    with pytest.raises(tokenizer_files.Unsupported, match="'aa' and 'a'"):
+        tokenizer_files._byte_pairs({"a": 0, "aa": 1, "aaa": 2}, ["a a", "a aa"], [])
+
+
+@pytest.mark.parametrize("regex, known", [
+    (r"\p{N}{1,3}+", False), (r"\p{L}+$", False), (r"^\p{L}+|\s+", False), (r"\bx", False),
+    (r"(?i:a)|\s+", False), (r"\w+", False), (r"[a-c&&b]+", False), (r"(?<=a)b", False),
+    (r" ?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+", True),
+    (r"[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s+(?=\S)|\s+", True)])
+def test_a_regex_is_read_where_both_engines_agree(tmp_path, regex, known):
+    with_json(tmp_path, "qwen", lambda c, m: c["pre_tokenizer"]["pretokenizers"][0][
+        "pattern"].update(Regex=regex))
+    if known:
+        assert load_tokenizer(tmp_path)._pat_str == regex
+    else:
+        with pytest.raises(ValueError, match="cuts by the regex"):
+            load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("name, says", [("qwen", True), ("llama3", False)])
+def test_a_bos_on_which_two_files_differ_is_refused(tmp_path, name, says):
+    """As in DeepSeek-R1-Distill; Qwen's own file says false, and has none."""
+    shutil.copytree(TOKENIZERS / name, tmp_path, dirs_exist_ok=True)
+    for value in (None, not says):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"add_bos_token": value}))
+        load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"add_bos_token": says}))
+    with pytest.raises(ValueError, match=f"tokenizer_config.json has add_bos_token {says}"):
+        load_tokenizer(tmp_path)
 
 
 def test_special_tokens_are_found_where_they_are_allowed():
@@ -156,7 +226,7 @@ def added_token(**flags):
     (lambda c, m: m["vocab"].update({"<|endoftext|>": 5}), "two ids for '<|endoftext|>'"),
     (lambda c, m: m["vocab"].pop("Z"), "no tokens for 'Z'"),
     (lambda c, m: c["added_tokens"].pop(2), "eos_token_id .* is not an added token"),
-    (lambda c, m: c["pre_tokenizer"]["pretokenizers"][0]["pattern"].update(Regex="("), "damaged"),
+    (lambda c, m: c["pre_tokenizer"]["pretokenizers"][0]["pattern"].update(Regex="("), r"the regex \("),
     (lambda c, m: m["merges"].insert(0, ["a", "no"]), "damaged"),
 ])
 def test_a_tokenizer_of_another_kind_is_refused(tmp_path, change, message):
@@ -166,12 +236,13 @@ def test_a_tokenizer_of_another_kind_is_refused(tmp_path, change, message):
     assert str(tmp_path / "tokenizer.json") in str(error.value) and ": c" in str(error.value)
 
 
-def test_merges_are_pairs_or_strings_and_ignore_merges_needs_none(tmp_path):
+def test_merges_are_pairs_or_strings_and_ignore_merges_needs_them_too(tmp_path):
     text, ids = awkward_page("qwen")[10]
     with_json(tmp_path, "qwen", lambda c, m: m.update(merges=[" ".join(p) for p in m["merges"]]))
     assert load_tokenizer(tmp_path).encode_ordinary(text) == ids
     with_json(tmp_path, "qwen", lambda c, m: m.update(merges=[], ignore_merges=True))
-    assert load_tokenizer(tmp_path).encode_ordinary(text) == ids
+    with pytest.raises(ValueError, match="'Ġ' and 'Ġ', unlike its merges"):
+        load_tokenizer(tmp_path)
 
 
 @pytest.mark.parametrize("name, file, content, message", [

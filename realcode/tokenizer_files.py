@@ -23,6 +23,11 @@ _SMOLLM2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p
 _QWEN = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
          r"\s*[\r\n]+|\s+(?!\S)|\s+")
 _LLAMA3 = _QWEN.replace(r"\p{N}|", r"\p{N}{1,3}|")
+# Another regex is accepted if all of it is known to mean the same in both engines. Not so {1,3}+,
+# which only one of them takes for possessive, and ^, $, \b, \w and flags.
+_AGREED = re.compile(r"""(?: \\[pP]\{[LNMPSZC][a-z]?\} | \\[sSrnt] | \\[^\w\s] | \(\?[:!=] | [|)]
+    | \[\^? (?: \\[pP]\{[LNMPSZC][a-z]?\} | \\[sSrnt] | \\[^\w\s] | [^][\\&^] )+ \]
+    | [?*+]\+? | \{\d+(?:,\d*)?\}(?![+?]) | [^][\\(){}|?*+^$.\#] )*""", re.X)
 
 
 def _split(pattern):
@@ -47,26 +52,46 @@ class Tokenizer(data.Tokenizer):
     """A tokenizer whose ids match its family's library.
 
     `bos` is the id that the family puts before every text, or None. A document begins with it or,
-    if there is none, with the end of text, which separates documents. Text is not normalised
-    (Qwen's library makes it NFC), so decoding gives back the same bytes.
+    if there is none, with the end of text, which separates documents. `found` are the added tokens
+    that are found in any text, as those of a user's are; the others only where they are allowed.
+    After the ids that end a text, `stops` has those that no text may hold: a model that writes one
+    has ended too. Text is not normalised (Qwen's library makes it NFC), so decoding gives back the
+    same bytes.
     Example: Llama 3.2 has n_vocab 128256, start == bos == 128000 (<|begin_of_text|>), stop 128001.
     """
 
-    def __init__(self, pattern, ranks, special, stops, bos=None):
+    def __init__(self, pattern, ranks, special, stops, bos=None, found=()):
         size = 1 + max([*ranks.values(), *special.values()])
         # SmolLM2 has no token for 21 of the bytes, but tiktoken needs them: they get ids from
         # `size` up, and these are dropped when encoding, as in the family's library.
         missing = [byte for byte in map(bytes, zip(range(256))) if byte not in ranks]
         ranks = {**ranks, **{byte: size + n for n, byte in enumerate(missing)}}
         start = special.get(END_OF_TEXT, stops[0]) if bos is None else bos
-        super().__init__(pattern, ranks, special, start, stops)
+        text = {*ranks.values(), *(special[name] for name in found if not _is_mark(name))}
+        super().__init__(pattern, ranks, special, start,
+                         list(dict.fromkeys([*stops, *sorted({*range(size)} - text)])))
         self.bos, self.max_token_value = bos, size - 1  # so that n_vocab == size
+        self.found = sorted(found)
 
-    def encode(self, text, **options):
-        return [i for i in super().encode(text, **options) if i < self.n_vocab]
+    def encode(self, text, allowed_special=(), **options):
+        allowed = allowed_special if allowed_special == "all" else {*allowed_special, *self.found}
+        return [i for i in super().encode(text, allowed_special=allowed, **options)
+                if i < self.n_vocab]
 
     def encode_ordinary(self, text):
-        return [i for i in super().encode_ordinary(text) if i < self.n_vocab]
+        ids = (super().encode(text, allowed_special={*self.found}, disallowed_special=())
+               if self.found else super().encode_ordinary(text))
+        return [i for i in ids if i < self.n_vocab]
+
+    def token_byte_values(self):
+        """The bytes of every token that a text may hold."""
+        return [token for token, i in self._mergeable_ranks.items() if i < self.n_vocab] + [
+            name.encode() for name in self.found if not _is_mark(name)]
+
+
+def _is_mark(name):
+    """Whether an added token is a mark for software, such as <tool_call>: a text never has it."""
+    return re.fullmatch(r"<\S+>", name) is not None
 
 
 class Unsupported(ValueError):
@@ -91,8 +116,8 @@ def load_tokenizer(directory):
         "config", "generation_config", "tokenizer_config"))
     try:
         if path.name == "tokenizer.json":
-            return parse_tokenizer(content, config, generation)
-        return _with_stops(config, generation, *(
+            return parse_tokenizer(content, config, generation, more)
+        return _with_stops(config, generation, more, *(
             _from_ranks(content) if path.suffix == ".model" else
             _from_files(content, merges, more, config)))
     except Unsupported as error:
@@ -103,9 +128,12 @@ def load_tokenizer(directory):
                          "both again") from None
 
 
-def parse_tokenizer(content, config, generation):
-    """The Tokenizer in the contents of tokenizer.json, config.json and generation_config.json."""
-    return _with_stops(config, generation, *_from_json(content))
+def parse_tokenizer(content, config, generation, more):
+    """The Tokenizer in the contents of tokenizer.json and of three others.
+
+    config, generation, more: config.json, generation_config.json and tokenizer_config.json.
+    """
+    return _with_stops(config, generation, more, *_from_json(content))
 
 
 def tokenizer_files(directory):
@@ -117,7 +145,7 @@ def tokenizer_files(directory):
 
 
 def _from_json(content):
-    """(pattern, ranks {bytes: id}, special {content: id}, bos) of a tokenizer.json."""
+    """(pattern, ranks {bytes: id}, special {content: id}, found, bos) of a tokenizer.json."""
     model, normalizer = content["model"], content.get("normalizer")
     if model.get("type", "BPE") != "BPE":
         raise Unsupported(f"is a {model['type']} model")
@@ -144,7 +172,11 @@ def _pattern(pre_tokenizer):
             return _SMOLLM2
         if form == ("Split", "ByteLevel", False) and "Regex" in first["pattern"] and (
                 first["behavior"], first["invert"]) == ("Isolated", False):
-            return first["pattern"]["Regex"]
+            pattern = first["pattern"]["Regex"]
+            if pattern not in (_GPT2, _QWEN, _LLAMA3, data.PATTERN) and not _AGREED.fullmatch(
+                    pattern.replace("(?i:'s|'t|'re|'ve|'m|'ll|'d)", "")):
+                raise Unsupported(f"cuts by the regex {pattern}")
+            return pattern
     raise Unsupported(f"has an unknown pre_tokenizer ({' + '.join(types) or 'null'})")
 
 
@@ -160,25 +192,62 @@ def _bos(post_processor):
 
 
 def _byte_pairs(vocab, merges, added, ignore_merges=False):
-    """(ranks, special) of a vocabulary; Unsupported if its ids do not rank the merges.
+    """(ranks, special, found) of a vocabulary; Unsupported if its ids do not rank the merges.
 
     tiktoken merges the neighbours whose union has the lowest id, unless the whole piece is a token;
-    the format has a list of merges. They agree if the ids rise along the list, and each token is
-    made by a merge or `ignore_merges` keeps whole pieces too.
+    the format has a list of merges. They agree if the ids rise along the list, each token is made
+    by a merge or `ignore_merges` keeps whole pieces too, and no token is made of other neighbours.
     """
-    special, vocab, made = _special_tokens(added), dict(vocab), [-1]
+    special, vocab, last = _special_tokens(added), dict(vocab), -1
     for content, i in special.items():
         if vocab.pop(content, i) != i:
             raise ValueError(f"two ids for {content!r}")
+    pairs = collections.defaultdict(list)
     for pair in merges:  # "a b" in older files, ["a", "b"] in newer ones
-        made.append(vocab["".join(pair).replace(" ", "")])
-        if made[-1] < made[-2]:
+        left, right = pair.split(" ") if isinstance(pair, str) else pair
+        if vocab[left + right] < last:
             raise Unsupported(f"has ids in a different order from its merges, e.g. {pair!r}")
-    whole = {i: text for text, i in vocab.items() if len(text) > 1 and not ignore_merges}
-    for i in whole.keys() - set(made):
-        raise Unsupported(f"has tokens that no merge makes, e.g. {whole[i]!r}")
+        last = vocab[left + right]
+        pairs[left + right].append((left, right))
+    lone = [text for text in vocab if len(text) > 1 and text not in pairs]
+    if lone and not ignore_merges:
+        raise Unsupported(f"has tokens that no merge makes, e.g. {lone[0]!r}")
+    _check_pairs(vocab, pairs)
     byte_of = {letter: byte for byte, letter in byte_letters().items()}
-    return {bytes(map(byte_of.__getitem__, text)): i for text, i in vocab.items()}, special
+    ranks = {bytes(map(byte_of.__getitem__, text)): i for text, i in vocab.items()}
+    return ranks, special, [token["content"] for token in added if not token.get("special")]
+
+
+def _check_pairs(vocab, pairs):
+    """Raises Unsupported if merging by ids makes a token of a pair that is no merge.
+
+    pairs: {token: the pairs that the list of merges makes it of}. Example: with the merges b c, a b,
+    ab c in this order, "abc" is first a, bc by ids too, but only the ids would merge these.
+    """
+    made = {}  # of each token, the pair that is merged last
+    for token in sorted(vocab, key=len):
+        made[token] = next((pair for pair in pairs.get(token, ()) if _meet_last(
+            *pair, vocab, made)), None)
+        if made[token] is None and len(token) > 1:
+            for k in range(1, len(token)):
+                left, right = token[:k], token[k:]
+                if left in made and right in made and _meet_last(left, right, vocab, made):
+                    raise Unsupported(f"has ids that merge {left!r} and {right!r}, unlike its "
+                                      "merges")
+
+
+def _meet_last(left, right, vocab, made):
+    """Whether merging by ids makes these two tokens of their text before anything across them."""
+    while True:
+        parts = made[left], made[right]  # we undo the later of the two
+        if parts == (None, None):
+            return True
+        if parts[0] and (not parts[1] or vocab[left] > vocab[right]):
+            limit, left = vocab[left], parts[0][1]
+        else:
+            limit, right = vocab[right] + 1, parts[1][0]  # of equal pairs the first is merged
+        if vocab.get(left + right, limit) < limit:
+            return False
 
 
 def _special_tokens(added):
@@ -217,11 +286,11 @@ def _from_ranks(content):
     rows = map(bytes.split, content.splitlines())
     ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in rows}
     special = {f"<|{name}|>": len(ranks) + n for n, name in enumerate(_LLAMA3_SPECIAL)}
-    return _LLAMA3, ranks, special, len(ranks)
+    return _LLAMA3, ranks, special, (), len(ranks)
 
 
-def _with_stops(config, generation, pattern, ranks, special, bos):
-    """The Tokenizer with these parts, checked against config.json."""
+def _with_stops(config, generation, more, pattern, ranks, special, found, bos):
+    """The Tokenizer with these parts, checked against config.json and tokenizer_config.json."""
     ids = [*ranks.values(), *special.values()]
     if len(set(ids)) < len(ids):
         raise ValueError(f"two tokens have the id {collections.Counter(ids).most_common(1)[0][0]}")
@@ -232,19 +301,27 @@ def _with_stops(config, generation, pattern, ranks, special, bos):
         raise ValueError(f"no tokens for {lacking!r}")
     if bos is not None and bos not in special.values():
         raise ValueError(f"the id {bos} before a text is not an added token")
-    return Tokenizer(pattern, ranks, special, _stops(special, config, generation), bos)
+    if more.get("add_bos_token") not in (None, bos is not None):
+        # As in DeepSeek-R1-Distill, which transformers 4 reads in one way and 5 in the other.
+        raise Unsupported(f"puts {bos} before a text, but tokenizer_config.json has add_bos_token "
+                          f"{more['add_bos_token']}")
+    return Tokenizer(pattern, ranks, special, _stops(special, config, generation, more), bos, found)
 
 
-def _stops(special, config, generation):
+def _stops(special, config, generation, more):
     """The ids that end a text, starting with the one that config.json names.
 
     Example: [151643, 151645] for generation and 151645 in config.json give [151645, 151643]. If
-    neither names any, it is the end of text.
+    neither names any, it is that of tokenizer_config.json, or the end of text.
     """
+    name = more.get("eos_token")
+    name = name["content"] if isinstance(name, dict) else name
     named = [file["eos_token_id"] for file in (generation, config)
-             if file.get("eos_token_id") is not None]
-    named += [special[name] for name in (END_OF_TEXT, "<|end_of_text|>") if name in special]
+             if file.get("eos_token_id") not in (None, [])]
+    named += [special[each] for each in (name, END_OF_TEXT, "<|end_of_text|>") if each in special]
+    if not named:
+        raise ValueError(f"no added token ends a text: eos_token is {name!r}")
     stops = named[0] if isinstance(named[0], list) else [named[0]]
-    if not stops or not set(stops) <= set(special.values()):
+    if not set(stops) <= set(special.values()):
         raise ValueError(f"eos_token_id {stops} is not an added token")
     return sorted(stops, key=lambda i: i != config.get("eos_token_id"))

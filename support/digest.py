@@ -113,7 +113,8 @@ def name_of(model):
 def digest_of_tokenizer(encoding):
     """A digest of a tiktoken.Encoding."""
     ranks = sorted(encoding._mergeable_ranks.items())
-    ends = {name: vars(encoding).get(name) for name in ("start", "stops")}
+    ends = {name: vars(encoding)[name] for name in ("start", "stops", "found")
+            if name in vars(encoding)}
     return hashlib.sha256(repr([type(encoding).__qualname__, encoding._pat_str, ranks,
                                 encoding._special_tokens, ends]).encode()).hexdigest()
 
