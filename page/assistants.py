@@ -212,7 +212,7 @@ class Models:
         part = caches.cache.select(rows)  # a copy: if something fails, the cache stays as it was
         with numbers_only(model):
             healed = heal(model, encoding, part, written)
-            texts = [[encoding.start, *ids] for ids, _, _ in healed]
+            texts = [ids for ids, _, _ in healed]
             first = requests[0]
             generator = torch.Generator(model.device).manual_seed(first.seed)
             new, stopped = sample(model, part, texts, most, encoding.stops, first.temperature,

@@ -70,7 +70,7 @@ def alone(choice, text, eta=math.inf):
     [(ids, typed, bits)] = heal(model, encoding, KVCache(model, 1), [ids])
     if bits > min(choice.healing, eta):
         return ""
-    [new], _ = sample(model, KVCache(model, 1), [[encoding.start, *ids]], choice.max_tokens,
+    [new], _ = sample(model, KVCache(model, 1), [ids], choice.max_tokens,
                       encoding.stops, temperature=0, max_cost=eta - bits)
     return encoding.decode_bytes(ids[-1:] + new)[typed:].decode(errors="ignore")
 

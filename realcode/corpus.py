@@ -4,16 +4,18 @@ A corpus is a folder of .py files, one file, a JSONL file, or the word stdlib, t
 of the Python that runs this.
 """
 
-import ast
 import codecs
 import collections
 import functools
+import gzip
+import io
 import json
 import os
 import platform
 import re
 import sysconfig
-import warnings
+import tokenize
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +23,7 @@ import numpy as np
 from empower import score
 from realcode import parallel
 from support.cli import UserError, checked, python_generator, reading
-from support.files import read_bytes, read_text, replacing
+from support.files import read_bytes, read_json, replacing
 from support.report import counted
 
 CORPUS = "a folder of .py files, one file, a JSONL file, or the word stdlib"
@@ -35,6 +37,7 @@ STATEMENTS_FLAG = ("put the statement of a JSONL row (its field prompt, statemen
 FIELDS = ("code", "program", "content", "solution", "canonical_solution", "completion", "text")
 STATEMENTS = ("prompt", "statement", "problem", "description", "question", "text")
 JSON = (".jsonl", ".json", ".ndjson")
+SOURCES = (".py", ".pyw", ".ipynb")
 LONGEST = 400_000  # characters in a program; tiktoken fails on a million of white space
 _SKIPPED = {"site-packages", "dist-packages", "__pycache__", "node_modules"}
 
@@ -48,20 +51,21 @@ def read_corpus(source, field=None, statements=False):
 
     Example report: "1,634 programs of 1,918 in kattis.jsonl (field code): 284 duplicates".
     """
-    path, where = Path(source), str(source)
-    if (field or statements) and path.suffix not in JSON and (
+    path, where, bad = Path(source), str(source), []
+    if (field or statements) and not is_json(path) and (
             path.exists() or source == "stdlib"):
         raise ValueError(f"{path} has no fields: leave out --field and --statements")
     if source == "stdlib":
         where = f"the standard library of Python {platform.python_version()}"
-        texts = _read_folder(Path(sysconfig.get_path("stdlib")), _SKIPPED | {"test", "tests"})
+        texts, bad = _read_folder(Path(sysconfig.get_path("stdlib")),
+                                  _SKIPPED | {"test", "tests"})
     elif path.is_dir():
-        texts = _read_folder(path, _SKIPPED)
+        texts, bad = _read_folder(path, _SKIPPED)
     elif not path.exists():
         raise ValueError(f"there is no {path}: name a folder, a .py or .jsonl file, or stdlib")
-    elif path.suffix == ".py":
-        texts = [read_text(path)]
-    elif path.suffix in JSON:
+    elif path.suffix.lower() in SOURCES:
+        texts = [lines_of(path)]
+    elif is_json(path):
         texts, field = _read_rows(path, field, statements)
         where += f" (field {field})"
     else:
@@ -79,21 +83,24 @@ def read_corpus(source, field=None, statements=False):
     report = f"{len(programs):,} program{'s' * (len(programs) != 1)} of {len(texts):,} in {where}"
     if any(left_out.values()):
         report += ": " + ", ".join(f"{n:,} {what}" for what, n in left_out.items() if n)
+    if bad:
+        report += f" (unreadable: {', '.join(map(str, bad[:3]))}{', ...' * (len(bad) > 3)})"
     if not programs:
         raise ValueError(f"no usable program: {report}; name another corpus")
     return programs, report
 
 
 def _read_folder(folder, skipped):
-    """The text of each .py file under `folder`, sorted by path; None if it is not UTF-8.
+    """(the text of each source file under `folder`, sorted by path; the paths of those without).
 
+    The text of a file that cannot be read is None.
     Links to files are read, links to folders are not followed.
     """
     paths = []
     for root, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if name not in skipped and name[0] != "."]
         paths += [Path(root, name) for name in names]
-    found = sorted(path for path in paths if path.suffix == ".py" and path.is_file())
+    found = sorted(path for path in paths if path.suffix.lower() in SOURCES and path.is_file())
     if not found:
         kinds = sorted({path.suffix or path.name for path in paths})
         raise ValueError(f"no .py file under {folder} (found {len(paths)} files"
@@ -102,15 +109,47 @@ def _read_folder(folder, skipped):
     texts = []
     for path in found:
         try:
-            texts.append(read_text(path))
+            texts.append(lines_of(path))
         except (ValueError, OSError):
             texts.append(None)
-    return texts
+    return texts, [path for path, text in zip(found, texts) if text is None]
+
+
+def lines_of(path):
+    """The text of a source file with \\n line ends: UTF-8, or as its first lines say (PEP 263).
+
+    Of a notebook it is what its code cells hold. ValueError says what is wrong.
+    """
+    if path.suffix.lower() == ".ipynb":
+        try:
+            text = "\n\n".join("".join(cell["source"]) for cell in read_json(path)["cells"]
+                               if cell["cell_type"] == "code")
+        except (KeyError, TypeError):
+            raise ValueError(f"{path} is not a notebook of today's format: convert it") from None
+    else:
+        content = read_bytes(path)
+        try:
+            name = tokenize.detect_encoding(io.BytesIO(content).readline)[0]
+            text = content.decode("utf-8-sig" if name.startswith("utf-8") else name)
+        except (SyntaxError, UnicodeDecodeError, LookupError):
+            raise ValueError(f"{path} is not UTF-8 text: convert it or copy it again") from None
+    return re.sub("\r\n?", "\n", text)
+
+
+def is_json(path):
+    """Whether a file holds JSON rows, by its name."""
+    return Path(path.name.lower().removesuffix(".gz")).suffix in JSON
 
 
 def _read_rows(path, field, statements):
     """The program of each JSON row (None if it has none), and the field that holds them."""
-    content = read_bytes(path).removeprefix(codecs.BOM_UTF8)
+    content = read_bytes(path)
+    if path.suffix.lower() == ".gz":
+        try:
+            content = gzip.decompress(content)
+        except (OSError, EOFError, zlib.error):
+            raise ValueError(f"{path} is damaged: copy it again") from None
+    content = content.removeprefix(codecs.BOM_UTF8)
     whole = _json_row(content)
     if whole is None and not content.lstrip().startswith(b"["):
         whole = list(map(_json_row, filter(bytes.strip, content.splitlines())))
@@ -120,9 +159,10 @@ def _read_rows(path, field, statements):
     if not first:
         raise ValueError(f"{path} holds no JSON object, or is damaged: give one object a line, or "
                          "a list of them")
-    field = field or next((name for name in FIELDS if name in first), None)
+    given = field
+    field = field or max(FIELDS, key=lambda name: sum(name in row for row in rows))
     if not any(field in row for row in rows):
-        wanted = field or ", ".join(FIELDS)
+        wanted = given or ", ".join(FIELDS)
         raise ValueError(f"{path} has no field {wanted}; its first row has "
                          f"{', '.join(first)}: name the one with the program")
     if statements and not any(name in row for row in rows for name in STATEMENTS if name != field):
@@ -149,20 +189,23 @@ def _program_of_row(row, field, statements):
                       and isinstance(row.get(name), str) and row[name].strip()), "")
     if not isinstance(code, str) or not code.strip() or not statement.strip():
         return code
-    if _parses(statement + code) and not _parses(code):
+    if _goes_on(statement, code):
         return statement + code
     comments = "".join(f"# {line}".rstrip() + "\n" for line in statement.strip().splitlines())
     return comments + code if statements else code
 
 
-def _parses(program):
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about escapes such as "\d"
-            ast.parse(program)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return False
-    return True
+_OPENS = re.compile(r"[ \t]*(\w+ )*(def|class|function|func|fn|if|for|while|with|try)\b.*[{:(]\s*$"
+                    r"|.*\) *\{\s*$")  # a line that opens a block
+
+
+def _goes_on(prompt, code):
+    """Whether a program begins with its prompt: it opens a block, and the code goes on in it.
+
+    No parser decides: the code may be cut off, in another language or of another version of Python.
+    """
+    lines, indented = prompt.strip().split("\n"), code.lstrip("\r\n")[:1] in (" ", "\t")
+    return any(map(_OPENS.match, lines if indented else lines[-1:]))
 
 
 def _tidy(text):

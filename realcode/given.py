@@ -14,10 +14,9 @@ import torch
 
 from realcode import parallel
 from realcode.checkpoints import load_checkpoint
-from realcode.corpus import LONGEST
+from realcode.corpus import LONGEST, lines_of
 from realcode.gguf_file import is_gguf
 from support.cli import UserError, checked, pick_device, reading
-from support.files import read_text
 
 DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
 DTYPE = ("type of the checkpoint's weights: float32, bfloat16, or auto (the file's, but float32 if "
@@ -87,15 +86,31 @@ def model_at_hand(cfg, name):
 
 def read_source(path):
     """The text of a program that the user names, with \\n line ends."""
+    return not_too_long(text_of(path), path)
+
+
+def read_around(path, place):
+    """The text of a program before LINE:COL, and what comes after it."""
+    text = text_of(path)
+    n = offset(text, place, path)
+    return not_too_long(text[:n], f"{path} before {place}"), text[n:n + LONGEST]
+
+
+def text_of(path):
+    """The text of a file that the user names; a UserError if it cannot be read."""
     try:
-        text = read_text(Path(path)).replace("\r\n", "\n")
+        return lines_of(Path(path))
     except OSError as error:
         raise UserError(f"cannot read {path or 'FILE'} ({error.strerror}): give a text file") \
             from None
     except ValueError as error:
         raise UserError(str(error)) from None
+
+
+def not_too_long(text, what):
+    """A text as it is; a UserError if it is too long for a tokenizer."""
     if len(text) > LONGEST:
-        raise UserError(f"{path} has {len(text):,} characters: give at most {LONGEST:,}")
+        raise UserError(f"{what} has {len(text):,} characters: give at most {LONGEST:,}")
     return text
 
 

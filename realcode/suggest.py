@@ -5,7 +5,6 @@ import codecs
 import contextlib
 import dataclasses
 import functools
-import itertools
 import math
 import os
 import sys
@@ -14,7 +13,7 @@ from typing import NamedTuple
 import torch
 
 from model import KVCache, extend, sample
-from realcode.given import DTYPE, model_at_hand, offset, read_source
+from realcode.given import DTYPE, model_at_hand, read_around
 from support.cli import UserError, check_ranges, flag
 
 HEALING = 0.32  # bits that the end of the word at the cursor may cost if --eta is not given
@@ -37,6 +36,9 @@ class Config:
     eta: float = flag(None, "for a model that has not learned to stop: it stops before its "
                                "text costs more than this, bits", 0)
     max_suggestion: int = flag(100, "cap on the suggestion, tokens", 1)
+    after: bool = flag(False, "read what follows the cursor, too, if the model has the tokens for "
+                              "it (Qwen2.5-Coder): tokens then cost less than in the paper, where "
+                              "only what is before them is read")
 
     def __post_init__(self):
         check_ranges(self)
@@ -47,8 +49,7 @@ def suggest(cfg):
     file, *place = cfg.place.rsplit(":", 2)
     if len(place) < 2:
         raise UserError(f"{cfg.place!r} is not a place: give FILE:LINE:COL, as in program.py:3:1")
-    text = read_source(file)
-    text = text[:offset(text, ":".join(place), file)]
+    text, after = read_around(file, ":".join(place))
     found = model_at_hand(cfg, lambda config: f"Empower ({config['eta']:g})")
     model, encoding = found.model, found.encoding
     room = model.config.max_position_embeddings - cfg.max_suggestion - 1
@@ -56,16 +57,33 @@ def suggest(cfg):
         raise UserError(f"--max-suggestion is {cfg.max_suggestion}, but the model reads "
                         f"{model.config.max_position_embeddings} tokens: give less")
 
+    framed, room = frame(encoding, after, room) if cfg.after else (None, room)
     ids, cache = encoding.encode_ordinary(text)[-room:], KVCache(model, 1)
     with numbers_only(model):
-        [(ids, typed, bits)] = heal(model, encoding, cache, [ids])
+        [(ids, typed, bits)] = heal(model, encoding, cache, [ids], framed)
         if bits > (HEALING if cfg.eta is None else cfg.eta):
             return  # the cursor is inside a choice: nothing is obvious
-        [new], _ = sample(model, cache, [[encoding.start, *ids]], cfg.max_suggestion,
-                          encoding.stops, temperature=0,
+        [new], _ = sample(model, cache, [ids], cfg.max_suggestion, encoding.stops, temperature=0,
                           max_cost=math.inf if cfg.eta is None else cfg.eta - bits)
     [suggestion] = whole_characters([encoding.decode_bytes(ids[-1:] + new)[typed:]])
     print(suggestion, end="\n" if sys.stdout.isatty() else "")
+
+
+def frame(encoding, after, room):
+    """(function that puts `after` next to the ids before a cursor, tokens left for these ids).
+
+    As Qwen2.5-Coder was trained: the text before and after, and then what belongs between them. A
+    quarter of the room is for the text after.
+    """
+    names = "<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"
+    marks = [encoding._special_tokens.get(name) for name in names]
+    if None in marks:
+        raise UserError(f"the model has no token {names[marks.index(None)]}: leave out --after, or "
+                        "choose a model that has learned to fill in, such as Qwen2.5-Coder")
+    prefix, suffix, middle = marks
+    after = encoding.encode_ordinary(after)[:room // 4]
+    return (lambda before: [prefix, *before, suffix, *after, middle],
+            room - len(after) - len(marks))
 
 
 @contextlib.contextmanager
@@ -112,35 +130,38 @@ class Way(NamedTuple):
 
 
 @torch.no_grad()
-def heal(model, encoding, cache, texts):
-    """[(ids, bytes of the last one already typed, the cost of this choice in bits)] at cursors.
+def heal(model, encoding, cache, texts, framed=None):
+    """[(text, bytes of its last token already typed, the cost of this choice in bits)] at cursors.
 
     What was typed may be the beginning of a longer token: "def go(" when the model writes "():" as
     one, or eight spaces when it writes a newline with seven and then " return". So the last tokens
     are chosen again, among all `ways` to write them. The cost of the likeliest one, among all of
     them, counts towards the cost of the suggestion.
 
-    texts: the ids of one text for each row of the cache, which then serves the results.
+    texts: the ids of one text for each row of the cache, which then serves the results. framed: a
+    function that makes of the ids before a cursor what the model reads (None: it reads the start
+    token before them).
     """
+    framed = framed or (lambda before: [encoding.start, *before])
     found, healed, chosen = [ways(encoding, ids) for ids in texts], [], []
     rows = [row for row, (_, paths, _) in enumerate(found) for _ in paths]
     part = cache.select(rows) if len(rows) > len(texts) else cache
-    logits = extend(model, part, [[encoding.start, *found[row][0]] for row in rows],
+    logits = extend(model, part, [framed(found[row][0]) for row in rows],
                     [path for _, paths, _ in found for path in paths])     # (rows, M + 1, V)
-    for row, (ids, (before, paths, choices)) in enumerate(zip(texts, found)):
+    for row, (before, paths, choices) in enumerate(found):
         first = rows.index(row)
         log_p = [costs.float().log_softmax(-1) for costs in logits[first:first + len(paths)]]
         totals = [log_p[way.path][range(way.kept), paths[way.path][:way.kept]].sum()
                   + log_p[way.path][way.kept, way.fits] for way in choices]
         if not totals:
             chosen.append(first)
-            healed.append((ids, len(encoding.decode_bytes(ids[-1:])), 0.0))
+            healed.append((framed(before), len(encoding.decode_bytes(framed(before)[-1:])), 0.0))
             continue
         way, likely = max(zip(choices, totals), key=lambda each: each[1].max())
         bits = (torch.cat(totals).double().logsumexp(0) - likely.max()).item() / math.log(2)
         chosen.append(first + way.path)
-        healed.append(([*before, *paths[way.path][:way.kept], way.fits[int(likely.argmax())]],
-                       way.typed, max(bits, 0.0)))
+        kept, token = paths[way.path][:way.kept], way.fits[int(likely.argmax())]
+        healed.append(([*framed(before), *kept, token], way.typed, max(bits, 0.0)))
     if part is not cache:
         cache.put_back(list(range(len(texts))), part.select(chosen))
     return healed
