@@ -11,6 +11,7 @@ gguf's own reader does not notice where the file ends, and takes twenty times as
 
 import json
 import math
+import re
 import struct
 from pathlib import Path
 from typing import NamedTuple
@@ -31,7 +32,8 @@ PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}  # 
 # The types of values in a header, as struct spells them; 8 is a string and 9 a list.
 SCALARS = dict(enumerate("BbHhIif?")) | {10: "Q", 11: "q", 12: "d"}
 STRING, LIST = 8, 9
-CONTROL, USER_DEFINED, UNUSED = 3, 4, 5  # types of tokens
+NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # types of tokens
+SAME = {"llama3": "llama-bpe", "llama-v3": "llama-bpe", "deepseek-r1-qwen": "qwen2"}  # other names
 NAMES = {"token_embd": "embed_tokens", "output": "lm_head", "output_norm": "norm",
          "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
          "attn_output": "self_attn.o_proj", "attn_q_norm": "self_attn.q_norm",
@@ -260,6 +262,7 @@ def folder_files(found):
     architecture, kind = (metadata.get(key) for key in (
         "general.architecture", "tokenizer.ggml.model"))
     pre = metadata.get("tokenizer.ggml.pre")
+    pre = SAME.get(pre, pre) if isinstance(pre, str) else pre
     for value, known, name in ((architecture, ARCHITECTURES, "architecture"),
                                (kind, ("gpt2",), "tokenizer"),
                                (pre, PRE_TOKENIZERS, "pre-tokenizer")):
@@ -299,10 +302,14 @@ def config_of(found, architecture, bos, ends):
     rows, width = tensors["token_embd.weight"].shape
     head_dim = own.get("attention.key_length") or (
         width // heads if is_positive(heads, True) else None)
-    scaling, linear = own.get("rope.scaling.type", "none"), own.get("rope.scale_linear", 1)
-    if own.get("rope.dimension_count", head_dim) != head_dim or linear != 1:
-        raise ValueError(f"unsupported RoPE of {own.get('rope.dimension_count')} features in a "
-                         f"head of {head_dim}, scaled by {linear}")
+    factor = own.get("rope.scaling.factor") or own.get("rope.scale_linear") or 1
+    scaling = own.get("rope.scaling.type", "linear")  # as llama.cpp has it if there is none
+    if scaling == "linear" and factor == 1:
+        scaling = "none"
+    for name, usual in (("rope.dimension_count", head_dim), ("rope.scaling.attn_factor", 1),
+                        ("attention.scale", 0)):
+        if name in own and own[name] != usual:
+            raise ValueError(f"unsupported {name} {own[name]}; supported: {usual}")
     if scaling == "none" and "rope_freqs.weight" in tensors:
         scaling = llama3_scaling(tensors["rope_freqs.weight"], head_dim, theta)
     elif scaling != "none":
@@ -345,7 +352,11 @@ def llama3_scaling(factors, head_dim, theta):
 
 def tokenizer_of(metadata, pre, bos):
     """The tokenizer.json of a byte-level BPE."""
-    tokens, types = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.token_type"]
+    tokens, types = metadata["tokenizer.ggml.tokens"], metadata.get("tokenizer.ggml.token_type")
+    if types is None:  # an old file
+        ends = {value for key, value in metadata.items() if key.endswith("_token_id")}
+        types = np.array([CONTROL if i in ends or re.fullmatch(r"<\|.*\|>", text) else NORMAL
+                          for i, text in enumerate(tokens)])
     kinds = list(zip(range(len(tokens)), tokens, types.tolist(), strict=True))
     added = [{"id": i, "content": text, "single_word": False, "lstrip": False, "rstrip": False,
               "normalized": False, "special": kind == CONTROL}

@@ -21,6 +21,7 @@ from support.files import read_json, read_safetensors
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 COUNTS = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
           "num_attention_heads", "max_position_embeddings")
+OTHERS = "rope_interleaved", "elementwise_attn_output_gate", "headwise_attn_output_gate"
 LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 
 
@@ -50,13 +51,16 @@ class PublishedConfig(GPTConfig):
 
 def read_config(directory):
     """The PublishedConfig of a checkpoint; FileNotFoundError or ValueError."""
-    path = Path(directory, "config.json")
+    path, adapter = Path(directory, "config.json"), Path(directory, "adapter_config.json")
     if not path.exists():
-        adapter = Path(directory, "adapter_config.json")
         raise FileNotFoundError(
             f"{directory} holds only an adapter, for PEFT: finetune without --adapter writes a "
             "checkpoint" if adapter.exists() else f"{path} is missing: give the folder of a "
             "downloaded checkpoint, names are not looked up")
+    if adapter.exists():
+        raise ValueError(f"{directory} holds a checkpoint and an adapter, which transformers would "
+                         f"add to it: move {adapter.name} away to use the checkpoint alone, or "
+                         "merge them with PEFT")
     raw = read_json(path)
     try:
         return parse_config(raw)
@@ -72,12 +76,13 @@ def parse_config(raw):
     # transformers 4 wrote rope_theta and rope_scaling, transformers 5 writes rope_parameters.
     rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
     kind = rope.get("rope_type") or rope.get("type") or "default"
-    numbers = {**raw, **rope}
+    numbers = {"rms_norm_eps": 1e-6, "rope_theta": 10000.0, **raw, **rope}  # the library's defaults
     needed = (*COUNTS, "rms_norm_eps", "rope_theta", *LLAMA3 * (kind == "llama3"))
     missing = [name for name in needed if not is_positive(numbers.get(name), name in COUNTS)]
     missing += [name for name in ("num_key_value_heads", "head_dim")
                 if raw.get(name) is not None and not is_positive(raw[name], True)]
     activation, part = raw.get("hidden_act", "silu"), numbers.get("partial_rotary_factor") or 1
+    others = [name for name in OTHERS if raw.get(name)]
     [architecture, *_] = raw.get("architectures") or [None]
     for refused, why in [
             (architecture is None, "no architectures are named: use the publisher's own file"),
@@ -87,6 +92,7 @@ def parse_config(raw):
             (activation != "silu", f"unsupported hidden_act {activation}; supported: silu"),
             (kind not in ("default", "llama3"),
              f"unsupported RoPE scaling {kind}; supported: default, llama3"),
+            (others, f"unsupported {', '.join(others)}"),
             (part != 1, f"unsupported partial_rotary_factor {part}; supported: 1"),
             (missing, f"no positive number for {', '.join(missing)}")]:
         if refused:
@@ -101,7 +107,7 @@ def parse_config(raw):
     if mistral or not llama and (raw.get("use_sliding_window")
                                  or "sliding_attention" in (raw.get("layer_types") or [])):
         context = min(context, window_of(raw) or context)
-    return PublishedConfig(**{name: raw[name] for name in (*COUNTS, "rms_norm_eps")} | {
+    return PublishedConfig(**{name: numbers[name] for name in (*COUNTS, "rms_norm_eps")} | {
         "architecture": architecture,
         "num_key_value_heads": kv_heads, "head_dim": head_dim,
         "max_position_embeddings": context,
@@ -208,6 +214,8 @@ def model_of(cfg, weights, source, device="cpu", dtype=None):
         raise ValueError(f"{source}: the weights do not match its configuration: "
                          f"{len(weights)} are too few for {cfg.num_hidden_layers} layers, or "
                          f"too small for heads of {cfg.head_dim} features")
+    if cfg.tie_word_embeddings and "lm_head.weight" in weights:  # under either name
+        weights.setdefault("embed_tokens.weight", weights["lm_head.weight"])
     embedding = weights.get("embed_tokens.weight", torch.empty(0))
     head = weights.get("lm_head.weight", embedding)
     if cfg.tie_word_embeddings and (head is embedding or torch.equal(head, embedding)):
@@ -232,8 +240,8 @@ def model_of(cfg, weights, source, device="cpu", dtype=None):
     return model
 
 
-def save_published(model, directory):
-    """Writes config.json and model.safetensors of a model from this file."""
-    fields = dataclasses.asdict(model.config)
+def save_published(model, directory, **changed):
+    """Writes config.json, with these fields changed, and model.safetensors of a model."""
+    fields = {**dataclasses.asdict(model.config), **changed}
     save_model(model, directory, {"architectures": [fields.pop("architecture")],
                                   "model_type": model.config.model_type, **fields})

@@ -13,10 +13,11 @@ import pytest
 import torch
 
 from model import KVCache, rotary_frequencies
+from realcode.checkpoints import content_of, load_checkpoint, save_checkpoint
 from realcode.pretrained import load_model, save_published
 from realcode.training import recomputing
 from support.files import read_safetensors, write_safetensors
-from support.test_helpers import ROOT, tiny_gpt
+from support.test_helpers import ROOT, published, tiny_gpt
 
 
 def header_with(shape, content):
@@ -163,11 +164,13 @@ def copied(name, folder, **edits):
     ({"architectures": ["GemmaForCausalLM"]}, "unsupported architecture GemmaForCausalLM; supp"),
     ({"architectures": ...}, "no architectures are named"),
     ({"quantization_config": {"bits": 4}}, "quantized"),
+    ({"rope_interleaved": True}, "unsupported rope_interleaved"),
+    ({"headwise_attn_output_gate": True}, "unsupported headwise_attn_output_gate"),
     ({"hidden_act": "gelu"}, "unsupported hidden_act gelu; supported: silu"),
     ({"rope_scaling": {"type": "yarn", "factor": 4}}, "unsupported RoPE scaling yarn; supported"),
     ({"rope_scaling": {"type": "llama3", "factor": 4}}, "no positive number for low_freq_factor"),
     ({"rope_scaling": "yarn"}, "config.json"),
-    ({"rope_theta": ...}, "no positive number for rope_theta"),
+    ({"rope_theta": None}, "no positive number for rope_theta"),
     ({"partial_rotary_factor": 0.5}, "unsupported partial_rotary_factor 0.5"),
     ({"num_attention_heads": ...}, "no positive number for num_attention_heads"),
     ({"hidden_size": None}, "no positive number for hidden_size"),
@@ -284,6 +287,80 @@ def test_a_sliding_window_must_be_a_size(tmp_path):
     for k, window in enumerate((-5, 10.5, "64")):
         with pytest.raises(ValueError, match="no positive number for sliding_window"):
             load_model(copied("mistral", tmp_path / str(k), sliding_window=window))
+
+
+def test_what_a_config_omits_is_as_in_the_library(tmp_path):
+    """transformers 5.24: 1e-06 and 10000.0 in all four families."""
+    cfg = load_model(copied("qwen2", tmp_path, rms_norm_eps=..., rope_theta=...,
+                            rope_parameters=..., rope_scaling=...)).config
+    assert (cfg.rms_norm_eps, cfg.rope_theta) == (1e-6, 10000)
+
+
+def test_a_tied_matrix_may_have_either_name_and_integers_are_left_out(tmp_path):
+    folder = copied("smollm2", tmp_path)
+    weights, model = read_safetensors(folder / "model.safetensors"), load_model(folder)
+    assert model.config.tie_word_embeddings
+    weights["lm_head.weight"] = weights.pop("model.embed_tokens.weight")
+    write_safetensors(folder / "model.safetensors", weights)
+    ids = torch.arange(9)[None]
+    assert torch.equal(load_model(folder)(ids), model(ids))
+    content = (folder / "model.safetensors").read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:8 + size])
+    end = len(content) - 8 - size
+    for name, sentence in (("model.position_ids", None), ("model.x.weight", "stored as I64")):
+        more = json.dumps({**header, name: {"dtype": "I64", "shape": [2],
+                                            "data_offsets": [end, end + 16]}}).encode()
+        (folder / "model.safetensors").write_bytes(
+            struct.pack("<Q", len(more)) + more + content[8 + size:] + bytes(16))
+        if sentence:
+            with pytest.raises(ValueError, match=sentence):
+                load_model(folder)
+        else:
+            assert torch.equal(load_model(folder)(ids), model(ids))
+
+
+def test_an_adapter_next_to_a_checkpoint_is_refused(tmp_path):
+    folder = copied("llama", tmp_path)
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match="a checkpoint and an adapter, which transformers would"):
+        load_model(folder)
+
+
+def test_a_checkpoint_is_known_by_its_content(tmp_path):
+    first, second = published(tmp_path / "a"), published(tmp_path / "b")
+    name = load_checkpoint(first, "cpu").name
+    os.utime(second / "config.json", (1, 1))
+    assert load_checkpoint(second, "cpu").name == name
+    content = bytearray((second / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (second / "model.safetensors").write_bytes(content)
+    assert load_checkpoint(second, "cpu").name != name
+    large = tmp_path / "large"
+    large.write_bytes(bytes(3 * 2**20))
+    before = content_of(large)
+    for place in (0, 3 * 2**20 - 1, None):
+        with open(large, "r+b") as file:  # in training every weight changes
+            file.seek(place or 0)
+            file.write(b"x" * (1 if place is not None else 3 * 2**20))
+        assert content_of(large)[:2] == before[:2] and content_of(large)[2] != before[2]
+        large.write_bytes(bytes(3 * 2**20))
+
+
+@pytest.mark.parametrize("eos, generation", [
+    (None, {}), (None, {"temperature": 1}), (350, {"eos_token_id": [350, 352]}),
+    (None, {"eos_token_id": 352}), ([352, 350], {"eos_token_id": None})])
+def test_the_stop_that_is_trained_ends_a_text_in_other_software(tmp_path, eos, generation):
+    folder = published(tmp_path / "a")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "eos_token_id": eos}))
+    (folder / "generation_config.json").write_text(json.dumps(generation))
+    found = load_checkpoint(folder, "cpu")
+    save_checkpoint(found, tmp_path / "b")
+    for name in ("config", "generation_config"):
+        saved = json.loads((tmp_path / "b" / f"{name}.json").read_text())
+        assert not saved or found.encoding.stop in np.atleast_1d(saved["eos_token_id"])
+    assert load_checkpoint(tmp_path / "b", "cpu").encoding.stop == found.encoding.stop
 
 
 def test_head_dim_is_read_or_derived(tmp_path):

@@ -226,7 +226,8 @@ def added_token(**flags):
     (lambda c, m: m["vocab"].update({"<|endoftext|>": 5}), "two ids for '<|endoftext|>'"),
     (lambda c, m: m["vocab"].pop("Z"), "no tokens for 'Z'"),
     (lambda c, m: c["added_tokens"].pop(2), "eos_token_id .* is not an added token"),
-    (lambda c, m: c["pre_tokenizer"]["pretokenizers"][0]["pattern"].update(Regex="("), r"the regex \("),
+    (lambda c, m: c["pre_tokenizer"]["pretokenizers"][0]["pattern"].update(Regex="("),
+     r"the regex \("),
     (lambda c, m: m["merges"].insert(0, ["a", "no"]), "damaged"),
 ])
 def test_a_tokenizer_of_another_kind_is_refused(tmp_path, change, message):

@@ -221,8 +221,8 @@ def _byte_pairs(vocab, merges, added, ignore_merges=False):
 def _check_pairs(vocab, pairs):
     """Raises Unsupported if merging by ids makes a token of a pair that is no merge.
 
-    pairs: {token: the pairs that the list of merges makes it of}. Example: with the merges b c, a b,
-    ab c in this order, "abc" is first a, bc by ids too, but only the ids would merge these.
+    pairs: {token: the pairs that the list of merges makes it of}. Example: with the merges b c, a
+    b, ab c in this order, "abc" is first a, bc by ids too, but only the ids would merge these.
     """
     made = {}  # of each token, the pair that is merged last
     for token in sorted(vocab, key=len):

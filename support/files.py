@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+INTEGERS = "I64", "I32", "I16", "I8", "U8", "BOOL"
 
 
 def read_bytes(path):
@@ -158,6 +159,8 @@ def read_safetensors(path):
     data = torch.from_numpy(np.memmap(path, np.uint8, "c"))[8 + length:]
     tensors = {}
     for (name, dtype, shape, begin, end), numbers in zip(entries, sizes):
+        if dtype in INTEGERS and not name.endswith((".weight", ".bias")):
+            continue  # a buffer, such as position_ids
         if dtype not in DTYPES:
             raise ValueError(f"{path}: {name} is stored as {dtype}; supported: {', '.join(DTYPES)}")
         if not 0 <= begin <= end == begin + numbers * DTYPES[dtype].itemsize:
