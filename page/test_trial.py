@@ -16,6 +16,7 @@ import pytest
 
 import page.person
 import page.trial
+from page.line import Call
 from page.offered import find_offer
 from page.person import edited
 from page.plan import CONSENT, EXAMPLE, open_plan
@@ -55,7 +56,7 @@ class Class:
         self.works = self.trial.routes(self.models)
 
     def post(self, name, **body):
-        return self.works["POST", f"/api/study/{name}"](body, time.monotonic())
+        return self.works["POST", f"/api/study/{name}"](body, Call(time.monotonic()))
 
     def join(self):
         return self.post("join", join_code="1234")["word"]
@@ -157,12 +158,12 @@ def test_an_assistant_that_is_slower_than_the_delay_is_reported(klass, capsys):
     ask = klass.works["POST", "/api/study/suggest"]
     for seconds, said in ((10, True), (11, False), (30, True)):  # not at every suggestion
         klass.trial.people[word].asked = 0
-        ask({"word": word, "text": "x"}, time.monotonic() - seconds)
+        ask({"word": word, "text": "x"}, Call(time.monotonic() - seconds))
         assert ("raise delay_ms" in capsys.readouterr().out) == said
     object.__setattr__(klass.trial.plan, "delay_ms", 60_000)
     klass.trial.latest = 0
     klass.trial.people[word].asked = 0
-    asking = threading.Thread(target=ask, args=({"word": word, "text": "x"}, time.monotonic()))
+    asking = threading.Thread(target=ask, args=({"word": word, "text": "x"}, Call(time.monotonic())))
     before = klass.trial.people[word].asking
     asking.start()
     until(lambda: klass.trial.people[word].asking is not before)
