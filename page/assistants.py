@@ -1,34 +1,31 @@
 """Suggestions at a caret for many editors at once.
 
-All requests wait in one line that a single thread serves: those of the same assistant go through
-the model as a batch. Each model has a KV cache with rows for many editors, so after a key only the
-tokens that changed, and those of the word at the caret, are read again. A newer request of an
-editor takes the place of an older one.
+All requests wait in one line (page/line.py). Those for the same model write together, a token each
+in every step, and a newer one joins them between two steps. Each model has a KV cache with rows for
+many editors, so after a key only the tokens that changed, and those of the word at the caret, are
+read again.
 """
 
+import codecs
 import dataclasses
-import functools
 import math
-import threading
-from collections import OrderedDict
+import os
 
 import torch
 
-from model import KVCache, document_nll, extend, sample, shared, token_nll
-from realcode.suggest import heal, numbers_only, whole_characters
+from model import KVCache, document_nll, draw, extend, shared, token_nll
+from page.line import Call, Job, Line
+from realcode.suggest import heal, numbers_only
 from support.checkpoint import Checkpoint
 from support.report import token_texts
 
 WINDOW = 2048        # tokens before the caret that an assistant reads at most
+LONGEST = 100_000    # characters of a text that are tokenized at most: more than WINDOW tokens have
 MEMORY = 2**30       # bytes for the KV cache of one model
 EDITORS = 32         # rows of a KV cache at most; the least recently used makes room
-IN_LINE = 100        # requests that wait at most
-PATIENCE = 120       # seconds after which a request that waits is given up
+SHORT = 16           # tokens that are read in the same step in which others write one
+PART = 256           # tokens of a long text that are read at a time
 LIKELIEST = 5        # alternatives that are shown for each token
-
-
-class Busy(Exception):
-    """Too many requests wait, or this one waited too long."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,12 +48,6 @@ class Request:
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
-    costs: bool = False          # whether the cost of each token is wanted
-
-    def group(self, editor):
-        """Equal for requests that may share a batch, which has one seed and one cap on the cost."""
-        alone = editor if self.temperature or self.eta < math.inf else None
-        return self.max_tokens, self.costs, alone
 
 
 @dataclasses.dataclass
@@ -64,184 +55,211 @@ class Suggestion:
     """What an assistant writes after the caret; the first token may be the rest of a typed one."""
 
     text: str
-    pieces: list                 # the text of each token
-    costs: list | None           # bits of each token under its own model, if asked for
-    stopped: bool                # it ended by itself, not at a cap
+    tokens: int
+    bits: float                  # their cost under its own model
 
 
-# ------------------------------------------------------------------- the line
+# ------------------------------------------------------------------- one suggestion
 
 
-class Line:
-    """Requests wait here for the one thread that uses the models."""
+class Writing:
+    """A suggestion that is being written.
 
-    def __init__(self):
-        self.changed, self.waiting = threading.Condition(), OrderedDict()
-        threading.Thread(target=self._work, daemon=True).start()
+    text: the ids that are read next. Once the word at the caret is healed, it grows, a token after
+    the other.
+    """
 
-    def ask(self, key, group, work, item):
-        """The result of `item`, from work([items]) for all that wait in its group.
+    def __init__(self, choice, request, window):
+        self.choice, self.request = choice, request
+        self.encoding = encoding = choice.checkpoint.encoding
+        self.most = min(choice.max_tokens, request.max_tokens, window // 2)
+        ids = end_of(encoding.encode_ordinary(end_of(request.text, LONGEST)),
+                     max(2, window - self.most - 2))
+        self.ids, self.read = ids, len(ids)     # of the text before the caret
+        self.text, self.healed = [encoding.start, *ids], False
+        self.bits, self.row = 0.0, None  # row: of the cache, when it was last written
+        self.generator = torch.Generator(choice.checkpoint.model.device).manual_seed(request.seed)
+        self.decoder = codecs.getincrementaldecoder("utf-8")()
 
-        key: (who asks, for what); a newer request with the same key makes this one return None.
-        Raises Busy, or what `work` raises.
-        """
-        job = _Job(group, work, item)
-        with self.changed:
-            if key in self.waiting:
-                self.waiting.pop(key).done.set()
-            if len(self.waiting) >= IN_LINE:
-                raise Busy("too many requests are waiting: try again in a moment")
-            self.waiting[key] = job
-            self.changed.notify()
-        if not job.done.wait(PATIENCE):
-            with self.changed:
-                if self.waiting.get(key) is job:
-                    del self.waiting[key]
-            raise Busy(f"no answer within {PATIENCE} s: try again, or use a smaller model")
-        if job.error:
-            raise job.error
-        return job.result
+    def begin(self, found, job):
+        """Takes what `realcode.suggest.heal` has found for the word at the caret."""
+        self.text, typed, self.bits = found
+        self.healed = True
+        if self.bits > min(self.choice.healing, self.request.eta):
+            return job.end("stop")  # the caret is in a word whose end is not obvious
+        rest = self.encoding.decode_bytes(self.text[-1:])[typed:]
+        if rest and self.most > 0:
+            self.most = min(self.most, self.request.max_tokens - 1)
+            self.give(rest, self.bits, job)
+        if self.most <= 0:
+            job.end("length")
 
-    def _work(self):
-        while True:
-            with self.changed:
-                self.changed.wait_for(lambda: self.waiting)
-                first = next(iter(self.waiting.values()))
-                keys = [key for key, job in self.waiting.items() if job.group == first.group]
-                jobs = [self.waiting.pop(key) for key in keys[:EDITORS]]
-            try:
-                results = first.work([job.item for job in jobs])
-            except BaseException:  # one of them may not fit with the others: one by one
-                for job in jobs:
-                    job.answer(lambda: first.work([job.item])[0])
-            else:
-                for job, result in zip(jobs, results):
-                    job.answer(lambda: result)
+    def add(self, token, bits, job):
+        """Takes the next token, which costs so many bits."""
+        self.bits += bits
+        if token in self.encoding.stops or self.bits > self.request.eta:
+            return job.end("stop")
+        self.text, self.most = [*self.text, token], self.most - 1  # the cache keeps the old list
+        self.give(self.encoding.decode_single_token_bytes(token), bits, job)
+        if self.most <= 0:
+            job.end("length")
 
-
-class _Job:
-    def __init__(self, group, work, item):
-        self.group, self.work, self.item = group, work, item
-        self.done, self.result, self.error = threading.Event(), None, None
-
-    def answer(self, work):
-        """Keeps the result of work(), or its error, for whoever waits."""
+    def give(self, text, bits, job):
+        """Gives the next bytes as text: whole characters, and none after bytes that are none."""
         try:
-            self.result = work()
-        except BaseException as error:  # the line goes on
-            self.error = error
-        self.done.set()
+            job.give((self.decoder.decode(text), bits))
+        except UnicodeDecodeError:
+            job.end("stop")
 
 
-# ------------------------------------------------------------------- caches that live on
+def end_of(text, limit):
+    """The end of a text, characters or ids, with at most `limit` of them.
+
+    It is cut by half the limit at a time: cut by one after every key, no text would have
+    anything in common with the one before it.
+    """
+    half = limit // 2
+    return text[max(0, math.ceil((len(text) - limit) / half)) * half:]
 
 
-class EditorCaches:
-    """A KVCache of one model with a row for each editor."""
+# ------------------------------------------------------------------- a model and its cache
 
-    def __init__(self, model):
+
+class Writer:
+    """A model that writes for many editors, each of which has a row of its KV cache."""
+
+    def __init__(self, model, line):
         cfg = model.config
         token = 2 * cfg.num_hidden_layers * cfg.num_key_value_heads * cfg.head_dim * (
             model.dtype.itemsize)  # bytes
+        self.model, self.line = model, line
         self.window = min(WINDOW, cfg.max_position_embeddings)
         self.size = max(1, min(EDITORS, MEMORY // (token * self.window)))
         self.cache = KVCache(model, self.size)
         self.order = list(range(self.size))               # of the rows, least recently used first
 
-    def rows_for(self, texts):
-        """The row of the cache for each text.
+    @torch.no_grad()
+    def round(self, jobs):
+        """Reads a part of the texts that are long, or writes until a job comes or some have ended.
 
-        A text gets the row that holds most of its beginning, unless most of that row is something
-        else: then another editor will need it, and the least recently used row is taken.
+        So a text of which there is much to read keeps others waiting once and not for long, and
+        what was read for a client that hung up serves its next request.
         """
-        rows = []
-        for text in texts:
-            free = [row for row in self.order if row not in rows]
-            same = {row: shared(*self.cache.held[row], text) for row in free}
-            best = max(free, key=same.get)
-            row = best if 2 * same[best] > sum(map(len, self.cache.held[best])) else free[0]
-            self.order.remove(row)
-            self.order.append(row)
-            rows.append(row)
-        return rows
+        jobs = [job for job in jobs if not job.ended][:self.size]
+        sources = self.rows_for([job.item for job in jobs])
+        long, texts = [], []
+        for k, job in enumerate(jobs):
+            text = job.item.text
+            cached = shared(*self.cache.held[sources[k]], text)
+            if len(text) - cached > SHORT and all(
+                    len(os.path.commonprefix([text, other])) <= cached + SHORT for other in texts):
+                long.append(k)  # what two texts have in common is read once
+                texts.append(text[:cached + PART])
+        if long:
+            part = self.cache.select([sources[k] for k in long])
+            extend(self.model, part, texts)
+            self.cache.put_back([jobs[k].item.row for k in long], part)
+        elif jobs:
+            part = self.cache.select(sources)  # a copy: if something fails, the cache is as it was
+            with numbers_only(self.model):
+                self.write(jobs, part)
+            self.cache.put_back([job.item.row for job in jobs], part)
 
-    def window_of(self, ids, room):
-        """The end of `ids` that an assistant reads, with `room` left for what it writes.
+    def write(self, jobs, part):
+        """Writes a token for each job at a time; part: the rows of the cache for them."""
+        entered = self.line.entered
+        while True:
+            self.step(jobs, part)
+            self.line.sweep()
+            if self.line.entered > entered or sum(
+                    not job.ended for job in jobs) <= 0.75 * len(jobs):
+                break
 
-        It is cut by half a window at a time: cut by a token after every key, no text would have
-        anything in common with the one before it.
+    def step(self, jobs, part):
+        """Writes one token for each job, or heals the words at the carets of those that are new."""
+        items = [job.item for job in jobs]
+        new = [k for k, job in enumerate(jobs) if not (job.ended or job.item.healed)]
+        if new:
+            own = part.select(new)
+            for k, found in zip(new, heal(self.model, items[new[0]].encoding, own,
+                                          [items[k].ids for k in new])):
+                items[k].begin(found, jobs[k])
+            return part.put_back(new, own)
+        first = extend(self.model, part, [item.text for item in items])[:, -1]       # (B, V)
+        tokens = first[:, :self.model.writable].argmax(-1)                 # (B,)
+        for k, item in enumerate(items):
+            if item.request.temperature:
+                tokens[k] = draw(first[k:k + 1, :self.model.writable], item.request.temperature,
+                                 item.request.top_p, item.generator)[0]
+        costs = token_nll(first, tokens)
+        for job, token, bits in zip(jobs, tokens.tolist(), costs.tolist()):
+            if not job.ended:  # else it stays for a few steps, to be fed its last token again
+                job.item.add(token, bits, job)
+
+    def rows_for(self, items):
+        """The row of the cache that holds most of the beginning of each text.
+
+        item.row becomes the row that each gets: the same one, unless another text has it or most of
+        it is something else. Then another editor will need it, and the least recently used row is
+        taken.
         """
-        limit = max(2, self.window - room)
-        half = limit // 2
-        return ids[max(0, math.ceil((len(ids) - limit) / half)) * half:]
+        held, taken, sources = self.cache.held, [], {}
+        mine = [item.row is not None and shared(*held[item.row], item.text) >= len(item.text) - 1
+                for item in items]
+        for k in sorted(range(len(items)), key=lambda k: not mine[k]):  # who has a row keeps it
+            item = items[k]
+            same = {row: shared(*held[row], item.text)
+                    for row in ([item.row] if mine[k] else self.order)}
+            source = max(same, key=same.get)
+            free = [row for row in self.order if row not in taken]
+            item.row = source if source in free and 2 * same[source] > sum(
+                map(len, held[source])) else free[0]
+            self.order.remove(item.row)
+            self.order.append(item.row)
+            taken.append(item.row)
+            sources[k] = source
+        return [sources[k] for k in range(len(items))]
 
 
 # ------------------------------------------------------------------- what the models are asked
 
 
 class Models:
-    """The models of a page, asked one batch after another."""
+    """The models of a page, which share one line."""
 
     def __init__(self, scorer, choices):
         self.scorer, self.choices, self.line = scorer, choices, Line()
-        self.caches = {}  # {name of a checkpoint: EditorCaches}
+        models = {choice.checkpoint.model.name: choice.checkpoint.model
+                  for choice in choices.values()}
+        self.writers = {name: Writer(model, self.line) for name, model in models.items()}
 
-    def suggest(self, name, editor, request):
+    def ask(self, name, request, call=Call(), key=None):
+        """A Job for an assistant: `line.answer` yields (text, bits) of each token.
+
+        It ends with "stop", by itself, or "length", at a cap; else it was overtaken. key: who asks.
+        """
+        choice = self.choices[name]
+        writer = self.writers[choice.checkpoint.model.name]
+        return Job(writer.round, Writing(choice, request, writer.window), key or call.client,
+                   key and (key, name), call.gone)
+
+    def suggest(self, name, key, request, call=Call()):
         """The Suggestion of an assistant, or None if the same editor has asked again since."""
-        work = functools.partial(self._suggest, self.choices[name])
-        return self.line.ask((editor, name), (name, *request.group(editor)), work, request)
+        job = self.ask(name, request, call, key)
+        parts = [part for part in self.line.answer(job) if part]
+        if job.outcome is None:
+            return None
+        return Suggestion("".join(text for text, _ in parts), len(parts),
+                          sum(bits for _, bits in parts))
 
-    def read(self, editor, text):
-        """What the scorer makes of a program, as in `read_program`."""
-        return self.line.ask((editor, "read"), editor, lambda texts: [
-            read_program(self.scorer, text) for text in texts], text)
+    def read(self, editor, text, call=Call()):
+        """What the scorer makes of a program, as in `read_program`; None if it is overtaken."""
+        job = Job(self._read, text, editor, (editor, "read"), call.gone)
+        return next(filter(None, self.line.answer(job)), None)
 
-    @torch.no_grad()
-    def _suggest(self, choice, requests):
-        model, encoding = choice.checkpoint.model, choice.checkpoint.encoding
-        if model.name not in self.caches:
-            self.caches[model.name] = EditorCaches(model)
-        caches = self.caches[model.name]
-        if len(requests) > caches.size:  # a large model: fewer editors at a time
-            return [found for k in range(0, len(requests), caches.size)
-                    for found in self._suggest(choice, requests[k:k + caches.size])]
-        most = min(choice.max_tokens, requests[0].max_tokens, caches.window // 2)
-        written = [caches.window_of(encoding.encode_ordinary(request.text), most + 2)
-                   for request in requests]
-        rows = caches.rows_for([[encoding.start, *ids] for ids in written])
-        part = caches.cache.select(rows)  # a copy: if something fails, the cache stays as it was
-        with numbers_only(model):
-            healed = heal(model, encoding, part, written)
-            texts = [ids for ids, _, _ in healed]
-            first = requests[0]
-            generator = torch.Generator(model.device).manual_seed(first.seed)
-            new, stopped = sample(model, part, texts, most, encoding.stops, first.temperature,
-                                  first.top_p, first.eta - healed[0][2], generator)
-            costs = own_costs(model, part, texts, new) if first.costs else [None] * len(new)
-        caches.cache.put_back(rows, part)
-        return [finished(encoding, *each, min(choice.healing, first.eta), most)
-                for each in zip(healed, new, costs, stopped)]
-
-
-def own_costs(model, cache, texts, new):
-    """The bits of each new token after its text, under the model that wrote it."""
-    logits = extend(model, cache, texts, new)                              # (B, M + 1, V)
-    return [token_nll(row[:len(ids)], torch.tensor(ids, device=row.device)).tolist() if ids else []
-            for row, ids in zip(logits, new)]
-
-
-def finished(encoding, healed, new, costs, stopped, allowed, most):
-    """The Suggestion, empty if the caret is in a word whose end costs more than `allowed` bits."""
-    ids, typed, bits = healed
-    if bits > allowed:
-        return Suggestion("", [], costs and [], True)
-    rest = encoding.decode_bytes(ids[-1:])[typed:]
-    pieces = whole_characters(
-        [rest] * bool(rest) + [encoding.decode_single_token_bytes(i) for i in new])
-    if costs is not None and rest:
-        costs = [bits, *costs]
-    return Suggestion("".join(pieces), pieces, costs and costs[:len(pieces)],
-                      stopped or len(new) < most)
+    def _read(self, jobs):
+        jobs[0].give(read_program(self.scorer, jobs[0].item))
+        jobs[0].end()
 
 
 # ------------------------------------------------------------------- the costs of a program

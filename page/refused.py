@@ -14,13 +14,15 @@ class Refused(Exception):
 def field(body, name, kind, default=None, least=-math.inf, most=math.inf):
     """body[name], which must be of this kind (str, int, float, bool, list, dict) and in range.
 
-    default: for a field that is absent or null; without one it must be there.
+    default: for a field that is absent or null; without one it must be there. 16.0 is an int.
     """
     value = body.get(name) if isinstance(body, dict) else None
     if value is None:
         if default is None:
             raise Refused(400, f"the request lacks {name}")
         return default
+    if kind is int and isinstance(value, float) and value.is_integer():
+        value = int(value)
     kinds = (int, float) if kind is float else kind
     if not isinstance(value, kinds) or isinstance(value, bool) != (kind is bool):
         raise Refused(400, f"{name} is not of type {kind.__name__}")

@@ -9,10 +9,12 @@ too many requests are at work: the next one is then closed.
 
 import base64
 import dataclasses
+import functools
 import hashlib
 import ipaddress
 import json
 import re
+import select
 import socket
 import sys
 import threading
@@ -20,13 +22,13 @@ import time
 import webbrowser
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import torch
 
 from page.api import Api
-from page.assistants import Busy
 from page.completions import Completions
+from page.line import Busy, Call
 from page.offered import find_offer
 from page.refused import Refused
 from page.trial import Trial
@@ -55,6 +57,7 @@ class Config:
     host: str = flag("127.0.0.1", "address to listen on; another one lets other machines in")
     port: int = flag(8765, "port; 0 for any that is free", 0)
     allow_origin: tuple = flag((), "origins of other pages that may use this server")
+    allow_host: tuple = flag((), "more names of this machine, as host.docker.internal")
     no_browser: bool = flag(False, "do not open a browser")
 
     def __post_init__(self):
@@ -73,7 +76,8 @@ def page(cfg):
     routes = trial.routes(offer.models) if trial else {
         **Api(offer).routes(), **Completions(offer.models).routes()}
     try:
-        server = Server((cfg.host, cfg.port), routes, cfg.allow_origin)
+        server = Server((cfg.host, cfg.port), routes, cfg.allow_origin,
+                        cfg.allow_host)
     except (OSError, OverflowError) as error:
         raise UserError(f"cannot listen on {cfg.host}, port {cfg.port} ({error}): choose another "
                         "--port, or --port 0 for any that is free") from None
@@ -122,17 +126,21 @@ def reachable(host, family):
 
 
 class Server(ThreadingHTTPServer):
-    """routes: {(method, path): function of the request's JSON that returns JSON, or a Stream}."""
+    """routes: {(method, path): function of the request's JSON and its `Call`}.
+
+    It returns JSON, bytes that are the page, or an iterator of server-sent events. A path that ends
+    in / serves those below it, too: what follows it is the request's {"path": ...}.
+    """
 
     daemon_threads, request_queue_size = True, 256
 
-    def __init__(self, address, routes, origins=()):
+    def __init__(self, address, routes, origins=(), hosts=()):
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         self.routes, self.origins = routes, set(origins)
         self.free = threading.BoundedSemaphore(THREADS)
         self.late = {}  # {connection: a timer that ends it}
         host = socket.gethostname().lower()
-        self.names = {"localhost", host, f"{host}.local", address[0].lower()}
+        self.names = {"localhost", host, f"{host}.local", *map(str.lower, (address[0], *hosts))}
         self.html, self.policy = with_policy(read_text(HTML))
         super().__init__(address, Handler)
         host = reachable(address[0], self.address_family)
@@ -176,6 +184,15 @@ class Server(ThreadingHTTPServer):
             return False
 
 
+def has_left(connection):
+    """Whether a client has hung up, or will send nothing more: nobody waits for its answer."""
+    try:
+        readable, _, _ = select.select([connection], [], [], 0)
+        return bool(readable) and not connection.recv(1, socket.MSG_PEEK)
+    except (OSError, ValueError):  # it was reset, or closed by us
+        return True
+
+
 def hang_up(connection):
     """Ends a connection whose request does not arrive."""
     try:
@@ -199,7 +216,9 @@ class Handler(BaseHTTPRequestHandler):
     """One request: checked, routed, answered."""
 
     server_version, sys_version = "empower", ""
-    timeout = SECONDS  # for a client to take what it is sent
+    protocol_version = "HTTP/1.1"    # else `Expect: 100-continue` is not answered: a second's wait
+    timeout = SECONDS                # for a client to take what it is sent
+    disable_nagle_algorithm = True   # an event is sent at once
 
     def log_message(self, *arguments):
         pass
@@ -214,18 +233,19 @@ class Handler(BaseHTTPRequestHandler):
         try:
             self.check_sender()
             status, content = 200, self.content()
-        except Refused as refused:
-            status, content = refused.status, {"error": {"message": str(refused)}}
-        except Busy as busy:
-            status, content = 503, {"error": {"message": str(busy)}}
         except (ConnectionError, TimeoutError):
             return  # the client has gone
-        except Exception as error:  # a fault of ours must not end the server
-            print(f"empower.py: {self.command} {self.path.split('?')[0]!r} failed: "
-                  f"{type(error).__name__}: {error}", file=sys.stderr)
-            status, content = 500, {"error": {"message": "an error in the server; its terminal "
-                                                         "says which"}}
+        except Exception as error:
+            status, content = self.failure(error)
         self.reply(status, content)
+
+    def failure(self, error):
+        """(status, JSON) of what went wrong; a fault of ours must not end the server."""
+        if isinstance(error, (Refused, Busy)):
+            return getattr(error, "status", 503), {"error": {"message": str(error)}}
+        print(f"empower.py: {self.command} {self.path.split('?')[0]!r} failed: "
+              f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 500, {"error": {"message": "an error in the server; its terminal says which"}}
 
     do_GET = do_POST = do_OPTIONS = do_HEAD = do_PUT = do_DELETE = do_PATCH = answer
 
@@ -240,36 +260,66 @@ class Handler(BaseHTTPRequestHandler):
                                "them")
 
     def content(self):
-        """The answer of the route: plain data, bytes of the page, or an iterator of lines."""
+        """The answer of the route: plain data, bytes of the page, or an iterator of events."""
         path = self.path.split("?")[0]
+        path = path.rstrip("/") or "/"
         if self.command == "OPTIONS":
             return {}
-        route = self.server.routes.get((self.command, path))
+        routes, more = self.server.routes, {}
+        if path not in {known for _, known in routes} and path.count("/") > 1:
+            folder, _, name = path.rpartition("/")
+            path, more = f"{folder}/", {"path": unquote(name)}
+        route = routes.get((self.command, path))
         if self.command in ("GET", "HEAD") and path == "/":
             return self.server.html
         if route is None:
-            known = sorted(m for m, p in self.server.routes if p == path)
-            raise Refused(405 if known else 404, f"{path[:100]} takes {', '.join(known)} only"
-                          if known else f"there is no {path[:100]} here")
-        body = self.body() if self.command == "POST" else {}
+            known = sorted(m for m, p in routes if p == path)
+            raise Refused(405 if known else 404, f"{self.path[:100]} takes {', '.join(known)} only"
+                          if known else f"there is no {self.path[:100]} here")
+        body = self.body() if self.command == "POST" else more
         self.server.arrived(self.connection)
-        return route(body, time.monotonic())  # a request that dripped in has not waited yet
+        return route(body, Call(time.monotonic(),  # what dripped in has not waited yet
+                                self.client_address[0],
+                                functools.partial(has_left, self.connection)))
 
     def body(self):
         """The JSON of a request."""
-        length = self.headers.get("Content-Length", "")
-        if not re.fullmatch("[0-9]{1,12}", length):
+        length, chunked = self.headers.get("Content-Length"), self.headers.get("Transfer-Encoding")
+        if chunked and (length or chunked.lower() != "chunked"):
+            raise Refused(400, "give a Content-Length, or only Transfer-Encoding: chunked")
+        if not chunked and not re.fullmatch("[0-9]{1,12}", length or ""):
             raise Refused(411, "give the Content-Length of the request")
-        if int(length) > BODY:
-            self.rfile.read(min(int(length), 2**24))  # so that the client reads why
-            raise Refused(413, f"a request has at most {BODY} bytes")
-        text = self.rfile.read(int(length))
-        if len(text) < int(length):
-            raise Refused(400, "the request ended early")
+        text = b"".join(self.chunks()) if chunked else self.part(int(length))
         try:
             return json.loads(text.decode())
         except (ValueError, RecursionError):
             raise Refused(400, "the request is not JSON") from None
+
+    def part(self, length, most=BODY):
+        """So many bytes of the request."""
+        if length > most:
+            self.rfile.read(min(length, 2**24))  # so that the client reads why
+            raise Refused(413, f"a request has at most {BODY} bytes")
+        text = self.rfile.read(length)
+        if len(text) < length:
+            raise Refused(400, "the request ended early")
+        return text
+
+    def chunks(self):
+        """The parts of a body whose length was not known when its headers were sent."""
+        left = BODY
+        while True:
+            size, _, _ = self.rfile.readline(100).partition(b";")
+            if not re.fullmatch(rb"[0-9a-fA-F]{1,8}", size.strip()):
+                raise Refused(400, "a chunk of the request has no length")
+            text = self.part(int(size, 16), left)
+            left -= len(text)
+            if not text:
+                while self.rfile.readline(1000).strip():
+                    pass  # headers that follow the last one
+                return
+            self.rfile.readline(3)  # the line's end
+            yield text
 
     def reply(self, status, content):
         """Sends JSON, the page, or a stream of server-sent events."""
@@ -285,10 +335,20 @@ class Handler(BaseHTTPRequestHandler):
             self.send_more_headers()
             self.end_headers()
             if self.command != "HEAD":
-                for part in [content] if isinstance(content, bytes) else content:
+                for part in [content] if isinstance(content, bytes) else self.events(content):
                     self.wfile.write(part)
         except (ConnectionError, TimeoutError):
             pass  # the client has gone
+
+    def events(self, content):
+        """The parts of a stream; what fails after its beginning becomes its last event."""
+        try:
+            yield from content
+        except (ConnectionError, TimeoutError):
+            raise
+        except Exception as error:
+            _, content = self.failure(error)
+            yield f"data: {json.dumps(content)}\n\n".encode()
 
     def send_more_headers(self):
         """Headers that keep a browser from doing anything else with what it gets."""
@@ -299,5 +359,7 @@ class Handler(BaseHTTPRequestHandler):
         origin = getattr(self, "headers", None) and self.headers.get("Origin")
         if origin in self.server.origins:
             self.send_header("Access-Control-Allow-Origin", origin)
-            self.send_header("Access-Control-Allow-Headers", "Content-Type, Authorization")
+            wanted = self.headers.get("Access-Control-Request-Headers", "")  # of OpenAI's packages
+            self.send_header("Access-Control-Allow-Headers", ", ".join(
+                ["Content-Type", "Authorization", *re.findall("(?i)x-stainless-[a-z-]+", wanted)]))
             self.send_header("Access-Control-Allow-Methods", "GET, POST")

@@ -14,15 +14,18 @@ from urllib.parse import urlsplit
 import pytest
 import torch
 
+import page.assistants
+import page.line
 import page.server
 from empower import score
 from model import KVCache, sample
-from page.assistants import Busy, EditorCaches, Line, Models, Request
-from page.completions import cut
-from page.offered import find_offer
-from page.server import BODY, Config, Server, is_loopback
+from page.assistants import Models, Request, end_of
 from page.api import Api
-from page.completions import Completions
+from page.completions import Completions, up_to_stop
+from page.line import Busy, Call, Job, Line
+from page.offered import find_offer
+from page.refused import Refused
+from page.server import BODY, Config, Server, is_loopback
 from realcode.suggest import heal
 from support.test_helpers import in_process, tiny_run, until
 
@@ -220,18 +223,65 @@ def test_the_openai_package_is_content(server):
     assert "".join(part.choices[0].text for part in stream) == whole.choices[0].text
     with pytest.raises(openai.BadRequestError, match="n other than 1"):
         client.completions.create(**options, n=2)
-    with pytest.raises(openai.NotFoundError, match="there is no model"):
-        client.completions.create(model="gpt", prompt="x")
+    assert client.models.retrieve(names[0]).id == names[0]
+    with pytest.raises(openai.NotFoundError, match="choose from Empower"):
+        client.models.retrieve("gpt")
+    with pytest.raises(openai.NotFoundError, match="/v1/completions"):
+        client.chat.completions.create(model=names[0], messages=[])
+    [*parts, last] = client.completions.create(**options, stream=True,
+                                               stream_options={"include_usage": True})
+    assert last.usage == whole.usage and not last.choices and parts[0].usage is None
+
+
+def test_an_unknown_model_is_answered_by_the_only_trained_one_which_says_so(server, offer):
+    found = post(server, "/v1/completions", {"prompt": "n = int(", "model": "gpt"})
+    assert found["model"] == "Empower (0.32)" and "no model 'gpt'" in found["warning"]
+    two = {**offer.models.choices, "mine": offer.models.choices["Empower (0.32)"]}
+    with pytest.raises(Refused, match="choose from Empower .*, Base-10, .*, mine") as refused:
+        Completions(Models(offer.models.scorer, two)).completions({"prompt": "x", "model": "gpt"},
+                                                                  Call())
+    assert refused.value.status == 404
+
+
+@pytest.mark.parametrize("most, written", [(0, 0), (1, 1), (16.0, 10), (-1, 10), (None, 10)])
+def test_caps_as_clients_give_them(server, most, written):
+    """In the middle of a word, whose end counts as a token of the answer."""
+    found = post(server, "/v1/completions", {"prompt": "n = int(inp", "model": "Base-10",
+                                             "max_tokens": most})
+    assert found["usage"]["completion_tokens"] == written + (written > 1)  # Base-10 writes the end
+    assert found["choices"][0]["finish_reason"] == "length"                # of a word besides
+
+
+def test_of_a_long_prompt_the_end_is_read(server):
+    """Of 110,000 characters and the next ones, the same tokens: the cache serves them."""
+    text = (PROGRAM * 2000)[:110_000]
+    found = [post(server, "/v1/completions", {"prompt": text[:k]}) for k in (109_999, 110_000)]
+    assert 500 < found[0]["usage"]["prompt_tokens"] <= 2048
+    short = post(server, "/v1/completions", {"prompt": text[50_000:]})
+    assert short["choices"][0]["text"] == found[1]["choices"][0]["text"]
+    assert post(server, "/", [text])[0].startswith(text)
+    assert "suggestion" in post(server, "/api/suggest", {"client": "a", "text": text,
+                                                         "assistant": "Base-10"})
+
+
+def test_llama_vims_infill_and_windows_line_ends(server, offer):
+    text = "n = int(input())\r\nm = int("
+    expected = alone(offer.models.choices["Empower (0.32)"], text.replace("\r", ""))
+    body = {"input_prefix": text[:18], "prompt": text[18:], "input_suffix": "\n", "n_predict": 64,
+            "stream": False, "samplers": ["top_k", "infill"], "t_max_predict_ms": 1000}
+    assert post(server, "/infill", body) == {"content": expected}
+    assert post(server, "/", [text]) == [text + expected]  # what it was sent, unchanged
 
 
 @pytest.mark.parametrize("pieces, stops, expected", [
     (["a = ", "1\n", "b"], ["\n"], ["a = ", "1"]), (["ab", "cd"], ["bc"], ["a"]),
     (["ab", "cd"], ["x"], ["ab", "cd"]), (["ab"], ["a"], []), (["ab", "c"], ["c", "b"], ["a"])])
-def test_stop_strings_cut_a_suggestion(pieces, stops, expected):
-    from page.assistants import Suggestion
-    found = Suggestion("".join(pieces), pieces, [1.0] * len(pieces), False)
-    got, costs, ended = cut(found, stops)
-    assert got == expected and len(costs) == len(got) and ended == (expected != pieces)
+def test_stop_strings_end_an_answer(pieces, stops, expected):
+    job = Job(None, None)
+    job.end("length")
+    got = list(up_to_stop([(piece, 1.0) for piece in pieces], job, stops))
+    assert [text for text, _ in got] == expected
+    assert job.outcome == ("length" if expected == pieces else "stop")
 
 
 # ------------------------------------------------------------------- whom it refuses
@@ -246,6 +296,7 @@ def test_stop_strings_cut_a_suggestion(pieces, stops, expected):
     ("POST", "/api/read", {"client": "a"}, 400),
     ("POST", "/api/read", b'{"client": "a", "text": "\\ud800"}', 400),
     ("POST", "/api/read", {"client": "a", "text": "x" * 100_001}, 413),
+    ("GET", "/v1/models/gpt", None, 404), ("POST", "/v1/models", {}, 405),
     ("POST", "/api/read", b" " * (BODY + 1), 413),
     ("POST", "/api/suggest", {"client": "a", "text": "x", "assistant": "no"}, 404),
     ("POST", "/api/suggest", b'{"client": "a", "text": "x", "eta": NaN, "assistant": '
@@ -255,7 +306,8 @@ def test_stop_strings_cut_a_suggestion(pieces, stops, expected):
     ("POST", "/v1/completions", {"prompt": [1, 2]}, 400), ("POST", "/v1/completions", [], 400),
     ("POST", "/api/watch", b'{"row": "Base", "problem": 1' + b"0" * 400 + b"}", 400),
     ("POST", "/v1/completions", {"prompt": "x", "stop": [""]}, 400),
-    ("POST", "/v1/completions", {"prompt": "x", "max_tokens": 0}, 400),
+    ("POST", "/v1/completions", {"prompt": "x", "max_tokens": -2}, 400),
+    ("POST", "/v1/completions", {"prompt": "x", "max_tokens": 1.5}, 400),
     ("POST", "/v1/completions", {"prompt": "x", "temperature": True}, 400),
     ("POST", "/", {"x": 1}, 400), ("POST", "/", ["a", "b"], 400)])
 def test_malformed_requests_get_a_json_error(server, method, path, body, status):
@@ -369,43 +421,121 @@ def test_bad_settings_are_refused_in_one_sentence(tmp_path):
 # ------------------------------------------------------------------- the line
 
 
+def answers(line, job):
+    """What a job is given, once it has ended."""
+    return list(line.answer(job))
+
+
+class Held:
+    """Work that waits: the first job is at work until `release`, then each round ends one."""
+
+    def __init__(self):
+        self.line, self.busy, self.release, self.rounds = Line(), threading.Event(), \
+            threading.Event(), []
+        self.threads, self.found = [], {}
+        self.ask("first")
+        assert self.busy.wait(20)
+
+    def work(self, jobs):
+        self.busy.set()
+        assert self.release.wait(20)
+        self.rounds.append([job.item for job in jobs])
+        jobs[0].give(jobs[0].item)
+        jobs[0].end("stop")
+
+    def ask(self, name, client="", key=None, gone=bool):
+        job = Job(self.work, name, client, key, gone)
+        self.threads.append(threading.Thread(
+            target=lambda: self.found.update({name: answers(self.line, job)})))
+        self.threads[-1].start()
+        until(lambda: job in self.line.jobs or job.ended)
+
+    def end(self):
+        self.release.set()
+        for thread in self.threads:
+            thread.join(20)
+        return self.rounds[1:]
+
+
 def test_a_newer_request_takes_the_place_of_an_older_one():
-    line, busy, release, found = Line(), threading.Event(), threading.Event(), []
-
-    def slow(items):
-        busy.set()
-        release.wait(60)
-        return items
-
-    def late(name, key, item):
-        found.append((name, line.ask(key, "group", lambda items: [len(items)] * len(items), item)))
-
-    threads = [threading.Thread(target=line.ask, args=("first", "slow", slow, 0))]
-    threads[0].start()
-    assert busy.wait(20)
+    held = Held()
     for name, key in (("old", "a"), ("other", "b"), ("new", "a")):
-        threads.append(threading.Thread(target=late, args=(name, key, 0)))
-        threads[-1].start()
-        until(lambda: key in line.waiting and (
-            name != "new" or any(n == "old" for n, _ in found)))
-    release.set()
-    for thread in threads:
-        thread.join(10)
-    assert dict(found) == {"old": None, "other": 2, "new": 2}  # the last two in one batch
+        held.ask(name, key=key)
+    until(lambda: "old" in held.found)  # before the line has moved
+    held.end()
+    assert held.found == {"first": ["first"], "old": [], "other": ["other"], "new": ["new"]}
+
+
+def test_the_newest_request_of_a_client_goes_first_and_no_client_waits_for_another_s_older_ones():
+    held = Held()
+    for name, client in (("a1", "a"), ("a2", "a"), ("b1", "b"), ("a3", "a"), ("b2", "b")):
+        held.ask(name, client)
+    assert [jobs[0] for jobs in held.end()] == ["a3", "b2", "a2", "b1", "a1"]
+
+
+def test_a_request_whose_client_has_hung_up_is_not_served():
+    held, left = Held(), threading.Event()
+    held.ask("gone", gone=left.is_set)
+    held.ask("stays")
+    left.set()
+    held.end()
+    assert held.found == {"first": ["first"], "gone": [], "stays": ["stays"]}
+    assert all("gone" not in jobs for jobs in held.rounds)
 
 
 def test_a_full_line_and_a_fault_are_told(monkeypatch):
+    def work(jobs):
+        for job in jobs:
+            job.give(1 / job.item)
+            job.end()
+
     line = Line()
     with pytest.raises(ZeroDivisionError):
-        line.ask("a", "g", lambda items: 1 / 0, 0)
-    assert line.ask("a", "g", lambda items: items, 5) == 5  # it goes on
-    monkeypatch.setattr(page.assistants, "IN_LINE", 0)
+        answers(line, Job(work, 0))
+    assert answers(line, Job(work, 5)) == [0.2]  # it goes on
+    monkeypatch.setattr(page.line, "IN_LINE", 0)
     with pytest.raises(Busy, match="too many"):
-        line.ask("a", "g", lambda items: items, 0)
+        answers(line, Job(work, 1))
     monkeypatch.undo()
-    monkeypatch.setattr(page.assistants, "PATIENCE", 0.1)
+    monkeypatch.setattr(page.line, "PATIENCE", 0.1)
     with pytest.raises(Busy, match="no answer"):
-        line.ask("a", "g", lambda items: time.sleep(1) or items, 0)
+        answers(line, Job(lambda jobs: time.sleep(0.5), 0))
+
+
+def test_a_fault_of_one_request_is_not_another_s():
+    """Those that fail together are served one by one."""
+    def work(jobs):
+        held.busy.set()
+        assert held.release.wait(20)
+        values = [1 / job.item for job in jobs]
+        for job, value in zip(jobs, values):
+            job.give(value)
+            job.end()
+
+    held = Held.__new__(Held)
+    held.line, held.busy, held.release = Line(), threading.Event(), threading.Event()
+    jobs = [Job(work, item) for item in (8, 0, 2, 4)]
+    found = {}
+
+    def ask(job):
+        try:
+            found[job.item] = answers(held.line, job)
+        except ZeroDivisionError:
+            found[job.item] = "fault"
+
+    threads = [threading.Thread(target=ask, args=(job,)) for job in jobs]
+    threads[0].start()
+    assert held.busy.wait(20)
+    for thread in threads[1:]:
+        thread.start()
+    until(lambda: len(held.line.jobs) == 4)
+    held.release.set()
+    for thread in threads:
+        thread.join(20)
+    assert found == {8: [0.125], 0: "fault", 2: [0.5], 4: [0.25]}
+
+
+# ------------------------------------------------------------------- reading and writing
 
 
 def test_the_cache_reads_only_what_changed(offer, monkeypatch):
@@ -425,24 +555,46 @@ def test_the_cache_reads_only_what_changed(offer, monkeypatch):
     assert read[0] <= 3  # b took another row
 
 
-def test_rows_are_few_if_a_model_is_large_and_a_batch_is_split(offer, monkeypatch):
-    model = offer.models.scorer.model
+def at_once(models, name, texts):
+    """What an assistant suggests after texts that are in one round."""
+    jobs = [models.ask(name, Request(text)) for text in texts]
+    for number in range(200):
+        jobs[0].work([job for job in jobs if not job.ended])
+        if all(job.ended for job in jobs):
+            break
+    return ["".join(part[0] for part in iter(job.given.get, None)) for job in jobs]
+
+
+def test_rows_are_few_if_a_model_is_large_and_others_wait(offer, monkeypatch):
     monkeypatch.setattr(page.assistants, "MEMORY", 1)
-    assert EditorCaches(model).size == 1
     models = Models(offer.models.scorer, offer.models.choices)
-    choice = models.choices["Base-10"]
-    found = models._suggest(choice, [Request("n = int("), Request("def go("), Request("for i")])
-    assert [each.text for each in found] == [alone(choice, text) for text in (
-        "n = int(", "def go(", "for i")]
+    choice, texts = models.choices["Base-10"], ("n = int(", "def go(", "for i")
+    assert models.writers[choice.checkpoint.model.name].size == 1
+    assert at_once(models, "Base-10", texts) == [alone(choice, text) for text in texts]
 
 
-def test_long_programs_keep_most_of_their_window(offer, monkeypatch):
-    monkeypatch.setattr(page.assistants, "WINDOW", 100)
-    caches = EditorCaches(offer.models.scorer.model)
+def test_what_texts_have_in_common_is_read_once_and_in_parts(offer, monkeypatch):
+    """Twenty keys at the end of a text that no row holds: its tokens are read once, not 20 times."""
+    read, model = [], offer.models.scorer.model
+    hidden = type(model).hidden
+    monkeypatch.setattr(type(model), "hidden", lambda self, ids, cache=None: read.append(
+        ids.shape) or hidden(self, ids, cache))
+    monkeypatch.setattr(page.assistants, "PART", 64)
+    models = Models(offer.models.scorer, offer.models.choices)
+    choice, text = models.choices["Base-10"], (PROGRAM * 9)[:400]
+    texts = [text + "x = items[0]\nprint("[:k] for k in range(20)]
+    assert at_once(models, "Base-10", texts) == [alone(choice, text) for text in texts]
+    size = len(choice.checkpoint.encoding.encode_ordinary(text))
+    long = [rows * columns for rows, columns in read if columns > 16 and rows * columns < 2000]
+    assert max(columns for _, columns in read[:size // 64]) == 64
+    assert sum(rows * columns for rows, columns in read[:size // 64 + 1]) <= size + 64, long
+
+
+def test_long_programs_keep_most_of_their_window():
     before = None
     moved = 0
     for n in range(1, 400):
-        ids = caches.window_of(list(range(n)), 20)
+        ids = end_of(list(range(n)), 80)
         assert ids[-1] == n - 1 and (len(ids) == n or 40 <= len(ids) <= 80)
         moved += before is not None and ids[0] != before
         before = ids[0]

@@ -16,6 +16,7 @@ import pytest
 
 import page.person
 import page.trial
+from page.line import Call
 from page.offered import find_offer
 from page.person import edited
 from page.plan import CONSENT, EXAMPLE, open_plan
@@ -55,7 +56,7 @@ class Class:
         self.works = self.trial.routes(self.models)
 
     def post(self, name, **body):
-        return self.works["POST", f"/api/study/{name}"](body, time.monotonic())
+        return self.works["POST", f"/api/study/{name}"](body, Call(time.monotonic()))
 
     def join(self):
         return self.post("join", join_code="1234")["word"]
@@ -138,7 +139,7 @@ def test_each_part_has_its_assistant_at_the_same_delay(klass, monkeypatch):
     object.__setattr__(klass.trial.plan, "delay_ms", 5000)
     word = klass.join()
     asked = []
-    monkeypatch.setattr(klass.models, "suggest", lambda name, editor, request: asked.append(name))
+    monkeypatch.setattr(klass.models, "suggest", lambda name, editor, request, call: asked.append(name))
     order = json.loads((klass.folder / word / "person.json").read_text())["assistants"]
     klass.post("suggest", word=word, text="before the clock starts")
     klass.send(word, BEGIN)
@@ -157,12 +158,12 @@ def test_an_assistant_that_is_slower_than_the_delay_is_reported(klass, capsys):
     ask = klass.works["POST", "/api/study/suggest"]
     for seconds, said in ((10, True), (11, False), (30, True)):  # not at every suggestion
         klass.trial.people[word].asked = 0
-        ask({"word": word, "text": "x"}, time.monotonic() - seconds)
+        ask({"word": word, "text": "x"}, Call(time.monotonic() - seconds))
         assert ("raise delay_ms" in capsys.readouterr().out) == said
     object.__setattr__(klass.trial.plan, "delay_ms", 60_000)
     klass.trial.latest = 0
     klass.trial.people[word].asked = 0
-    asking = threading.Thread(target=ask, args=({"word": word, "text": "x"}, time.monotonic()))
+    asking = threading.Thread(target=ask, args=({"word": word, "text": "x"}, Call(time.monotonic())))
     before = klass.trial.people[word].asking
     asking.start()
     until(lambda: klass.trial.people[word].asking is not before)
@@ -174,22 +175,16 @@ def test_an_assistant_that_is_slower_than_the_delay_is_reported(klass, capsys):
 def test_people_who_ask_at_once_all_get_an_answer(klass, monkeypatch):
     """None of them takes the place of another in the line."""
     words, found, hold = [klass.join() for _ in range(6)], [], threading.Event()
-    work, begun = klass.models._suggest, []
-
-    def held(choice, requests):
-        begun.extend(requests)
-        return hold.wait(20) and work(choice, requests)
-
-    monkeypatch.setattr(klass.models, "_suggest", held)
+    for writer in klass.models.writers.values():
+        monkeypatch.setattr(writer, "round", lambda jobs, work=writer.round: (
+            hold.wait(20) and work(jobs)))
     for word in words:
         klass.send(word, BEGIN)
     threads = [threading.Thread(target=lambda word=word: found.append(
         klass.post("suggest", word=word, text="n = int(")["suggestion"])) for word in words]
     for thread in threads:
         thread.start()
-    line = klass.models.line
-    until(lambda: len(begun) + sum(key[0] in map(id, klass.trial.people.values())
-                                   for key in list(line.waiting)) == 6)  # some may be at work
+    until(lambda: len(klass.models.line.jobs) == 6)
     hold.set()
     for thread in threads:
         thread.join()
@@ -450,7 +445,7 @@ def test_the_threshold_takes_part_with_the_eta_of_the_plan(tmp_path, models, mon
     klass = Class(planned(tmp_path / "study", assistants=names, eta=1.5), models)
     asked = {}
     monkeypatch.setattr(klass.models, "suggest",
-                        lambda name, editor, request: asked.update({name: request.eta}))
+                        lambda name, editor, request, call: asked.update({name: request.eta}))
     for _ in range(4):
         word = klass.join()
         klass.send(word, BEGIN)

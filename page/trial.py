@@ -106,11 +106,11 @@ class Trial:
                     ("join", self.join), ("state", self.state), ("events", self.events),
                     ("suggest", self.suggest), ("test", self.test), ("answers", self.answers))}}
 
-    def about(self, body, arrived):
+    def about(self, body, call):
         """The consent text."""
         return {"study": True, "consent": self.plan.consent}
 
-    def join(self, body, arrived):
+    def join(self, body, call):
         """A code word for a new person."""
         given, wanted = (code.strip().casefold().encode(errors="replace") for code in (
             field(body, "join_code", str), self.plan.join_code))
@@ -136,14 +136,14 @@ class Trial:
             raise Refused(403, "nobody has this code word")
         return person
 
-    def state(self, body, arrived):
+    def state(self, body, call):
         """Where the person is. The tab that asks is the one that may write from now on."""
         person = self.person(body)
         with person.lock:
             person.tab = tab_of(body)
             return person.state()
 
-    def events(self, body, arrived):
+    def events(self, body, call):
         """What happened in the editor since the last time."""
         person = self.person(body)
         tab = tab_of(body)
@@ -166,20 +166,20 @@ class Trial:
             self.told = line
             print(f"{len(self.people)} joined: {line}")
 
-    def suggest(self, body, arrived):
+    def suggest(self, body, call):
         """A suggestion of the part's assistant, after the same delay whichever it is."""
         person, text = self.person(body), text_of(body)
         part = person.part
         name = person.who[person.parts[part]] if part in person.began else None
         with person.lock:
-            if arrived < person.asked:
+            if call.arrived < person.asked:
                 return {"suggestion": ""}  # typing has overtaken it
-            person.asked = arrived
+            person.asked = call.arrived
             person.asking.set()  # an older request need not wait any longer
             asking = person.asking = threading.Event()
         eta = self.plan.eta if name and self.models.choices[name].needs_eta else math.inf
-        found = name and self.models.suggest(name, id(person), Request(text, eta))
-        late = time.monotonic() - arrived - self.plan.delay_ms / 1000
+        found = name and self.models.suggest(name, id(person), Request(text, eta), call)
+        late = time.monotonic() - call.arrived - self.plan.delay_ms / 1000
         if late > 0 and self.plan.delay_ms and not asking.is_set():
             self.warn(late)
         asking.wait(max(0, -late))
@@ -192,7 +192,7 @@ class Trial:
             print(f"A suggestion came {1000 * late:.0f} ms later than delay_ms: the delay may tell "
                   "who it is; raise delay_ms in plan.json")
 
-    def test(self, body, arrived):
+    def test(self, body, call):
         """How many tests the program passes, up to the first that fails."""
         person, code = self.person(body), text_of(body)
         if not self.plan.run_programs:
@@ -217,7 +217,7 @@ class Trial:
         return {"passed": verdict.passed, "outcome": verdict.outcome,  # and nothing it printed
                 "test": verdict.test, "tests": len(person.problem.tests)}
 
-    def answers(self, body, arrived):
+    def answers(self, body, call):
         """The answers to the questions at the end."""
         person, given = self.person(body), field(body, "answers", dict)
         choices = {part for part in person.parts if part != "alone"}
