@@ -93,7 +93,8 @@ def asked_for(cfg):
     for name, what in (("problems", "a " + PROBLEMS), ("human", HUMAN)):
         if not getattr(cfg, name):
             raise UserError(f"--{name} is missing: give {what}")
-    problems = read_problems(cfg.problems, cfg.since, cfg.difficulty, cfg.limit)
+    problems = read_problems(cfg.problems, cfg.since, cfg.difficulty, cfg.limit,
+                             getattr(cfg, "packages", True))  # to collect, no test is run
     if len({problem.id for problem in problems}) < len(problems):
         raise UserError(f"two problems of {cfg.problems} have the same id: remove one")
     return problems, Server(cfg.human, cfg.human_model or None, cfg.timeout)

@@ -40,6 +40,8 @@ class Config:
     since: str = flag("", SINCE)
     difficulty: str = flag("", DIFFICULTY)
     limit: int = flag(None, LIMIT, 1)
+    packages: bool = flag(False, "let programs import the packages that are installed here, such "
+                                 "as numpy; without it, the standard library alone")
     human: str = flag("", HUMAN)
     human_model: str = flag("", HUMAN_MODEL)
     human_kind: str = flag("chat", "chat: she is asked; base: a base model, which continues")
@@ -101,7 +103,8 @@ def play_rows(cfg, server, encoding, problems, rows, out):
         lines = play_row(cfg, server, encoding, problems, name, assistant, out)
         episodes = [Episode.from_dict(lines[problem.id]["episode"]) for problem in problems]
         programs = [encoding.decode(episode.code) for episode in episodes]
-        verdicts = judge_programs(problems, programs, label=f"judge {name}")
+        verdicts = judge_programs(problems, programs, label=f"judge {name}",
+                                  packages=cfg.packages)
         for number, (episode, verdict) in enumerate(zip(episodes, verdicts)):
             episode.problem, episode.passed = number, verdict.passed
         asked, unclear = (sum(line[key] for line in lines.values()) for key in ("asked", "unclear"))
@@ -297,7 +300,9 @@ def as_text(results):
     return "\n\n".join([
         f"The game on {results['problems']} problems with {results['human']}. Unclear: the share "
         "of her answers\nwithout a verdict, which count as rejections. Seeds: "
-        f"{results['seeds']}.",
+        f"{results['seeds']}. Programs could import\n" + (
+            "the packages installed here." if results["config"]["packages"]
+            else "the standard library alone."),
         report.table(results["rows"], {**columns, "unclear": "{unclear:.3f}"}),
         "Differences with 95% intervals (paired bootstrap over problems).",
         report.table(list(rows.values()), {"row": "{name}", "minus": "{minus}", **{

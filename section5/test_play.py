@@ -143,6 +143,7 @@ def test_play_makes_the_table_of_the_paper(problems, tmp_path):
     assert rows["Base"]["accept_ratio"] < 0.5
     results = json.loads((out / "results.json").read_text())
     assert results["seeds"] == "obeyed" and "ACCEPT" in results["prompts"]["human_read"]
+    assert "Programs could import\nthe standard library alone." in said
     assert (out / "transcripts" / "sft-6.txt").read_text().count("accepted")
     line = json.loads((out / "episodes" / "asked.jsonl").read_text().splitlines()[0])
     encoding = family("qwen")
