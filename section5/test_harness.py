@@ -1,4 +1,4 @@
-"""Tests of the judge on tests that call the program: what counts, and what a program cannot forge."""
+"""Tests of the judge on tests that call the program: what counts, and what cannot be forged."""
 
 import builtins
 import json
@@ -235,8 +235,9 @@ def test_each_call_has_the_limit_of_time_and_all_together_ten_times_that():
 
 def test_a_program_cannot_replace_a_module_of_the_tests():
     """Neither by writing a file nor by what it does with a function of theirs."""
-    fakes = tried("with open('bisect.py', 'w') as file:\n    file.write('def bisect(*x): return 1')\n"
-                  "def f(x): return 9", "import bisect", "assert bisect.bisect([], candidate(1))")
+    fakes = tried("with open('bisect.py', 'w') as file:\n"
+                  "    file.write('def bisect(*x): return 1')\ndef f(x): return 9", "import bisect",
+                  "assert bisect.bisect([], candidate(1))")
     reaches = tried("def f(g):\n    g.__globals__['candidate'] = None\n    return 1",
                     "assert candidate(lambda: 1) == 1")
     found = judge_programs(*zip(fakes, reaches), 1)

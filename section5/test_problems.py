@@ -142,7 +142,8 @@ def test_the_files_of_taco_have_limits_in_words_and_not_always_a_name(tmp_path):
 
 @pytest.mark.parametrize("time, memory, found", [
     ("500 ms", "1 GB", (0.5, 2**30)), ("1500 milliseconds", "64 megabytes", (1.5, 2**26)),
-    ("2 s", "512KB", (2, 2**19)), (3, 256.0, (3, 2**28)), ("1 minute", "1048576 bytes", (60, 2**20)),
+    ("2 s", "512KB", (2, 2**19)), (3, 256.0, (3, 2**28)),
+    ("1 minute", "1048576 bytes", (60, 2**20)),
     (None, "", (6, 2**29))])
 def test_limits_have_units(time, memory, found, tmp_path):
     [problem] = read(tmp_path, {**APPS, "time_limit": time, "memory_limit": memory})
