@@ -184,15 +184,15 @@ def _program_of_row(row, field, statements):
     Example: {"prompt": "Add.", "code": "a + b"} is "a + b", or "# Add.\\na + b". A prompt that is
     itself the beginning of the program, as in HumanEval, always stays.
     """
-    code = row.get(field)
+    code, kind = row.get(field), Cut if row.get("cut") is True else str
     statement = next((row[name] for name in STATEMENTS if name != field
                       and isinstance(row.get(name), str) and row[name].strip()), "")
     if not isinstance(code, str) or not code.strip() or not statement.strip():
-        return code
+        return kind(code) if isinstance(code, str) else code
     if _goes_on(statement, code):
-        return statement + code
+        return kind(statement + code)
     comments = "".join(f"# {line}".rstrip() + "\n" for line in statement.strip().splitlines())
-    return comments + code if statements else code
+    return kind(comments + code if statements else code)
 
 
 _OPENS = re.compile(r"[ \t]*(\w+ )*(def|class|function|func|fn|if|for|while|with|try)\b.*[{:(]\s*$"
@@ -208,11 +208,15 @@ def _goes_on(prompt, code):
     return any(map(_OPENS.match, lines if indented else lines[-1:]))
 
 
+class Cut(str):
+    """A program that ended at a limit of tokens, not where its author would have ended it."""
+
+
 def _tidy(text):
-    """A program with \\n line ends and exactly one at its end; "" if it is not usable."""
+    """A program with \\n line ends and one at its end, or none if it is Cut; "" if unusable."""
     if not isinstance(text, str) or not text.strip() or re.search("[\ud800-\udfff]", text):
         return ""  # half a surrogate pair is not a character: no tokenizer could write it
-    return re.sub("\r\n?", "\n", text).rstrip("\n") + "\n"
+    return re.sub("\r\n?", "\n", text).rstrip("\n") + "\n" * (not isinstance(text, Cut))
 
 
 # ------------------------------------------------------------------- tables and near-duplicates
@@ -336,9 +340,12 @@ def pieces(encoding, text, size):
 
 
 def cut(encoding, texts, size):
-    """The pieces of all texts: [(at most `size` token ids, whether the text ends with them)]."""
-    return [(ids, k == len(parts) - 1) for parts in (
-        pieces(encoding, text, size) for text in texts) for k, ids in enumerate(parts)]
+    """The pieces of all texts: [(at most `size` token ids, whether the text ends with them)].
+
+    A text without \\n at its end goes on: see _tidy.
+    """
+    return [(ids, text.endswith("\n") and k == len(parts) - 1) for text, parts in (
+        (text, pieces(encoding, text, size)) for text in texts) for k, ids in enumerate(parts)]
 
 
 def kept_costs(folder, base, pieces, together=32):

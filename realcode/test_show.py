@@ -303,7 +303,7 @@ USES = ["replay --corpus corpus --out new", "finetune --corpus corpus --out new"
     ("show long.py --model model", "long.py has .* tokens, .* at most 256: show a part of it"),
     ("show nothing.py --model model", "nothing.py is empty: show another file"),
     ("show blank.py --model model", "blank.py has 1,000,000 characters: give at most 400,000"),
-    ("suggest blank.py:1:9 --model model", "blank.py has 1,000,000 characters: give"),
+    ("suggest blank.py:1:900000 --model model", "blank.py before 1:900000 has 899,999 characters: give"),
     ("show a.py --model model --at 9:1", "'9:1' is not a place in a.py, which has 2 lines: give"),
     ("show a.py --model model --at here", "'here' is not a place in a.py"),
     ("show a.py --model model --svg absent/a.svg", "cannot write absent/a.svg .*: name another"),

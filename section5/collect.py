@@ -25,6 +25,9 @@ DIFFICULTY = "only problems of this difficulty, as in easy or easy,medium"
 LIMIT = "only the first so many of these problems"
 PARALLEL = "problems at a time"
 TIMEOUT = "for one answer of a server, seconds"
+REASONING = "more tokens for each answer, for a model that reasons before it"
+# What a program depends on, besides the model and the problem.
+MADE_WITH = "seed", "temperature", "max_tokens", "reasoning_tokens"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +44,7 @@ class Config:
     seed: int = flag(0, "sent to the server, with the problem")
     temperature: float = flag(1.0, "of her model", 0)
     max_tokens: int = flag(2048, "of a program and the words around it", 1)
+    reasoning_tokens: int = flag(0, REASONING, 0)
     parallel: int = flag(16, PARALLEL, 1)
     timeout: float = flag(120.0, TIMEOUT, 1)
 
@@ -57,34 +61,44 @@ def collect(cfg):
     out, (problems, server) = Path(cfg.out), asked_for(cfg)
     made_folder_of(out)
     with alone(out):
-        done = begun(out, problems, server)
+        done = begun(cfg, problems, server)
         left = [problem for problem in problems if problem.id not in done]
         print(f"{server.model} attempts {len(left)} problems of {len(problems)}: at most "
               f"{len(left)} calls and {len(left) * cfg.max_tokens:,} tokens, {cfg.parallel} at a "
               f"time. Each program is kept in {out} at once.")
         in_parallel(left, lambda problem: attempt(cfg, server, problem), out, cfg.parallel,
                     "collect", [server])
-        done = begun(out, problems, server)
-    empty = sum(not done[problem.id] for problem in problems)
+        done = begun(cfg, problems, server)
+    server.check_answers()
+    empty = sum(problem.id not in done for problem in problems)
     if empty:
-        print(f"{empty} have no program: the statement does not fit into her context, or she wrote "
-              "nothing")
+        why = ", ".join(f"{n} {reason}" for reason, n in server.empty.items() if n)
+        print(f"{empty} have no program, since the statement does not fit into her context or her "
+              f"answer has none{f' ({why})' if why else ''}; the same command tries them again")
+    if cut := sum(bool(row.get("cut")) for row in done.values()):
+        print(f"{cut} programs were cut at --max-tokens: finetune does not take their end for one")
     print(f"{len(problems) - empty} programs of these problems are in {out}; {server.calls} calls, "
           f"{server.retries} retries, {server.tokens:,} tokens. Next: python empower.py finetune "
           f"--corpus {out} --model DIR --out DIR2")
 
 
-def begun(out, problems, server):
-    """{id: program} of the problems that are done; a UserError for those of another run."""
+def begun(cfg, problems, server):
+    """{id: row} of the problems that are done; a UserError for those of another run."""
     statements, found = {problem.id: problem.statement for problem in problems}, {}
+    out = Path(cfg.out)
     for row in read_lines(out, ("id", "statement", "code", "model")):
+        for name in MADE_WITH:
+            if row.get(name, getattr(cfg, name)) != getattr(cfg, name):
+                raise UserError(f"{out} holds programs made with --{name.replace('_', '-')} "
+                                f"{row[name]}: give that, or name another --out")
         if row["model"] != server.model:
             raise UserError(f"{out} holds programs of {row['model']}: name another --out, or that "
                             "model with --human-model")
         if statements.get(row["id"], row["statement"]) != row["statement"]:
             raise UserError(f"{out} holds a program of another problem {row['id']}: name another "
                             "--out")
-        found[row["id"]] = row["code"].strip()
+        if row["code"].strip():
+            found[row["id"]] = row
     return found
 
 
@@ -93,22 +107,26 @@ def asked_for(cfg):
     for name, what in (("problems", "a " + PROBLEMS), ("human", HUMAN)):
         if not getattr(cfg, name):
             raise UserError(f"--{name} is missing: give {what}")
-    problems = read_problems(cfg.problems, cfg.since, cfg.difficulty, cfg.limit)
+    problems = read_problems(cfg.problems, cfg.since, cfg.difficulty, cfg.limit,
+                             getattr(cfg, "packages", True))  # to collect, no test is run
     if len({problem.id for problem in problems}) < len(problems):
         raise UserError(f"two problems of {cfg.problems} have the same id: remove one")
-    return problems, Server(cfg.human, cfg.human_model or None, cfg.timeout)
+    return problems, Server(cfg.human, cfg.human_model, cfg.timeout, cfg.reasoning_tokens)
 
 
 def attempt(cfg, server, problem):
-    """Her program for a problem, as a row; it is empty if the problem is too long for her."""
+    """Her program for a problem, as a row; None if the problem is too long for her, or her answer
+    has none. It is `cut` if it ended at --max-tokens."""
     try:
         answer = server.chat([{"role": "user", "content": prompt(
             "human_attempt", statement=problem.statement, how=problem.task)}],
             cfg.max_tokens, cfg.temperature, seed_of(cfg.seed, "attempt", problem.id))
     except TooLong:
-        answer = ""
-    return {"id": problem.id, "statement": problem.statement, "code": text.program(answer),
-            "model": server.model}
+        return None
+    code = text.program(answer)
+    return {"id": problem.id, "statement": problem.statement, "code": code, "model": server.model,
+            "cut": answer.cut, **{name: getattr(cfg, name) for name in MADE_WITH}
+            } if code.strip() else None
 
 
 # ------------------------------------------------------------------- lines on disk
@@ -126,7 +144,7 @@ def alone(path):
 
 
 def in_parallel(items, work, path, threads, label, servers):
-    """Appends work(item), a JSON row, to the file as soon as it is there, in any order.
+    """Appends work(item), a JSON row or None, to the file as soon as it is there, in any order.
 
     After Ctrl-C or an error, no others are begun, and those at work are lost: the calls of the
     servers are ended. The bar counts the tokens of the first server.
@@ -136,7 +154,8 @@ def in_parallel(items, work, path, threads, label, servers):
         futures = [pool.submit(work, item) for item in items]
         try:
             for future in as_completed(futures):
-                file.write(json.dumps(future.result()) + "\n")
+                if row := future.result():
+                    file.write(json.dumps(row) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
                 bar.set_postfix_str(f"{servers[0].tokens / max(bar.format_dict['elapsed'], 1):.0f} "

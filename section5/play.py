@@ -13,8 +13,8 @@ from realcode.checkpoints import load_checkpoint
 from realcode.gguf_file import is_gguf
 from realcode.tokenizer_files import load_tokenizer
 from section5.client import Server
-from section5.collect import (DIFFICULTY, HUMAN, HUMAN_MODEL, LIMIT, PARALLEL, PROBLEMS, SINCE,
-                              TIMEOUT, alone, asked_for, in_parallel, read_lines)
+from section5.collect import (DIFFICULTY, HUMAN, HUMAN_MODEL, LIMIT, PARALLEL, PROBLEMS, REASONING,
+                              SINCE, TIMEOUT, alone, asked_for, in_parallel, read_lines)
 from section5.players import (AROUND, REASONS, WORD, BaseHuman, LocalAssistant, PromptedAssistant,
                               PromptedHuman, ServedAssistant, all_prompts)
 from section5.problems import judge_programs
@@ -40,6 +40,8 @@ class Config:
     since: str = flag("", SINCE)
     difficulty: str = flag("", DIFFICULTY)
     limit: int = flag(None, LIMIT, 1)
+    packages: bool = flag(False, "let programs import the packages that are installed here, such "
+                                 "as numpy; without it, the standard library alone")
     human: str = flag("", HUMAN)
     human_model: str = flag("", HUMAN_MODEL)
     human_kind: str = flag("chat", "chat: she is asked; base: a base model, which continues")
@@ -54,6 +56,7 @@ class Config:
     rounds: int = flag(50, "most rounds a problem (5.1)", 1)
     max_suggestion: int = flag(100, "cap on a suggestion, tokens", 1)
     temperature: float = flag(1.0, "sampling of human and assistants (5.1: defaults)", 0)
+    reasoning_tokens: int = flag(0, REASONING, 0)
     parallel: int = flag(16, PARALLEL, 1)
     timeout: float = flag(120.0, TIMEOUT, 1)
     gamma: float = flag(0.999, "discount of DPR (5.1)", 0, 1)
@@ -80,6 +83,7 @@ def play(cfg):
     out = opened(cfg, problems, server, models, encoding)
     announce(cfg, server, problems, rows)
     seeded = obeys_seeds(HUMANS[cfg.human_kind](server, encoding, cfg.turn_tokens, 1.0, cfg.seed))
+    server.check_answers()  # a model that needs --reasoning-tokens has answered nothing
     with alone(out):
         found, played = play_rows(cfg, server, encoding, problems, rows, out)
     results = {"config": dataclasses.asdict(cfg), "human": server.model, "assistants": models,
@@ -87,7 +91,8 @@ def play(cfg):
                "rows": found, "claims": differences(cfg, played), "prompts": all_prompts(),
                "seeds": "obeyed" if seeded else "ignored by the human's server",
                "last session": {"calls": server.calls, "retries": server.retries,
-                                "tokens": server.tokens, "seconds": round(time.time() - begun)}}
+                                "tokens": server.tokens, "empty answers": dict(+server.empty),
+                                "seconds": round(time.time() - begun)}}
     write_text(out / "results.json", json.dumps(results, indent=2, allow_nan=False) + "\n")
     print(f"\n{as_text(results)}\n\nresults.json, prompts, transcripts/ and every episode are in "
           f"{out}")
@@ -101,7 +106,8 @@ def play_rows(cfg, server, encoding, problems, rows, out):
         lines = play_row(cfg, server, encoding, problems, name, assistant, out)
         episodes = [Episode.from_dict(lines[problem.id]["episode"]) for problem in problems]
         programs = [encoding.decode(episode.code) for episode in episodes]
-        verdicts = judge_programs(problems, programs, label=f"judge {name}")
+        verdicts = judge_programs(problems, programs, label=f"judge {name}",
+                                  packages=cfg.packages)
         for number, (episode, verdict) in enumerate(zip(episodes, verdicts)):
             episode.problem, episode.passed = number, verdict.passed
         asked, unclear = (sum(line[key] for line in lines.values()) for key in ("asked", "unclear"))
@@ -174,9 +180,9 @@ def local_maker(cfg, checkpoint):
 
 def served_maker(cfg, source, encoding):
     """The same for an assistant on a server."""
-    address, _, model = source.removeprefix("chat:").partition("#")
     kind = PromptedAssistant if source.startswith("chat:") else ServedAssistant
-    server = Server(address, model or None, cfg.timeout)
+    server = Server(source.removeprefix("chat:"), timeout=cfg.timeout,
+                    reasoning=cfg.reasoning_tokens)
     return lambda most, bits=math.inf: kind(
         server, encoding, min(most, cfg.max_suggestion), bits, cfg.temperature)
 
@@ -187,8 +193,8 @@ def announce(cfg, server, problems, rows):
     code = (cfg.turn_tokens + cfg.max_suggestion) * cfg.rounds // 2  # on average, at most
     # She may be asked twice to write, and twice for a verdict.
     calls = turns * (2 + len(rows) * 4)
-    tokens = turns * ((1 + len(rows)) * 2 * (cfg.turn_tokens + AROUND + code)
-                      + len(rows) * (REASONS + WORD))
+    tokens = calls * cfg.reasoning_tokens + turns * (
+        (1 + len(rows)) * 2 * (cfg.turn_tokens + AROUND + code) + len(rows) * (REASONS + WORD))
     print(f"{server.model} plays {len(problems)} problems alone and with {len(rows)} assistants: "
           f"at most {calls:,} calls and {tokens:,} tokens of the human's, much less as a rule; "
           f"{cfg.parallel} problems at a time. Every finished episode is kept in {cfg.out}.")
@@ -220,7 +226,7 @@ def opened(cfg, problems, server, models, encoding):
                                            encoding._mergeable_ranks.items())),
               "sources": models,
               **vars(cli.only(cfg, "seed", "eta", "turn_tokens", "rounds",
-                               "max_suggestion", "temperature"))}
+                               "max_suggestion", "temperature", "reasoning_tokens"))}
     path = out / "inputs.json"
     if path.exists():
         begun = json.loads(path.read_text())
@@ -297,7 +303,9 @@ def as_text(results):
     return "\n\n".join([
         f"The game on {results['problems']} problems with {results['human']}. Unclear: the share "
         "of her answers\nwithout a verdict, which count as rejections. Seeds: "
-        f"{results['seeds']}.",
+        f"{results['seeds']}. Programs could import\n" + (
+            "the packages installed here." if results["config"]["packages"]
+            else "the standard library alone."),
         report.table(results["rows"], {**columns, "unclear": "{unclear:.3f}"}),
         "Differences with 95% intervals (paired bootstrap over problems).",
         report.table(list(rows.values()), {"row": "{name}", "minus": "{minus}", **{

@@ -1,7 +1,10 @@
 """Tests of the client, over real HTTP with a server that answers by a script."""
 
+import contextlib
 import http.client
+import shutil
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -88,7 +91,8 @@ def test_a_page_that_repeats_the_key_is_not_repeated(monkeypatch):
 
 @pytest.mark.parametrize("bad", [
     (429, {"error": {"message": "slow down"}}, {"Retry-After": "0"}), (503, b"busy", {}),
-    (500, b"", {}), "drop", "half", (200, b'{"choices": [', {}), (200, b"\xff\xfe", {})])
+    (500, b"", {}), (520, b"", {}), (529, b"", {}), {"error": {"message": "overloaded"}},
+    {"choices": []}, "drop", "half", (200, b'{"choices": [', {}), (200, b"\xff\xfe", {})])
 def test_what_may_pass_is_tried_again(bad):
     with serving(in_turn(bad, bad, chat("Hi"))) as (url, script):
         server = Server(url)
@@ -139,7 +143,8 @@ def test_retry_after_is_obeyed(monkeypatch):
     ((401, {"error": {"message": "wrong key secret"}}, {}), "401: wrong key ..."),
     ((404, b"no such model\n", {}), "404: no such model"),
     ((400, {"error": "too long"}, {}), "400: too long"),
-    ({"choices": []}, "without text"), ([], "without text"), ({"choices": [{}]}, "without text")])
+    ([], "without text"), ({"choices": [{}]}, "without text"),
+    ({"error": {"message": "no credit", "code": 402}}, "402: no credit")])
 def test_what_will_not_pass_is_said_at_once(answer, said, monkeypatch):
     monkeypatch.setenv(KEY, "secret")
     with serving(in_turn(answer)) as (url, script):
@@ -181,9 +186,142 @@ def test_a_key_with_a_line_break_is_not_shown(monkeypatch):
     assert "sec" not in str(error.value)
 
 
-def test_empty_content_is_an_empty_text():
-    with serving(in_turn(chat(None), chat(""))) as (url, _):
-        assert [Server(url).chat(HELLO, 1) for _ in range(2)] == ["", ""]
+def message(content, finish="stop", **fields):
+    return {"choices": [{"message": {"content": content, **fields}, "finish_reason": finish}]}
+
+
+@pytest.mark.parametrize("answer, text, cut, empty", [
+    (message("Hi"), "Hi", False, ""), (message("x =", "length"), "x =", True, ""),
+    (message([{"type": "text", "text": "x "}, {"type": "image_url"},
+              {"type": "text", "text": "= 1"}]), "x = 1", False, ""),
+    (message(None, "length", reasoning_content="Hm"), "", True, "cut before the answer began"),
+    (message(None, refusal="I cannot."), "", False, "refused"),
+    (message("", "content_filter"), "", False, "refused"), (message(""), "", False, "empty")])
+def test_an_answer_says_how_it_ended(answer, text, cut, empty):
+    with serving(in_turn(answer)) as (url, _):
+        found = Server(url).chat(HELLO, 1)
+    assert (found, found.cut, found.empty) == (text, cut, empty)
+
+
+def test_mostly_empty_answers_end_the_run():
+    with serving(in_turn(*[chat("Hi")] * 9, message(None, "length"))) as (url, _):
+        server = Server(url)
+        for _ in range(19):
+            server.chat(HELLO, 1)
+        with pytest.raises(UserError, match="20 answers, of which 11 cut before.*--reasoning-tok"):
+            server.chat(HELLO, 1)
+
+
+def test_reasoning_has_tokens_of_its_own():
+    with serving(in_turn(chat("Hi"))) as (url, script):
+        Server(url, reasoning=1000).chat(HELLO, 7)
+    assert script.requests[-1][1]["max_tokens"] == 1007
+
+
+TOO_LARGE = [  # vLLM, older and newer; OpenAI; Groq; Text Generation Inference
+    "This model's maximum context length is 2048 tokens. However, you requested 2100 tokens (52 in "
+    "the messages, 2048 in the completion). Please reduce the length of the messages.",
+    "'max_tokens' or 'max_completion_tokens' is too large: 2048. This model's maximum context "
+    "length is 2048 tokens and your request has 52 input tokens (2048 > 2048 - 52).",
+    "max_tokens is too large: 2048. This model supports at most 1024 completion tokens.",
+    "Please reduce the length of the messages or completion.",
+    "`max_tokens` must be less than or equal to `1024`",
+    "Input validation error: `inputs` tokens + `max_new_tokens` must be <= 2048. Given: 52 "
+    "`inputs` tokens and 2048 `max_new_tokens`"]
+
+
+@pytest.mark.parametrize("said", TOO_LARGE)
+def test_a_shorter_answer_is_asked_for_where_the_answer_is_too_long(said, capsys):
+    def answers(path, body):
+        return chat("Hi") if body["max_tokens"] <= room else (400, {"error": {"message": said}}, {})
+
+    room = 1024
+    with serving(answers) as (url, script):
+        server = Server(url)
+        assert server.chat(HELLO, 2048) == "Hi" and script.requests[-1][1]["max_tokens"] == 1024
+        server.chat(HELLO, 2048)
+        room = 0  # then it is the prompt
+        with pytest.raises(TooLong):
+            server.chat(HELLO, 2048)
+    assert capsys.readouterr().err.count("asking for fewer tokens") == 1
+
+
+@pytest.mark.parametrize("said", [
+    "This model's maximum context length is 4096 tokens. However, your request has 5000 input "
+    "tokens.",
+    "the request exceeds the available context size, try increasing it", "prompt is too long",
+    "Input validation error: `inputs` must have less than 1024 tokens. Given: 5000"])
+def test_a_prompt_that_is_too_long_is_not_asked_again(said):
+    with serving(in_turn((400, {"error": {"message": said}}, {}))) as (url, script):
+        with pytest.raises(TooLong):
+            Server(url).chat(HELLO, 2048)
+    assert len(script.requests) == 2  # with the models
+
+
+def test_a_server_is_asked_as_it_wants_to_be():
+    def answers(path, body):
+        if "max_tokens" in body:
+            return (400, {"error": {"message": "Unsupported parameter: 'max_tokens'. Use "
+                                               "'max_completion_tokens' instead."}}, {})
+        return chat("Hi") if "seed" not in body else (
+            422, {"error": {"message": "Extra inputs are not permitted: seed"}}, {})
+
+    with serving(answers) as (url, script):
+        server = Server(url)
+        assert server.chat(HELLO, 7, seed=1) == server.chat(HELLO, 7, seed=1) == "Hi"
+    bodies = [body for _, body, _ in script.requests]
+    assert len(bodies) == 5 and bodies[-1]["max_completion_tokens"] == 7
+
+
+@pytest.mark.parametrize("given, asked, model", [
+    ("", "/v1/models", "tiny"), ("/v1/", "/v1/models", "tiny"),
+    ("/proxy", "/proxy/v1/models", "tiny"),
+    ("/v1beta/openai", "/v1beta/openai/models", "tiny"),
+    ("/api/paas/v4/", "/api/paas/v4/models", "tiny"),
+    ("/v1/chat/completions", "/v1/models", "tiny"), ("/v1/completions", "/v1/models", "tiny"),
+    ("/v1?version=2", "/v1/models?version=2", "tiny"), ("#other", None, "other"),
+    ("/v1/models#other", None, "other")])
+def test_an_address_is_taken_as_it_is_pasted(given, asked, model):
+    with serving(in_turn(chat("Hi"))) as (url, script):
+        server = Server(url + given)
+        assert [path for path, _, _ in script.requests] == [asked] * (asked is not None)
+        assert server.model == model and server.chat(HELLO, 1) == "Hi"
+
+
+def test_a_password_is_sent_and_not_shown():
+    with serving(in_turn((400, {"error": {"message": "no"}}, {}))) as (url, script):
+        with pytest.raises(UserError) as error:
+            Server(url.replace("//", "//me:secret@")).chat(HELLO, 1)
+        assert f"{url}/v1/chat/completions answered 400" in str(error.value)
+    assert script.requests[0][2]["Authorization"] == "Basic bWU6c2VjcmV0"
+    with pytest.raises(UserError) as error:
+        Server("http://me:secret@h:x")
+    assert "secret" not in str(error.value)
+
+
+def test_a_certificate_of_ones_own_is_named_at_once(tmp_path):
+    openssl = shutil.which("openssl") or pytest.skip("needs openssl")
+    key, pem = tmp_path / "key", tmp_path / "pem"
+    subprocess.run([openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=x",
+                    "-keyout", key, "-out", pem], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pem, key)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        def answer():
+            with contextlib.suppress(OSError):
+                context.wrap_socket(listening.accept()[0], server_side=True)
+
+        threading.Thread(target=answer, daemon=True).start()
+        with pytest.raises(UserError, match="certificate that cannot be .*set SSL_CERT_FILE"):
+            Server(f"https://127.0.0.1:{listening.getsockname()[1]}")
+
+
+def test_a_count_of_tokens_may_be_anything():
+    for count in ("1e999", "null", '"many"', "-1"):
+        body = b'{"choices": [{"text": "x"}], "usage": {"completion_tokens": %s}}' % count.encode()
+        with serving(in_turn((200, body, {}))) as (url, _):
+            server = Server(url)
+            assert server.complete("x", 1) == "x" and server.tokens == 0
 
 
 BIT = -0.6931471805599453  # log(1/2)

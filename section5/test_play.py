@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import empower
+from realcode import corpus
 from section5 import client, cost, players
 from section5.client import Server, TooLong
 from section5.collect import alone, in_parallel, read_lines
@@ -93,7 +94,7 @@ def test_collect_keeps_every_program_and_goes_on(problems, tmp_path):
 
 
 def test_collect_keeps_to_one_model_and_its_problems(problems, tmp_path):
-    """A statement that is too long for her is done, without a program."""
+    """A statement that is too long for her has no program, and is tried again."""
     out = tmp_path / "programs.jsonl"
     changed = tmp_path / "changed.jsonl"
     changed.write_text(problems.read_text().replace("Add two numbers.", "Subtract."))
@@ -112,7 +113,45 @@ def test_collect_keeps_to_one_model_and_its_problems(problems, tmp_path):
             assert status == 2 and message in err
         said = run(*flags, changed, "--out", tmp_path / "new.jsonl")
         assert "2 have no program" in said and "0 programs of these problems" in said
-        assert "attempts 0 problems of 2" in run(*flags, changed, "--out", tmp_path / "new.jsonl")
+        assert "attempts 2 problems of 2" in run(*flags, changed, "--out", tmp_path / "new.jsonl")
+
+
+def test_collect_keeps_to_its_settings(problems, tmp_path):
+    out = tmp_path / "programs.jsonl"
+    with serving(plays) as (url, _):
+        flags = ["collect", "--human", url, "--problems", problems, "--out", out, "--limit", 1]
+        run(*flags)
+        for name, value in (("temperature", 0.5), ("seed", 3), ("max-tokens", 9)):
+            status, _, err = in_process(*flags, f"--{name}", value)
+            assert status == 2 and f"made with --{name} " in err and "another --out" in err
+        run(*flags)
+
+
+def test_programs_that_were_cut_are_kept_as_such_and_empty_ones_are_tried_again(problems, tmp_path):
+    out, answers = tmp_path / "programs.jsonl", [
+        chat(f"```python\n{READS}\n```"), chat("```python\nx = 1\nif x"), chat(None), chat("y = 2")]
+    answers[1]["choices"][0]["finish_reason"] = answers[2]["choices"][0]["finish_reason"] = "length"
+    with serving(lambda path, body: answers.pop(0)) as (url, _):
+        flags = ["collect", "--human", url, "--problems", problems, "--out", out, "--parallel", 1]
+        said = run(*flags)
+        assert "1 have no program" in said and "1 cut before the answer began" in said
+        assert "1 programs were cut at --max-tokens" in said
+        assert "attempts 1 problems of 3" in run(*flags)
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["cut"] for row in rows] == [False, True, False]
+    texts, _ = corpus.read_corpus(str(out))
+    assert texts == [READS + "\n", "x = 1\nif x", "y = 2\n"]
+    assert [ends for _, ends in corpus.cut(family("qwen"), texts, 99)] == [True, False, True]
+
+
+def test_a_model_that_only_reasons_ends_the_run(problems, tmp_path):
+    silent = chat(None)
+    silent["choices"][0]["finish_reason"] = "length"
+    for command in ("collect", "play"):
+        with serving(lambda path, body: silent) as (url, script):
+            status, _, err = in_process(command, "--human", url, "--problems", problems, "--out",
+                                        tmp_path / command)
+        assert status == 2 and "--reasoning-tokens" in err and len(script.requests) <= 4
 
 
 def rows_of(out):
@@ -143,6 +182,7 @@ def test_play_makes_the_table_of_the_paper(problems, tmp_path):
     assert rows["Base"]["accept_ratio"] < 0.5
     results = json.loads((out / "results.json").read_text())
     assert results["seeds"] == "obeyed" and "ACCEPT" in results["prompts"]["human_read"]
+    assert "Programs could import\nthe standard library alone." in said
     assert (out / "transcripts" / "sft-6.txt").read_text().count("accepted")
     line = json.loads((out / "episodes" / "asked.jsonl").read_text().splitlines()[0])
     encoding = family("qwen")

@@ -2,15 +2,15 @@
 
 import ast
 import base64
-import builtins
 import json
 import pickle
 import zlib
 
 import pytest
 
-from section5 import problems
-from section5.problems import Problem, judge_programs, private_tests, read_problems
+from section5 import formats, problems
+from section5.formats import private_tests
+from section5.problems import Problem, judge_programs, read_problems
 from support.cli import UserError
 from support.test_helpers import ROOT
 
@@ -140,6 +140,90 @@ def test_the_files_of_taco_have_limits_in_words_and_not_always_a_name(tmp_path):
     assert (first.seconds, first.memory, third.seconds) == (2.5, 64 * 2**20, problems.SECONDS)
 
 
+@pytest.mark.parametrize("time, memory, found", [
+    ("500 ms", "1 GB", (0.5, 2**30)), ("1500 milliseconds", "64 megabytes", (1.5, 2**26)),
+    ("2 s", "512KB", (2, 2**19)), (3, 256.0, (3, 2**28)),
+    ("1 minute", "1048576 bytes", (60, 2**20)),
+    (None, "", (6, 2**29))])
+def test_limits_have_units(time, memory, found, tmp_path):
+    [problem] = read(tmp_path, {**APPS, "time_limit": time, "memory_limit": memory})
+    assert (problem.seconds, problem.memory) == found
+
+
+def test_a_limit_in_an_unknown_unit_is_refused(tmp_path):
+    with pytest.raises(UserError, match="row 1 .*a limit of 5 parsecs"):
+        read(tmp_path, {**APPS, "time_limit": "5 parsecs"})
+
+
+@pytest.mark.parametrize("date", ["2024-09-07", "2024-09-07T18:30:00Z", "Sep 07, 2024", 1725667200,
+                                  "September 7, 2024", "7 Sep 2024", "1725667200", 1725667200000.0,
+                                  "20240907", "2024/09/07"])
+def test_a_date_is_compared_however_it_is_written(date, tmp_path, capsys):
+    rows = livecodebench(contest_date=date), livecodebench(contest_date="2025-01-01")
+    assert read(tmp_path, rows[0], since="2024-09-07")[0].date == "2024-09-07"
+    assert len(read(tmp_path, *rows, since="2024-09-08")) == 1
+    assert "left out" not in capsys.readouterr().out
+    assert len(read(tmp_path, livecodebench(contest_date="soon"), rows[1], since="2024-01-01")) == 1
+    assert "1 problems of" in capsys.readouterr().out
+
+
+def test_tests_may_be_numbers_lists_and_lines_of_windows(tmp_path):
+    numbers = {**APPS, "input_output": {"inputs": [5, [1, [2]]], "outputs": [5, "3"]}}
+    [problem] = read(tmp_path, numbers)
+    assert problem.tests == (("5", "5"), ("1\n2", "3"))
+    tests = [{"input": 5, "output": 5, "testtype": "stdin"},
+             {"input": "a\r\nb\r\n", "output": "b\r\n", "testtype": "stdin"}]
+    [problem] = read(tmp_path, livecodebench(public_test_cases=tests, private_test_cases=tests))
+    assert problem.tests == (("5", "5"), ("a\nb\n", "b\n")) * 2
+    called = [{"input": "\"a\u2028b\"\n5", "output": 6, "testtype": "functional"}]
+    [problem] = read(tmp_path, {**functional(), "public_test_cases": json.dumps(
+        called, ensure_ascii=False), "private_test_cases": called})
+    assert json.loads(problem.calls)["tests"][1]["arguments"] == ["a\u2028b", 5]
+    with pytest.raises(UserError, match="row 1 .*a test with None"):
+        read(tmp_path, livecodebench(public_test_cases=[{**tests[0], "input": None}]))
+
+
+def judged(programs, tests=(("1\n", "5\n"),), **options):
+    """The outcome of each program on a problem of standard input and output."""
+    problem = Problem("1", "", tests=tests, seconds=options.pop("seconds", 10.0))
+    return [verdict.outcome for verdict in judge_programs([problem] * len(programs), programs, 1,
+                                                          **options)]
+
+
+RIGHT_THERE = [  # programs that LiveCodeBench's grader passes
+    "print(bisect.bisect_left([1, 2, 3, 4, 5, 6], 6))", "print(datetime.datetime(5, 1, 1).year)",
+    "print(deepcopy([5])[0] if pow(2, 3, 5) == 3 == reduce(add, [1, 2]) else 0)",
+    "print(5 if maxsize == sys.maxsize and json.loads('5') and ascii_lowercase else 0)",
+    "print(5 if timedelta(days=1) and search('a', 'a') and argv == sys.argv else 0)",
+    "from __future__ import annotations\nprint(list(accumulate([2, 3]))[1])",
+    "print(len(stdin.readline()) + 3)", "@cache\ndef f(n): return n and 1 + f(n - 1)\n"
+    "print(f(20000) // 4000)",
+    "print()\nprint()\nprint(5)", "print('5\\n\\n')", "print('5.0')", "print(5)\nexit(1)",
+    "print(5)\nsys.exit('done')", "len(str(10**5000))\nprint(5)",
+    "import sys\nsys.stderr.write('x' * 3 * 10**6)\nprint(5)",
+    "import threading\nfor k in range(9): threading.Thread(target=list).start()\nprint(5)"]
+
+
+def test_a_program_finds_what_graders_give_it():
+    assert judged(RIGHT_THERE) == ["passed"] * len(RIGHT_THERE)
+
+
+def test_the_rest_is_judged_as_ever():
+    wrong = ["print(4)\nprint()\nprint(5)", "print(4)\nexit()", "import sys\nprint(5)\n1 / 0",
+             "import os\nprint(5)\nos._exit(1)", "print(5)\nprint('x' * 3 * 10**6)",
+             "print('5')\nprint()\nprint('6')"]
+    assert judged(wrong) == ["wrong answer"] * 2 + ["runtime error"] * 2 + [
+        "output limit", "wrong answer"]
+    assert judged(["print(5)", "print('\\n5')", "print('5\\n\\n6')"], (("", "\n\n5\n"),)) == [
+        "passed", "passed", "wrong answer"]
+    assert judged(["print('5\\n6')"], (("", "5\n\n6"),)) == ["wrong answer"]
+
+
+def test_packages_are_imported_when_they_are_asked_for():
+    numpy = ["import numpy\nprint(numpy.arange(6).max())"]
+    assert judged(numpy) == ["runtime error"] and judged(numpy, packages=True) == ["passed"]
+
+
 def test_the_sanitized_mbpp_and_what_needs_numpy(tmp_path, capsys):
     row = {"task_id": 2, "prompt": "Write a function to add.", "code": ADD,
            "test_imports": ["import math"], "test_list": ["assert math.isclose(add(1, 2), 3)"]}
@@ -148,14 +232,15 @@ def test_the_sanitized_mbpp_and_what_needs_numpy(tmp_path, capsys):
     assert judge_programs([problem], [ADD], 1)[0].passed
     plus = {**HUMANEVAL, "test": "import numpy as np\ndef check(candidate):\n    assert True\n"}
     assert len(read(tmp_path, plus, HUMANEVAL)) == 1
-    assert "their tests need numpy" in capsys.readouterr().out
+    assert "their tests import packages, see --packages" in capsys.readouterr().out
+    assert len(read(tmp_path, plus, HUMANEVAL, packages=True)) == 2
 
 
 def test_large_tests_have_more_time_and_room(tmp_path):
     problem = Problem("1", "", tests=(("", "1" * 2**21),), seconds=2.0)
     assert problem.limits == (2.0, 512 * 2**20, 2**22)
     assert judge_programs([problem], ["print('1' * 2**21)"], 1)[0].passed
-    assert Problem("1", "", calls=" " * (25 * 2**20), seconds=2.0).limits[0] == 4.0
+    assert Problem("1", "", calls=" " * (25 * 2**20), seconds=2.0).limits[0] == 22.0
 
 
 def test_integers_may_have_any_number_of_digits(tmp_path):
@@ -197,7 +282,7 @@ def test_damaged_and_hostile_tests_are_refused(text, wrong, tmp_path, capsys):
 
 
 def test_a_zip_bomb_is_refused_before_it_is_large(monkeypatch):
-    monkeypatch.setattr(problems, "LARGEST", 2**20)
+    monkeypatch.setattr(formats, "LARGEST", 2**20)
     with pytest.raises(ValueError, match="larger than 1 MB"):
         private_tests(zipped(b"0" * 2**24))
 
@@ -216,112 +301,6 @@ def test_bad_files_are_named_in_one_sentence(content, wrong, tmp_path):
         read_problems(path)
     with pytest.raises(UserError, match="absent"):
         read_problems(tmp_path / "absent")
-
-
-FORGERS = {
-    "prints and exits": "print(3)\nimport sys\nsys.exit(0)",
-    "leaves at once": "import os\nos._exit(0)",
-    "answers for the harness": 'import os\nos.write(1, b\'{"value": 3}\\n\')\n' + ADD.replace(
-        "a + b", "0"),
-    "equals everything": "class E:\n    def __eq__(self, other):\n        return True\n"
-                         "def add(a, b):\n    return E()",
-    "an int that equals everything": "class E(int):\n    def __eq__(self, other):\n        return "
-                                     "True\n    __hash__ = int.__hash__\n"
-                                     "def add(a, b):\n    return E(9)",
-    "patches the comparison": "import builtins\nbuiltins.all = lambda some: True\n"
-                              "builtins.set = lambda some: {1, 2}\ndef add(a, b):\n    return 9",
-    "exits in the call": "def add(a, b):\n    raise SystemExit(0)",
-    "skips the assertion": "def add(a, b):\n    raise AssertionError",
-    "looks for the tests": """
-import json, os
-tests = []
-for path in ("../stdin", f"/proc/{os.getppid()}/fd/0"):
-    try:
-        tests += json.load(open(path))["tests"]
-    except (OSError, ValueError):
-        pass
-def add(a, b):
-    return next(test["expected"] for test in tests if test.get("arguments") == [a, b])
-""",
-    "looks at the tests": "import sys\nfound = sys.stdin.read()\ndef add(a, b):\n"
-                          "    print(found)\n    return found",
-}
-
-
-@pytest.mark.parametrize("how", FORGERS)
-def test_a_program_cannot_forge_a_pass(how, tmp_path):
-    calls, asserts = read(tmp_path, APPS_CALLS) + read(tmp_path, MBPP)
-    for verdict in judge_programs([calls, asserts], [FORGERS[how]] * 2, 1):
-        assert verdict.outcome in ("wrong answer", "runtime error"), verdict
-
-
-def test_what_a_right_program_prints_does_not_matter(tmp_path):
-    noisy = ("print('loading', flush=True)\nimport os\nos.write(1, b'more')\n"
-             + ADD.replace("return", "print(a, b)\n    return"))
-    assert judge_programs(read(tmp_path, APPS_CALLS), [noisy], 1)[0].passed
-
-
-def test_a_program_cannot_replace_what_the_tests_use(tmp_path):
-    """Neither a module of the tests, nor a function that HumanEval's prompt gives."""
-    fake = "class math:\n    def isclose(*ignored):\n        return True\n"
-    mbpp = {**MBPP, "test_list": ["assert math.isclose(add(1, 2), 3)"], "challenge_test_list": [],
-            "test_setup_code": "import math"}
-    given = {**HUMANEVAL, "prompt": "def twice(x):\n    return 2 * x\n\ndef half(x):\n    ",
-             "test": "def check(candidate):\n    assert twice(candidate(3)) == 3\n"}
-    wrong = judge_programs(read(tmp_path, mbpp) + read(tmp_path, given), [
-        fake + "def add(a, b):\n    return 9", "def twice(x):\n    return 3\ndef half(x):\n"
-        "    return 9"], 1)
-    assert [verdict.outcome for verdict in wrong] == ["wrong answer"] * 2
-    right = judge_programs(read(tmp_path, mbpp) + read(tmp_path, given), [
-        ADD, given["prompt"] + "return x / 2"], 1)
-    assert all(verdict.passed for verdict in right)
-
-
-def test_what_runs_before_a_program_hides_nothing(tmp_path):
-    space = {}
-    exec(problems.PREAMBLE, space)
-    assert all(space.get(name, value) is value for name, value in vars(builtins).items())
-    row = {**functional(), "metadata": '{"func_name": "count"}'}  # itertools has a count too
-    program = APPENDS.replace("append", "count")
-    assert judge_programs(read(tmp_path, row), [program], 1)[0].passed
-    modern = ("from __future__ import annotations\nfrom dataclasses import dataclass\n@dataclass\n"
-              "class A:\n    x: int\n") + ADD
-    unimported = "def half(x: List[int]):\n    return x / 2"  # the prompt has the import
-    typed = {**HUMANEVAL, "prompt": "from typing import List\nimport math\n\ndef half(x):\n    "}
-    assert all(verdict.passed for verdict in judge_programs(
-        read(tmp_path, APPS_CALLS) + read(tmp_path, typed), [modern, unimported], 1))
-
-
-def test_values_keep_their_types(tmp_path):
-    program = "def same(x):\n    return x"
-    values = ["(1, [2.5])", "{1: (2,)}", "{(1, 2)}", "frozenset({1})", "b'a'", "1j", "10 ** 5000",
-              "float('inf')", "None", "''", "True"]
-    row = {**MBPP, "code": program, "challenge_test_list": [], "test_list": [
-        f"assert (lambda x: x == {value} and type(x) is type({value}))(same({value}))"
-        for value in values]}
-    [verdict] = judge_programs(read(tmp_path, row), [program], 1)
-    assert verdict.passed, verdict
-
-
-def test_tests_may_use_what_the_program_defines(tmp_path):
-    program = ("class Node:\n    def __init__(self, value):\n        self.value = value\n"
-               "def value(node):\n    return node.value\n"
-               "def sum(a, b):\n    return a * b\n")
-    row = {**MBPP, "code": program, "test_setup_code": "root = Node(5)", "challenge_test_list": [],
-           "test_list": ["assert value(root) == 5", "assert value(Node(2)) == 2",
-                         "assert Node(3).value == 3", "assert sum(2, 5) == 10"]}
-    [verdict] = judge_programs(read(tmp_path, row), [program], 1)
-    assert verdict.passed, verdict
-
-
-def test_an_expected_list_of_one_may_be_the_list_or_its_element(tmp_path):
-    """APPS puts expected values into lists, but not always."""
-    row = {**APPS, "input_output": json.dumps(
-        {"fn_name": "f", "inputs": [[1], [2]], "outputs": [[1], [2]]})}
-    programs = ["def f(x): return x", "def f(x): return [x]", "def f(x): return [[x]]",
-                "def f(x): return [x, x]"]
-    verdicts = judge_programs(read(tmp_path, row) * 4, programs, 1)
-    assert [verdict.passed for verdict in verdicts] == [True, True, False, False]
 
 
 def test_problems_without_tests_are_left_out(tmp_path, capsys):

@@ -37,7 +37,7 @@ class Script:
         body = json.loads(handler.rfile.read(length)) if length else None
         with self.lock:
             self.requests.append((handler.path, body, dict(handler.headers)))
-        if handler.path.endswith("/models"):
+        if handler.path.split("?")[0].endswith("/models"):
             found = MODELS
         else:
             found = self.answer(handler.path, body)

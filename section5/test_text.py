@@ -10,7 +10,8 @@ from section5.text import continuation, fences, program, verdict
     ("I could accept it, but no.\n\nreject!", "reject"), ("ACCEPT, not REJECT or FINISH", "finish"),
     ("REJECT\n\nIt does not finish the code.", "reject"),
     ("**Verdict:** ACCEPT\n\nIt would finish the loop.", "accept"),
-    ("<think>\nREJECT\n</think>\nI think ACCEPT is right.", "accept"), ("<think>I might REJECT", None),
+    ("<think>\nREJECT\n</think>\nI think ACCEPT is right.", "accept"),
+    ("<think>I might REJECT", None),
     ("Maybe REJECT.</think>accept", "accept"), ("", None), ("yes", None),
     ("acceptable", None), ("unfinished", None), ("Accept" * 2, None),
     ("x" * 10**6 + " accept", "accept")])
@@ -28,7 +29,23 @@ def test_the_last_verdict_counts(answer, found):
     ("```python\r\na\r\n```", ["a\n"]), ("```python\ns = '```'\n```\n", ["s = '```'\n"])])
 def test_code_stands_in_fences(answer, code):
     assert fences(answer) == code
-    assert program(answer) == ((code or [answer])[0]).strip() + "\n"
+    assert program(answer) == ((code or [answer])[-1]).strip() + "\n"
+
+
+@pytest.mark.parametrize("answer, code", [
+    ("Input:\n```\n3\n```\nSolution:\n```python\nx = 1\n```", "x = 1\n"),
+    ("Input: ```3``` Solution: ```python\nx = 1\n```", "x = 1\n"),
+    ("```bash\npip install x\n```\n```\nx = 1\n```\n```text\n3\n```", "x = 1\n"),
+    ("```\ninput\n```\nand\n```\nx = 1\n```", "x = 1\n"),
+    ("```Python3\nx = 1\n```\nFor example:\n```python\nf(1)\n```", "x = 1\n"),
+    ("1. So:\n   ```python\n   if x:\n       y\n   ```", "if x:\n    y\n"),
+    ("* ```python\n  if x:\n      y\n  ```", "if x:\n    y\n"),
+    ("```sql\nselect\n```", "select\n"),
+    ("[THINK]```python\nno\n```[/THINK]\nx = [think]", "x = [think]\n"),
+    ("<reasoning>so</reasoning>x", "x\n"), ("perhaps</Thinking>x", "x\n"),
+    ("[THINK] it was cut", "\n")])
+def test_the_program_of_an_answer_is_its_first_python_or_its_last_fence(answer, code):
+    assert program(answer) == code
 
 
 LOOP = "n = 1\nfor i in x:\n    y = 'a'\n    print(y)\n"
@@ -48,7 +65,10 @@ LOOP = "n = 1\nfor i in x:\n    y = 'a'\n    print(y)\n"
     ("def f(x):\n   ", "```\n    a = 1\n    return a\n```", " a = 1\n    return a"),  # blanks again
     ("a\n", "", ""), ("a = 1\n", "a = 1\n", ""),
     ("a = 1\n", "So far:\n```\na = 1\n```\nNext:\n```\nb = 2\n```", "b = 2"),
-    ("a = 1\n", "`b = 2`", "b = 2"), ("a = 1\n", "```python b = 2```", "b = 2"),
+    ("a = 1\n", "```sh\nls\n```\n```py\nb = 2\n```", "b = 2"),
+    ("if a:\n", "So:\n  ```\n      b = 2\n  ```", "    b = 2"),
+    ("a = 1\n", "[THINK]no[/THINK]b = 2", "b = 2"), ("a = 1\n", "`b = 2`", "b = 2"),
+    ("a = 1\n", "```python b = 2```", "b = 2"),
     ("a = 1\n", "I'll continue the code:\nb = 2", "b = 2"),
     ("if ", "next_pos in seen:\n    continue", "next_pos in seen:\n    continue"),
     ("while ", "ok:\n    f()", "ok:\n    f()"),

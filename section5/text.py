@@ -6,12 +6,17 @@ what they cannot read is an unclear answer, and is counted.
 
 import ast
 import re
+import textwrap
 import warnings
 
 _VERDICT = r"\b(accept|reject|finish)\b"
-_THOUGHT = re.compile(r"\A(?:(?!<think>).)*?</think>|<think>.*?(?:</think>|\Z)",
+_OPEN, _CLOSE = (rf"(?:<{slash}(?:think|thinking|reasoning)>|(?-i:\[{slash}THINK\]))"
+                 for slash in ("", "/"))
+_THOUGHT = re.compile(rf"\A(?:(?!{_OPEN}).)*?{_CLOSE}|{_OPEN}.*?(?:{_CLOSE}|\Z)",
                       re.DOTALL | re.IGNORECASE)  # its beginning may be in the model's prompt
-_FENCE = re.compile(r"(`{3,}|~{3,})[^\n`]*\n(.*?)(?:^[ \t]*\1[ \t]*$|\Z)", re.DOTALL | re.MULTILINE)
+_FENCE = re.compile(r"(`{3,}|~{3,})[ \t]*([\w+.-]*)[^\n`]*\n(.*?)(?:^[ \t]*\1[ \t]*$|\Z)",
+                    re.DOTALL | re.MULTILINE)
+_PYTHON = re.compile(r"py(thon)?[\d.]*", re.IGNORECASE)
 _INLINE = re.compile(r"\s*(`+)(?:(?:python|py)\b)?[ \t]*([^\n`]+)\1\s*")
 _DONE = re.compile(r"^[ \t#*`]*DONE[ \t.!*`]*\s*\Z", re.MULTILINE)  # the last line
 _CHATTER = re.compile(r"\s*(sure|certainly|of course|okay|ok|here|the next|next|continu\w*|i'll|"
@@ -31,17 +36,29 @@ def verdict(answer):
 
 
 def fences(answer):
-    """The code in each fence of an answer, the last of which may not be closed.
+    """The code in the fences of an answer: those of Python, or else of no language, or else all.
 
-    Example: "Here:\\n```python\\nx = 1\\n```\\nDone." has ["x = 1\\n"].
+    The last one may not be closed. The code loses the indentation of its fence.
+    Example: "First:\n```sh\nls\n```\nThen:\n```python\nx = 1\n```" has ["x = 1\n"].
     """
-    return [found[2] for found in _FENCE.finditer(_THOUGHT.sub("", answer).replace("\r\n", "\n"))]
+    answer, found = _THOUGHT.sub("", answer).replace("\r\n", "\n"), {0: [], 1: [], 2: []}
+    for fence in _FENCE.finditer(answer):
+        before = answer[answer.rfind("\n", 0, fence.start()) + 1:fence.start()]
+        code = re.sub(f"^{before}", "", fence[3], flags=re.MULTILINE) if before.isspace() \
+            else fence[3]
+        found[0 if _PYTHON.fullmatch(fence[2]) else 1 if not fence[2] else 2].append(code)
+    return found[0] or found[1] or found[2]
 
 
 def program(answer):
-    """The program in an answer: its first fence, or else all of it, with one \\n at its end."""
-    code = (fences(answer) or [_THOUGHT.sub("", answer)])[0]
-    return code.strip("\n").rstrip() + "\n"
+    """The program in an answer, with one \n at its end.
+
+    It is the first fence of Python, or else the last one, or else all of the answer.
+    """
+    answer = _THOUGHT.sub("", answer)
+    found = fences(answer) or [answer]
+    named = any(_PYTHON.fullmatch(fence[2]) for fence in _FENCE.finditer(answer))
+    return textwrap.dedent(found[0 if named else -1]).strip("\n").rstrip() + "\n"
 
 
 # ------------------------------------------------------------------- continuations

@@ -30,6 +30,7 @@ import functools
 import marshal
 import os
 import queue
+import re
 import socket
 import subprocess
 import sys
@@ -45,6 +46,7 @@ from tqdm import tqdm
 
 MB = 2**20
 HELPER = Path(__file__).with_name("judge_helper.py")
+STACK = 256 * MB  # for programs that recurse deeply, where the system allows it
 GRACE = 60  # seconds past the time limit after which a silent helper is a fault
 
 
@@ -60,24 +62,40 @@ class Verdict:
         return self.outcome == "passed"
 
 
+@dataclass(frozen=True)
+class Allowed:
+    """What graders of published problems allow a program, and the contest does not.
+
+    Besides these two fields: blank lines before the answer, numbers written differently (.50 for
+    0.5), any status of exit(), any amount of stderr, integers of any length, and a large stack.
+    """
+    before: str = ""      # source that runs before each program, which finds its names
+    packages: tuple = ()  # folders with packages that programs may import
+
+
 def _temporary_folder():
     # Both sides remove it: the helper if this process was killed, this process otherwise.
     return tempfile.TemporaryDirectory(prefix="judge-", ignore_cleanup_errors=True)
 
 
 @contextmanager
-def _helper():
+def _helper(allowed):
     """Start a helper and yield ask(program, stdin, *limits); leaves no process and no file."""
     source = HELPER.read_text(encoding="utf-8")
     keep = ("PATH", "LD_LIBRARY_PATH", "PYTHONHOME")  # some Pythons do not start without these
     env = {key: os.environ[key] for key in keep if key in os.environ}
     env |= {"PYTHONHASHSEED": "0", "PYTHONIOENCODING": "utf-8"}  # not -I: it ignores both
+    command = [sys.executable, "-s", "-S", "-B", "-c", source]
+    if allowed:  # the stack has to be large before Python starts
+        command = ["/bin/sh", "-c", f'ulimit -s {STACK // 1024} 2> /dev/null; exec "$0" "$@"',
+                   *command, allowed.before, *allowed.packages]
+        # Each thread of a library of matrices takes memory from the limit.
+        env |= {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL")}
     ours, theirs = socket.socketpair()
     with ours, _temporary_folder() as folder:
         with theirs:
-            process = subprocess.Popen(
-                [sys.executable, "-s", "-S", "-B", "-c", source], stdin=subprocess.DEVNULL,
-                stdout=theirs, cwd=folder, env=env, start_new_session=True)
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=theirs,
+                                       cwd=folder, env=env, start_new_session=True)
         replies = ours.makefile("rb")
 
         def ask(program, stdin, time_limit, *limits):
@@ -125,7 +143,7 @@ def _equal(want, got):
         return False
 
 
-def _outcome(reply, expected, numbers, time_limit, memory_limit, output_limit):
+def _outcome(reply, expected, allowed, time_limit, memory_limit, output_limit):
     """Name what happened in one run: (outcome, detail)."""
     why, code, stdout, stderr = reply
     if why == "time limit":
@@ -139,8 +157,11 @@ def _outcome(reply, expected, numbers, time_limit, memory_limit, output_limit):
         how = ("it killed its parent process" if code is None else
                f"exit status {code}" if code > 0 else f"signal {-code}")
         return "runtime error", f"{how}: {last}"
-    want, got = _lines(expected), _lines(stdout.decode(errors="replace"))
-    if want == got or numbers and len(want) == len(got) and all(map(_equal, want, got)):
+    texts = expected, stdout.decode(errors="replace")
+    if allowed:  # blank lines before the answer do not count, as those after it
+        texts = (re.sub(r"\A\s*\n", "", text) for text in texts)
+    want, got = map(_lines, texts)
+    if want == got or allowed and len(want) == len(got) and all(map(_equal, want, got)):
         return "passed", ""
     number = next((i for i, pair in enumerate(zip(want, got)) if pair[0] != pair[1]),
                   min(len(want), len(got)))
@@ -149,10 +170,10 @@ def _outcome(reply, expected, numbers, time_limit, memory_limit, output_limit):
     return "wrong answer", f"line {number + 1}: expected {one}, got {other}"
 
 
-def _judge(ask, program, tests, numbers, limits):
+def _judge(ask, program, tests, allowed, limits):
     """Run the tests in order, up to the first that fails."""
     for index, (stdin, expected) in enumerate(tests):
-        outcome, detail = _outcome(ask(program, stdin.encode(), *limits), expected, numbers,
+        outcome, detail = _outcome(ask(program, stdin.encode(), *limits), expected, allowed,
                                    *limits)
         if outcome != "passed":
             return Verdict(outcome, index, detail)
@@ -172,14 +193,14 @@ def judge(program: str, tests, time_limit=2.0, memory_limit=512 * MB, output_lim
 
 
 def judge_all(jobs, workers=None, time_limit=2.0, memory_limit=512 * MB, output_limit=MB,
-              label="judge", numbers=False) -> list[Verdict]:
+              label="judge", allowed=None) -> list[Verdict]:
     """The verdict of each (program, tests), in order; each distinct job runs once.
 
     >>> [v.outcome for v in judge_all([("print(1)", (("", "1"),)), ("1/0", (("", "1"),))])]
     ['passed', 'runtime error']
 
     workers: programs at a time, by default one per core. label: for the bar; None shows no bar.
-    numbers: a number is right however it is written, as in 0.5 and .50.
+    allowed: an Allowed, for published problems.
     A fault of the judge raises an error; it is never a verdict.
     """
     if not hasattr(os, "fork"):
@@ -195,13 +216,13 @@ def judge_all(jobs, workers=None, time_limit=2.0, memory_limit=512 * MB, output_
     def one(job):
         ask = idle.get()
         try:
-            return _judge(ask, *job, numbers, (time_limit, memory_limit, output_limit))
+            return _judge(ask, *job, allowed, (time_limit, memory_limit, output_limit))
         finally:
             idle.put(ask)
 
     with ThreadPoolExecutor(workers) as pool, ExitStack() as stack:
         for _ in range(workers):
-            idle.put(stack.enter_context(_helper()))
+            idle.put(stack.enter_context(_helper(allowed)))
         stack.callback(pool.shutdown, wait=False, cancel_futures=True)  # on Ctrl-C, do this first
         bar = tqdm(pool.map(one, distinct), total=len(distinct), desc=label, leave=False,
                    disable=None if label else True)

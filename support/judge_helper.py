@@ -15,7 +15,7 @@ import sys
 import time
 
 
-def _serve():
+def _serve(any_stderr):
     """Answer requests until the channel closes. Returns only in a forked process, the program's."""
     if sys.platform == "linux":
         import ctypes
@@ -39,7 +39,7 @@ def _serve():
         if started is None:
             return program
         parent, *pipes = started
-        reply = _watch(*pipes, channel, deadline, limits[2])
+        reply = _watch(*pipes, channel, deadline, limits[2], any_stderr)
         if _sweep(parent) == 1:
             raise RuntimeError("the judge could not start a program:\n" + reply[3].decode())
         if reply[0] == "channel closed":
@@ -77,7 +77,7 @@ def _confine(folder, time_limit, memory_limit, output_limit):
     """Enter the run's folder and set its limits, in the program's process, before it compiles."""
     os.chdir(folder)
     os.environ["HOME"] = os.environ["TMPDIR"] = os.getcwd()
-    sys.argv = ["program.py"]
+    sys.argv[:] = ["program.py"]  # in place: there may be another name for it, see _allow
     builtins.exit = builtins.quit = sys.exit  # contest code calls them; -S leaves them out
     cpu = int(time_limit) + 2  # for what outlives the deadline: see macOS in judge.py
     for kind, limit in ((resource.RLIMIT_CPU, cpu), (resource.RLIMIT_AS, memory_limit),
@@ -89,7 +89,7 @@ def _confine(folder, time_limit, memory_limit, output_limit):
             pass  # a stricter limit is already set, or the system (macOS) has none of this kind
 
 
-def _watch(out, err, status, channel, deadline, output_limit):
+def _watch(out, err, status, channel, deadline, output_limit, any_stderr):
     """Read until the program ends or goes too far: (why, exit code, stdout, end of stderr)."""
     texts = {out: bytearray(), err: bytearray()}
     poll = select.poll()
@@ -107,13 +107,16 @@ def _watch(out, err, status, channel, deadline, output_limit):
             elif not _read(fd, texts[fd]):
                 poll.unregister(fd)  # closed by a program that may go on
             elif len(texts[fd]) > output_limit:
-                why = "output limit"
+                if fd == err and any_stderr:
+                    del texts[err][:-4096]
+                else:
+                    why = "output limit"
     if why == "exit":  # take what the pipes hold, no more: a child left behind keeps them open
         for fd, text in texts.items():
             os.set_blocking(fd, False)
             while len(text) <= output_limit and _read(fd, text):
                 pass
-            if len(text) > output_limit:
+            if len(text) > output_limit and not (fd == err and any_stderr):
                 why = "output limit"
     for fd in (out, err, status):
         os.close(fd)
@@ -193,11 +196,28 @@ def _leave(home):
     os._exit(0)
 
 
-def _become(program):
-    """Run a program as __main__, like `python program.py`."""
+def _allow(before, *packages):
+    """What support/judge.py's Allowed allows; returns the names that each program finds."""
+    import _thread
+    _thread.stack_size(2**23)  # else each thread takes as much of the memory limit as the stack may
+    sys.path += packages
+    sys.set_int_max_str_digits(0)
+    names = {}
+    exec(before, names)
+    return names
+
+
+def _become(program, names):
+    """Run a program as __main__, like `python program.py`; names: those of _allow, or None."""
     main = sys.modules["__main__"] = type(sys)("__main__")
-    exec(compile(program, "program.py", "exec"), main.__dict__)
+    main.__dict__.update(names or {})
+    try:
+        exec(compile(program, "program.py", "exec"), main.__dict__)
+    except SystemExit:
+        if names is None:
+            raise  # the status counts
 
 
 if __name__ == "__main__":
-    _become(_serve())
+    names = _allow(*sys.argv[1:]) if sys.argv[1:] else None
+    _become(_serve(names is not None), names)
