@@ -97,6 +97,8 @@ class Line:
 
     def _enter(self, job):
         with self.changed:
+            if job.gone():  # it may have come late: it must not take the place of a newer one
+                return job.end()
             for older in self.jobs:
                 older.newer += older.client == job.client
                 if job.key is not None and older.key == job.key:

@@ -1,12 +1,11 @@
 """python page/study.py DIR: the table of the paper's user study.
 
-DIR is what `python empower.py page --study DIR` leaves; the study may still go on. Everything is
-counted from DIR/PERSON/events.jsonl. The part without an assistant, if there was one, is a row of
-the table and in none of the tests.
+DIR is what `python empower.py page --study DIR` leaves; the study may still go on. A person is
+counted from DIR/PERSON/events.jsonl, or, without it, from the logs of the editor that was published
+with the paper, page/logs.py, and answers.json, {question: folder of an assistant}, if there is one.
 
---logs also writes DIR/PERSON/ASSISTANT/PROBLEM.tsv, logs in the format of the editor that was
-published with the paper: tab-separated, with a header; tabs and line breaks in the text are written
-as \\t, \\n and \\r, and the caret is that after the action.
+The part without an assistant, in the folder no_assistant or alone, is a row of the table and in
+none of the tests. --logs also writes such logs from events.jsonl.
 
 Votes are tested by an exact binomial test, one-sided, as in the paper: against a draw among all
 assistants. Accept ratios are tested by a test of two proportions with separate variances, one-sided
@@ -16,24 +15,25 @@ much; it is over those who accepted something of both.
 """
 
 import argparse
-import dataclasses
 import itertools
 import json
 import math
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from page.logs import (MAPPING, Figures, as_log, figures, logs_of, mapping_of, object_in,
+                       read_log)
 from page.person import parts_of, read_lines
 from support.cli import Parser, UserError, plain_errors
 from support.files import read_json, slug, write_text
 from support.report import table
 
 ALONE = "alone"  # the part of a study without an assistant
+NO_ASSISTANT = "no_assistant"  # its folder in the published editor's logs
 
 # ------------------------------------------------------------------- statistics
 
@@ -93,66 +93,6 @@ def incomplete_beta(a, b, x):
     return front * result
 
 
-# ------------------------------------------------------------------- the events of one part
-
-
-@dataclasses.dataclass
-class Figures:
-    """What one part, or several added up, come to; characters, not tokens."""
-
-    proposed: int = 0           # suggestions shown
-    accepted: int = 0
-    suggested: int = 0          # characters of accepted suggestions
-    deleted: int = 0            # of these, deleted later
-    typed: int = 0
-    shown: int = 0              # characters of all suggestions shown
-
-    def __add__(self, other):
-        return Figures(*(a + b for a, b in zip(dataclasses.astuple(self),
-                                               dataclasses.astuple(other))))
-
-
-def figures(events):
-    """The Figures of a part: every character of the program is marked by who wrote it.
-
-    Example: "ab" is suggested and accepted, then one character is deleted: accepted 1, suggested
-    2, deleted 1.
-    """
-    found, marks = Figures(), ""  # s: suggested, t: typed, ?: from before
-    for event in events:
-        kind, info, caret = event["type"], event["info"], event["caret"]
-        begin = caret - len(info)
-        if kind == "current_code":
-            marks = "?" * len(info)
-        elif kind == "proposed_suggestion":
-            found.proposed += 1
-            found.shown += len(info)
-        elif kind == "accepted_suggestion":
-            found.accepted += 1
-            found.suggested += len(info)
-            marks = marks[:begin].ljust(begin, "?") + "s" * len(info) + marks[begin:]
-        elif kind == "character_typed":
-            found.typed += len(info)
-            marks = marks[:begin].ljust(begin, "?") + "t" * len(info) + marks[begin:]
-        elif kind == "deletion":
-            end = caret + int(info)
-            found.deleted += marks[caret:end].count("s")
-            marks = marks[:caret] + marks[end:]
-    return found
-
-
-def as_log(events):
-    """The events of a part as the published editor writes them."""
-    lines = ["timestamp\taction_type\taction_info\tcaret_index\n"]
-    for event in events:
-        if event["type"] not in ("tick", "done"):  # that editor has no such actions
-            info = event["info"].replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")
-            stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(event["ms"] // 1000))
-            lines.append(f"{stamp}.{event['ms'] % 1000:03}Z\t{event['type']}\t{info}\t"
-                         f"{event['caret']}\n")
-    return "".join(lines)
-
-
 # ------------------------------------------------------------------- the study
 
 
@@ -162,33 +102,61 @@ def read_study(folder):
     The answers are None before they are given; the last are the assistants with which the person's
     program passed all tests.
     """
-    if not (Path(folder) / "plan.json").exists():
-        raise UserError(f"{folder} has no plan.json: give the folder of a study")
+    people = [path for path in sorted(Path(folder).glob("*/")) if (
+        path / "person.json").exists() or logs_of(path)]
+    if not people and not (Path(folder) / "plan.json").exists():
+        raise UserError(f"{folder} has no plan.json, and no PERSON/ASSISTANT/PROBLEM.csv: give the "
+                        "folder of a study")
+    blind = any((path / name).exists() for path in people
+                for name in ("person.json", MAPPING, "mapping.json"))
     study = {}
-    for path in sorted(Path(folder).glob("*/person.json")):
+    for path in people:
         try:
-            study[path.parent.name] = read_person(path.parent)
+            study[path.name] = read_person(path, blind)
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-            raise UserError(f"{path.parent} cannot be read ({error!r}): mend it") from None
+            what = error if isinstance(error, (OSError, ValueError)) else repr(error)
+            raise UserError(f"{path} cannot be read ({what}): mend it") from None
     study = {name: person for name, person in study.items() if person[0]}
     if not study:
         raise UserError(f"in {folder} nobody has begun: wait, or give the folder of a study")
     return study
 
 
-def read_person(folder):
-    """({assistant: Figures}, {question: assistant}, assistants) of one person, for `read_study`."""
-    who, parts = read_parts(folder)
-    found = {who[part]: figures(events) for part, events in parts.items()}
+def read_person(folder, blind=True):
+    """({assistant: Figures}, {question: assistant}, assistants) of one person, for `read_study`.
+
+    blind: folders without a mapping are refused; else they have the names of the assistants.
+    """
+    who, parts = read_parts(folder, blind)
+    found = {}
+    for part, events in parts.items():
+        found[who[part]] = found.get(who[part], Figures()) + figures(events)
     path, answers = folder / "answers.json", None
     if path.exists():
-        answers = {question: who[part] for question, part in read_json(path).items()}
-    return found, answers, {
-        who[run["part"]] for run in read_lines(folder / "tests.jsonl") if run["passed"]}
+        answers = {question: assistant(who, choice, f"the answer to {question!r}")
+                   for question, choice in object_in(path).items()}
+    return found, answers, {assistant(who, run["part"], "a part in tests.jsonl")
+                            for run in read_lines(folder / "tests.jsonl") if run["passed"]}
 
 
-def read_parts(folder):
+def assistant(who, part, what):
+    """The assistant of a part; ValueError if there is no such part."""
+    if not isinstance(part, str) or part not in who:
+        raise ValueError(f"{what} is {part!r}: give one of {', '.join(who)}")
+    return who[part]
+
+
+def read_parts(folder, blind=True):
     """({part: its assistant, or "alone"}, {part: its events}) of one person."""
+    if not (folder / "person.json").exists():
+        logs = logs_of(folder)
+        who = {NO_ASSISTANT: ALONE, ALONE: ALONE, **mapping_of(folder)}
+        missing = sorted(part for part in logs if part not in who)
+        if missing and blind:
+            raise ValueError(f"its {MAPPING} does not say which assistant {missing[0]} is")
+        who = {part: who.get(part, part) for part in {**dict.fromkeys(logs), **who}}
+        return who, {part: [event for path in paths for event in read_log(path)]
+                     for part, paths in logs.items()}
     alone = read_json(folder.parent / "plan.json").get("minutes_alone")
     who = parts_of(read_json(folder / "person.json")["assistants"], alone)
     parts = {}
@@ -198,12 +166,19 @@ def read_parts(folder):
 
 
 def write_logs(folder, study):
-    """Writes the logs of a study as DIR/PERSON/ASSISTANT/PROBLEM.tsv."""
+    """Writes the logs of a study as DIR/PERSON/ASSISTANT/PROBLEM.csv, and who is who."""
     for person in (Path(folder) / name for name in study):
-        problem = read_json(person / "person.json")["problem"]
-        for part, events in read_parts(person)[1].items():
-            (person / part).mkdir(exist_ok=True)
-            write_text(person / part / f"{slug(problem)}.tsv", as_log(events))
+        if not (person / "person.json").exists():
+            continue  # it has nothing but logs
+        problem, (who, parts) = read_json(person / "person.json")["problem"], read_parts(person)
+        for part, events in parts.items():
+            place = person / (NO_ASSISTANT if part == ALONE else part)
+            place.mkdir(exist_ok=True)
+            write_text(place / f"{slug(problem)}.csv", as_log(events))
+        write_text(person / MAPPING, json.dumps({
+            part.replace("assistant_", "Assistant "): {"actualName": name,
+                                                       "obfuscatedDirName": part}
+            for part, name in who.items() if part != ALONE}, indent=2) + "\n")
 
 
 def analyse(study):

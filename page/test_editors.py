@@ -8,11 +8,13 @@ import threading
 import pytest
 
 import page.line
+from page import test_server
 from page.assistants import Writer
 from page.server import Server
-from page.test_server import alone, ask, offer, post, server  # noqa: F401 (two are fixtures)
+from page.test_server import alone, ask, post
 from support.test_helpers import until
 
+offer, server = test_server.offer, test_server.server  # fixtures
 
 def sent(server, path, body, *headers):
     """The connection on which a request was sent."""

@@ -9,8 +9,9 @@ import sys
 import numpy as np
 import pytest
 
-from page.study import (Figures, analyse, as_log, figures, incomplete_beta, main, paired_t,
-                        proportions_p, read_parts, read_study, student_two_sided, votes_p)
+from page.logs import MAPPING, Figures, as_log, changed, figures, read_log
+from page.study import (analyse, incomplete_beta, main, paired_t, proportions_p, read_parts,
+                        read_study, student_two_sided, votes_p)
 from support.cli import UserError
 from support.test_helpers import ROOT
 
@@ -84,25 +85,51 @@ def test_every_character_belongs_to_somebody():
     assert found == Figures(proposed=2, accepted=1, suggested=4, deleted=2, typed=1, shown=5)
 
 
-def test_who_wrote_what_is_known_after_any_editing():
-    """Against a list of characters, in which suggestions are capitals."""
-    rng, program, actions = random.Random(0), [], []
-    deleted = suggested = 0
-    for _ in range(500):
-        at = rng.randint(0, len(program))
-        new = rng.choice(["a", "bc", "D", "EFG"])
-        if rng.random() < 0.5:
-            end = rng.randint(at, len(program))
-            actions.append(("deletion", end - at, at))
-            deleted += "".join(program[at:end]).count("s")
+def session(seed, actions=300):
+    """(events, characters of suggestions deleted, suggested) of a session made at random.
+
+    Every program is a list of (character, whether it was suggested). Text is typed anywhere, also
+    at the end; some of it begins with a quotation mark, holds tabs, line breaks, or a backslash and
+    an n; now and then the record says the program, as the published editor does.
+    """
+    rng, program, done, deleted, suggested = random.Random(seed), [], [], 0, 0
+    for _ in range(actions):
+        at = rng.choice([len(program), rng.randint(0, len(program))])
+        new = rng.choice(["a", '"b', "c\td", "\n    ", 'print("\\n")', "\\r\\n"])
+        done.append(("cursor_moved", "", at))
+        if rng.random() < 0.3:
+            end = rng.randint(at, min(len(program), at + 20))
+            deleted += sum(mark for _, mark in program[at:end])
+            done.append(("deletion", end - at, at))
             del program[at:end]
-        else:
-            actions.append(("accepted_suggestion" if new.isupper() else "character_typed", new,
-                            at + len(new)))
-            program[at:at] = ["s" if new.isupper() else "t"] * len(new)
-            suggested += new.isupper() * len(new)
-    found = figures(events(*actions))
-    assert (found.deleted, found.suggested) == (deleted, suggested)
+            continue
+        if rng.random() < 0.1:
+            done.append(("current_code", "".join(c for c, _ in program), at))
+        accepted = rng.random() < 0.5
+        if accepted:
+            done.append(("proposed_suggestion", new, at))
+            suggested += len(new)
+        done.append(("accepted_suggestion" if accepted else "character_typed", new, at + len(new)))
+        program[at:at] = [(c, accepted) for c in new]
+    return events(*done), deleted, suggested
+
+
+def test_who_wrote_what_is_known_after_any_editing(tmp_path):
+    """From the record, and from a log of it, which does not tell all texts apart."""
+    for seed in range(10):
+        done, deleted, suggested = session(seed)
+        found = figures(done)
+        assert (found.deleted, found.suggested) == (deleted, suggested)
+        (tmp_path / "log.csv").write_text(as_log(done))
+        assert figures(read_log(tmp_path / "log.csv")) == found
+
+
+@pytest.mark.parametrize("code, marks, new, expected", [
+    ("abc", "sst", "abXc", "ss?t"), ("abc", "sst", "abc", "sst"), ("abc", "sst", "", ""),
+    ("def f(x):\n    pass", "s" * 18, "def g(x):\n    pass # y", "s" * 4 + "?" + "s" * 13 + "????"),
+    ("aXbYc", "stsTs", "abc", "sss"), ("", "", "ab", "??")])
+def test_a_program_that_changed_unseen_keeps_who_wrote_what(code, marks, new, expected):
+    assert changed(code, marks.lower(), new) == (new, expected)
 
 
 def test_a_part_that_begins_within_a_program():
@@ -118,10 +145,110 @@ def test_a_log_has_one_line_for_each_action():
         "1970-01-01T00:00:03.000Z\tdeletion\t2\t4"]
 
 
+def logged(folder, *parts, names=None, file="coding_log.csv"):
+    """A person's folder with a log in each of assistant_1, assistant_2 ..., and who is who."""
+    for k, actions in enumerate(parts, 1):
+        (folder / f"assistant_{k}").mkdir(parents=True)
+        (folder / f"assistant_{k}" / file).write_text(as_log(events(*actions)))
+    if names:
+        (folder / MAPPING).write_text(json.dumps({
+            f"Assistant {k}": {"actualName": name, "obfuscatedDirName": f"assistant_{k}"}
+            for k, name in enumerate(names, 1)}))
+    return folder
+
+
+def taken(deleted, text="print(x)"):
+    """Two suggestions accepted, of which so many characters are deleted."""
+    end = 2 * len(text)
+    return [("current_code", "", 0), ("proposed_suggestion", text, 0),
+            ("accepted_suggestion", text, len(text)), ("proposed_suggestion", text, len(text)),
+            ("accepted_suggestion", text, end),
+            *[("deletion", 1, end - k) for k in range(1, deleted + 1)]]
+
+
+def test_folders_of_the_published_editor_are_read_as_they_are(tmp_path):
+    """Its own samples have these figures: .75 ± .25 and 1.50 ± .00 deleted per accepted."""
+    logged(tmp_path / "test_problem_1", taken(2), taken(3), names=("eta4", "untrained10"))
+    person = logged(tmp_path / "test_problem_2", taken(3), taken(1), names=("untrained10", "eta4"),
+                    file="merge_log.csv")
+    (person / "no_assistant").mkdir()
+    (person / "no_assistant" / "merge_log.csv").write_text(
+        as_log(events(("character_typed", "x", 1))))
+    rows = {row["name"]: row for row in analyse(read_study(tmp_path))["rows"]}
+    assert {name: row["deleted"] for name, row in rows.items()} == {
+        "eta4": "0.75 ± 0.25", "untrained10": "1.50 ± 0.00", "alone": None}
+    for file in tmp_path.glob("*/*/*_log.csv"):  # and so are the logs that were once written here
+        file.rename(file.with_name("the-sum.tsv"))
+    for folder in tmp_path.iterdir():
+        names = json.loads((folder / MAPPING).read_text()).values()
+        (folder / MAPPING).unlink()
+        (folder / "mapping.json").write_text(json.dumps(
+            {name["obfuscatedDirName"]: name["actualName"] for name in names}))
+    assert {row["name"]: row for row in analyse(read_study(tmp_path))["rows"]} == rows
+    assert {row["people"] for row in rows.values()} == {1, 2}
+
+
+def test_logs_of_the_same_assistant_are_added_up(tmp_path):
+    """Of two problems, of two folders, and of one of them in both formats once."""
+    person = logged(tmp_path / "a", taken(2), taken(3), names=("eta4", "eta4"))
+    (person / "assistant_1" / "coding_log.tsv").write_text("an older copy of the same")
+    (person / "assistant_1" / "other_log.csv").write_text(as_log(events(*taken(1))))
+    [row] = analyse(read_study(tmp_path))["rows"]
+    assert (row["accepted"], row["deleted_per_accepted"]) == (6, 1.0)
+
+
+def test_folders_are_names_only_if_nobody_is_blind(tmp_path):
+    logged(tmp_path / "a", taken(2))
+    assert [row["name"] for row in analyse(read_study(tmp_path))["rows"]] == ["assistant_1"]
+    logged(tmp_path / "b", taken(2), names=("eta4",))
+    with pytest.raises(UserError, match="/a cannot be read .* which assistant assistant_1 is"):
+        read_study(tmp_path)
+    (tmp_path / "a" / MAPPING).write_text('{"assistant_2": "eta4"}')
+    with pytest.raises(UserError, match="/a cannot be read"):
+        read_study(tmp_path)
+    (tmp_path / "a" / MAPPING).write_text('{"assistant_1": "eta4"}')
+    assert [row["people"] for row in analyse(read_study(tmp_path))["rows"]] == [2]
+
+
+@pytest.mark.parametrize("file, text, said", [
+    (MAPPING, "[1]", "an object in braces"), (MAPPING, '{"assistant_1": 7}', "name of an assistant"),
+    (MAPPING, '{"assistant_1": ["eta4"]}', "name of an"), (MAPPING, '{"Assistant 1": {}}', "name of"),
+    (MAPPING, "{", "Expecting property name"), (MAPPING, '{"Assistant 1": "eta4"}', "assistant_1 is"),
+    ("answers.json", '{"enjoyed": "Assistant 1"}', "is 'Assistant 1': give one of .*assistant_1"),
+    ("answers.json", '{"enjoyed": ["assistant_1"]}', "give one of"), ("answers.json", '["x"]', "braces"),
+    ("assistant_1/coding_log.csv", "x\n", "first line of coding_log.csv is not"),
+    ("assistant_1/coding_log.csv", "x\ty\tz\t99999999999\n", "line 2 of coding_log.csv"),
+    ("assistant_1/coding_log.csv", "x\ty\tz\t-1\nx\ty\tz\t1\n", "line 2 of coding_log.csv"),
+    ("assistant_1/coding_log.csv", "x\ty\nx\ty\tz\t1\n", "line 2 of coding_log.csv")])
+def test_a_damaged_log_is_refused_with_its_name_and_line(file, text, said, tmp_path):
+    person = logged(tmp_path / "teal-otter", taken(2), names=("eta4",))
+    header = as_log([]) if file.endswith("csv") and text[1] == "\t" else ""
+    (person / file).write_text(header + text)
+    with pytest.raises(UserError, match=f"teal-otter cannot be read .*{said}"):
+        read_study(tmp_path)
+
+
+def test_half_a_line_at_the_end_of_a_log_is_ignored(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text(as_log(events(("character_typed", "a", 1))) + "1970\tcharacter_ty")
+    assert figures(read_log(path)).typed == 1
+
+
+def test_a_backslash_and_an_n_are_two_characters(tmp_path):
+    """In a log they look like a line break; the caret tells them apart."""
+    done = events(("proposed_suggestion", 'x("\\n")\n', 0), ("accepted_suggestion", 'x("\\n")\n', 8),
+                  ("deletion", 1, 7), ("current_code", 'x("\\n")', 7), ("deletion", 7, 0))
+    (tmp_path / "log.csv").write_text(as_log(done))
+    assert figures(read_log(tmp_path / "log.csv")) == figures(done) == Figures(
+        proposed=1, accepted=1, suggested=8, deleted=8, shown=8)
+
+
 @pytest.mark.parametrize("file, text", [
     ("events.jsonl", "{}\n"), ("events.jsonl", "x\n"), ("events.jsonl", '{"part": 7}\n'),
-    ("tests.jsonl", "{}\n"), ("answers.json", "[1]"), ("answers.json", '{"enjoyed": "A"}'),
-    ("person.json", "{}")])
+    ("events.jsonl", '{"part": 0, "type": "character_typed", "info": "a", "caret": 99999999999}\n'),
+    ("tests.jsonl", "{}\n"), ("tests.jsonl", '{"part": [], "passed": true}\n'),
+    ("answers.json", "[1]"), ("answers.json", '{"enjoyed": "A"}'),
+    ("answers.json", '{"enjoyed": {}}'), ("person.json", "{}")])
 def test_a_damaged_file_is_refused_with_the_name_of_the_person(file, text, tmp_path):
     person = written(tmp_path / "teal-otter", [("character_typed", "a", 1)])
     (person / file).write_text(text)
@@ -197,11 +324,16 @@ def test_the_command_prints_the_table_and_json(study, tmp_path, capsys):
     assert not list(study.glob("*/*/*"))
     main([str(study), "--logs"])
     assert {log.read_text() == as_log(read_parts(log.parent.parent)[1][log.parent.name])
-            for log in study.glob("*/*/the-sum.tsv")} == {True}
+            for log in study.glob("*/*/the-sum.csv")} == {True}
+    results = analyse(read_study(study))
+    for path in [*study.glob("*/events.jsonl"), *study.glob("*/person.json")]:
+        path.unlink()
+    assert analyse(read_study(study)) == results  # from what --logs has written
+    assert main([str(study), "--logs"]) is None
     (tmp_path / "begun").mkdir()
     (tmp_path / "begun" / "plan.json").write_text("{}")
     capsys.readouterr()
-    for folder, said in ((tmp_path / "begun", "nobody"), (tmp_path / "none", "no plan.json")):
+    for folder, said in ((tmp_path / "begun", "nobody"), (tmp_path / "none", "no plan.json, and no")):
         with pytest.raises(SystemExit) as end:
             main([str(folder)])
         err = capsys.readouterr().err

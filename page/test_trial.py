@@ -234,7 +234,7 @@ def test_the_record_is_analysed_and_written_as_logs(klass):
     person = klass.trial.people[word]
     main([str(klass.folder), "--logs"])
     [log] = (klass.folder / word / "assistant_1").iterdir()
-    assert log.name == person.problem.name + ".tsv"
+    assert log.name == person.problem.name + ".csv"
     assert log.read_text() == "timestamp\taction_type\taction_info\tcaret_index\n" + "".join(
         f"1970-01-01T00:00:0{k}.000Z\t{kind}\t{info}\t{caret}\n" for k, kind, info, caret in (
             (0, "current_code", "", 0), (1, "character_typed", "a\\tb\\n", 4),
