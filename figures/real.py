@@ -69,7 +69,7 @@ class RealPlan:
 
 # Of a row: what the tables quote.
 QUOTED = ("share_saved", "share_saved_se", "accept_ratio", "accept_ratio_se", "dpr", "tokens_read",
-          "suggestion_length", "silent_share")
+          "silent_share")
 
 
 def installed(module, package):
