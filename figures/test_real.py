@@ -262,7 +262,7 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)
     tasks = [(tqdm.get_lock, ())] * 2 + [(time.sleep, (600,))] * 2
     with make.cli.plain_errors("script"):
-        make.in_parallel(tasks, "tasks", {str(tmp_path / "log")!r}, 2)
+        list(make.in_parallel(tasks, "tasks", {str(tmp_path / "log")!r}, 2))
 """)
     with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                           text=True) as host:
