@@ -36,6 +36,7 @@ from realcode.replay import Config, ReplayLab, replayed_game
 from realcode.training import gradient
 from simhuman import Episode
 from support.cli import UserError, bar, numpy_generator, python_generator, torch_generator
+from support.digest import fingerprint
 from support.optim import adamw
 from support.report import summarize
 
@@ -134,6 +135,9 @@ class RealLab(ReplayLab):
         if len(self.programs) < most:
             raise UserError(f"{self.cfg.corpus} has {len(self.programs)} pieces to learn from, but "
                             f"the plan asks for {most}: name a larger corpus")
+        self.inputs = fingerprint([RealLab, dataclasses.replace(plan, corpora=(), seeds=()), seed,
+                                   self.base.name, self.programs, self.measured, self.goals,
+                                   self.ends])
 
     def scored_pieces(self, texts, most):
         """The pieces to learn from; an eighth of the programs is for `measured`."""
@@ -157,9 +161,7 @@ class RealLab(ReplayLab):
 
     def keep(self, name, make):
         """What make() returns, kept under all settings and texts and the code of this class."""
-        settings = dataclasses.replace(self.plan, corpora=(), seeds=())
-        return self.kept(name, made, RealLab, name, settings, self.cfg.seed, self.base.name,
-                         self.programs, self.measured, self.goals, self.ends, make=make)
+        return self.kept(name, made, self.inputs, name, make=make)
 
     # ---- training
 
@@ -264,8 +266,8 @@ class RealLab(ReplayLab):
         return {key: row[key] for key in QUOTED}
 
 
-def made(code, *inputs, make):
-    """make(), which depends on this code and these inputs."""
+def made(inputs, name, make):
+    """make(), which depends on these inputs."""
     return make()
 
 

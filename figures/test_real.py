@@ -22,7 +22,7 @@ from support.cli import UserError
 from support.contest import draw_style, write_program
 from support.test_helpers import interrupt, published, small_contest
 
-PLAN = real.RealPlan(corpora=("small",), seeds=(0, 1), etas=(1, 20), thresholds=(1, 20), n=2,
+PLAN = real.RealPlan(corpora=("small",), seeds=(0,), etas=(1, 20), thresholds=(1, 20), n=2,
                      turn_tokens=4, held_out=2, context=40, pieces=10, others=(2,), halved=(4, 10),
                      unseen_pieces=4)
 
@@ -69,14 +69,13 @@ def lab(found, at_hand):
 
 
 def test_every_row_is_played_and_kept(found, at_hand, capsys, monkeypatch):
-    for seed in ("0", "1"):
-        rows = found["seeds"][seed]["small"]
-        assert {names[0] for name in real_tables.ROWS for names in real_tables.named(
-            found["plan"], [[name]], [PLAN.pieces])} < set(rows)
-        assert {"Empower (1), 2 pieces", "Empower (20), one state, 10 pieces",
-                "Empower (1), all weights, 10 pieces", "Adapted, stopped at 1 bits, 2 pieces",
-                "Adapted, then Empower (20), 4 pieces"} < set(rows)
-        assert all(tuple(row) == real.QUOTED for row in rows.values())
+    rows = found["seeds"]["0"]["small"]
+    assert {names[0] for name in real_tables.ROWS for names in real_tables.named(
+        found["plan"], [[name]], [PLAN.pieces])} < set(rows)
+    assert {"Empower (1), 2 pieces", "Empower (20), one state, 10 pieces",
+            "Empower (1), all weights, 10 pieces", "Adapted, stopped at 1 bits, 2 pieces",
+            "Adapted, then Empower (20), 4 pieces"} < set(rows)
+    assert all(tuple(row) == real.QUOTED for row in rows.values())
     assert len(trainings()) == real.count(PLAN)
     interrupt(monkeypatch, torch.Tensor, "backward", 0)  # everything is kept
     again = make.on_real_code(PLAN, str(at_hand / "out"), at_hand / "real.json", 1)
@@ -87,18 +86,17 @@ def test_every_row_is_played_and_kept(found, at_hand, capsys, monkeypatch):
 
 
 def test_each_way_of_learning_has_its_weights_its_examples_and_its_rate(found, lab):
-    first = trainings()[:len(trainings()) // 2]  # of seed 0
     whole = sum(weight.numel() for weight in lab.base.model.parameters())
     names = [f"{name} {n}" for name, _, n, _ in real.trainings(PLAN)]
-    of = dict(zip(names, first))
+    of = dict(zip(names, trainings()))
     low, full, one = (of[f"Empower (1){way} 10"] for way in ("", ", all weights", ", one state"))
     assert low[0] == one[0] < full[0] == whole
     assert [some[2] for some in (low, full, one)] == [1e-3, 1e-4, 3e-4]
     assert str(low[1]) == str(full[1]) and len(low[1]) == len(one[1]) == 10
     assert [len(of[f"Empower (1) {n}"][1]) for n in (2, 10)] == [2, 10]
     start, stop = lab.base.encoding.start, lab.base.encoding.stop
-    assert first[len(names)][1] == [([start, *ids, *[stop] * ends], 1)  # adapted to 2 pieces
-                                    for ids, _, ends in lab.programs[:2]]
+    assert trainings()[len(names)][1] == [([start, *ids, *[stop] * ends], 1)  # adapted to 2 pieces
+                                          for ids, _, ends in lab.programs[:2]]
 
 
 def test_other_seeds_have_other_programs(lab, at_hand):
@@ -234,17 +232,15 @@ def test_a_seed_on_which_a_rate_was_chosen_counts_only_if_there_is_no_other():
     assert list(real_tables.played(found, "a", list(rows)[:1])) == ["1"]
 
 
-def test_the_picture_has_a_point_for_each_eta(found):
+def test_the_picture_has_a_curve_for_each_method_that_was_played():
     draw = pytest.importorskip("draw", reason="needs matplotlib")
+    names = "SFT-3, 256 pieces", "Empower (1), 256 pieces", "Adapted, then Empower (1), 256 pieces"
+    found = made_up(s1=dict(zip(names, (0.1, 0.2, 0.3))), s2=dict(zip(names, (0.3, 0.6, 0.3))))
     [ax] = draw.real_code(found).axes
-    labels = ax.get_legend_handles_labels()[1]
-    assert labels == ["Base-2", "SFT-2", "Base stopped", "Empower", "Empower, with the offset",
-                      "Adapted, stopped", "Adapted, then Empower"]
-    curve = ax.containers[labels.index("Empower")].lines[0]
-    rows = [[found["seeds"][seed]["small"][f"Empower ({eta}), 10 pieces"] for seed in ("0", "1")]
-            for eta in PLAN.etas]
-    for values, key in ((curve.get_xdata(), "tokens_read"), (curve.get_ydata(), "share_saved")):
-        assert list(values) == pytest.approx([(a[key] + b[key]) / 2 for a, b in rows])
+    assert ax.get_legend_handles_labels()[1] == ["SFT-3", "Empower", "Adapted, then Empower"]
+    lines = [curve.lines[0] for curve in ax.containers]
+    assert [list(line.get_xdata()) for line in lines] == [[5]] * 3
+    assert [float(*line.get_ydata()) for line in lines] == pytest.approx([0.2, 0.4, 0.3])
 
 
 # ------------------------------------------------------------------- several processes
