@@ -6,8 +6,8 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
+import real_tables
 import report
-from real_tables import sized
 
 # Okabe and Ito's colours, which colour-blind people can tell apart. Two of them are alike in grey,
 # but every curve has its own marker and dash, and bars have names.
@@ -19,7 +19,8 @@ CURVES = {"Empower": (BLUE, "o", "-"), "Empower, wide": (BLUE, "D", ":"),
           "SFT-N": (ORANGE, "^", "-"), "SFT-2N": (ORANGE, "v", "--"),
           "SFT-RAND": (ORANGE, "<", ":"),
           "Base-N": (GREY, "x", "-"), "Base-2N": (GREY, "+", "--"), "Base": (GREY, ".", ":"),
-          "Human alone": (BLACK, "d", "-."), "Adapted": (GREEN, "P", "--"),
+          "Human alone": (BLACK, "d", "-."), "Empower, with the offset": (BLUE, "D", ":"),
+          "Adapted, stopped": (GREEN, "P", "--"),
           "Adapted, then Empower": (RED, "X", "-")}
 STYLE = {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False,
          "axes.axisbelow": True, "axes.grid": True, "grid.color": "#dddddd",
@@ -32,11 +33,10 @@ SAVED = {"metadata": {"Date": None}}
 def all_figures(results, published, folder):
     """Draws every picture into the folder; yields the paths.
 
-    published: what was found on real code, as for `real_tables.blocks`, or {}.
+    published: what was found on real code, as for `real_tables.blocks`, or None.
     """
     found = [(draw, [results]) for draw in (attention, care, rounds, lengths)]
-    found += [(draw, [published]) for draw, which in ((real_code, "real"), (adapt, "real --adapt"))
-              if which in published]
+    found += [(real_code, [published])] if published else []
     for draw, some in found:
         with plt.rc_context(STYLE):
             figure, path = draw(*some), folder / f"{draw.__name__.replace('_', '-')}.svg"
@@ -165,91 +165,26 @@ def rounds(results):
     return figure
 
 
-def real_code(published):
-    """Real code: the share saved against tokens read, and against pieces learned from."""
-    corpora, more = (published.get(which, {"seeds": {"0": {}}})["seeds"]["0"]
-                     for which in ("real", "real --further"))
-    figure, axes = plt.subplots(len(corpora), 2, figsize=(10.5, 3.1 * len(corpora)),
-                                layout="constrained", squeeze=False)
-    for (left, right), (corpus, some) in zip(axes, corpora.items()):
-        saved_by_reading(left, some["rows"])
-        curve = some["curve"] + more.get(corpus, {"curve": []})["curve"]
-        saved_by_pieces(right, some["rows"], curve)
-        left.set_title(f"{corpus}: share of the tokens saved", fontsize=11)
-        right.set_title(f"{corpus}: the same, by pieces learned from", fontsize=11)
-        for ax, ticks in ((left, [10, 20, 50, 100, 200, 400]), (right, [
-                *sorted({row["pieces"] for row in curve})])):
-            ax.set_xscale("log")
-            ax.set_xticks(ticks, list(map(str, ticks)))
-            ax.minorticks_off()
-            ax.set_ylim(bottom=0)
-    axes[-1][0].set_xlabel("tokens read for a piece (log scale)")
-    axes[-1][1].set_xlabel("pieces (log scale)")
-    for ax in axes[-1]:
-        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
-    return figure
-
-
-def saved_by_reading(ax, rows):
-    """A line for each kind of assistant, through its thresholds or lengths."""
-    for begin, end, kind in (("Base-", "", "Base-N"), ("Base stopped", "", "Base stopped"),
-                             ("SFT-", "", "SFT-N"), ("Empower", "greedy", "Empower"),
-                             ("Empower", "silent as asked", "Empower")):
-        some = [row for row in rows if row["name"].startswith(begin)
-                and row["name"].endswith(end)]
-        colour, marker, dash = CURVES[kind]
-        asked = end == "silent as asked"
-        ax.errorbar([max(row["tokens_read"], 1) for row in some],  # the axis is logarithmic
-                    [row["share_saved"] for row in some],
-                    yerr=[row["share_saved_se"] for row in some], color=colour,
-                    marker="D" if asked else marker, linestyle=":" if asked else dash,
-                    markersize=5, linewidth=1.5, elinewidth=0.8,
-                    label=f"{kind}, {end}" if end else kind)
-
-
-def saved_by_pieces(ax, rows, learned):
-    """Trained assistants by the pieces they have learned from, and those without training."""
-    for eta, dash in ((0.32, "--"), (1, "-")):
-        name, curve = f"Empower ({eta:g})", {"all states": [], "one state": []}
-        for row in sorted(learned, key=lambda row: row["pieces"]):
-            if row["name"] == name and row["stops"] == "greedy":
-                curve[row["way"]].append(row)
-        for (way, some), colour, marker in zip(curve.items(), (BLUE, ORANGE), "D^"):
-            ax.errorbar([row["pieces"] for row in some], [row["share_saved"] for row in some],
-                        yerr=[row["share_saved_se"] for row in some], color=colour, marker=marker,
-                        linestyle=dash, linewidth=1.5, label=f"{name}, {way} of each")
-        for row in rows:
-            if row["name"] == f"Base stopped at {eta:g} bits":
-                ax.axhline(row["share_saved"], color=SKY, linestyle=dash, label=row["name"])
-
-
-def adapt(published):
-    """Adapt first? The share saved by the pieces learned from, at 1 bit."""
-    found, eta = published["real --adapt"], 1
-    some, plan = list(found["seeds"].values()), found["plan"]
-    pieces, sizes = plan["pieces"], sorted({plan["pieces"], *plan["also"], *plan["adapted"],
-                                            *plan["adapted_first"]})
-    figure, axes = plt.subplots(1, len(some[0]), figsize=(10.5, 3.3), layout="constrained",
+def real_code(found):
+    """Real code: the share saved against the tokens read, a curve over eta for each method."""
+    plan, corpora = found["plan"], found["plan"]["corpora"]
+    figure, axes = plt.subplots(1, len(corpora), figsize=(10.5, 3.8), layout="constrained",
                                 squeeze=False)
-    for ax, corpus in zip(axes[0], some[0]):
-        rows = {row["name"]: row for row in report.averaged(
-            [seed[corpus]["rows"] for seed in some], ("share_saved",))}
-        untrained = f"Base stopped at {eta} bits"
-        ax.axhline(rows[untrained]["share_saved"], color=SKY, label=f"{untrained}, has read none")
-        for name, kind in ((f"Adapted, stopped at {eta} bits", "Adapted"),
-                           (f"Adapted, then Empower ({eta}), greedy", "Adapted, then Empower"),
-                           (f"Empower ({eta}), greedy", "Empower")):
-            points = [(n, rows[sized(name, n, pieces)]) for n in sizes
-                      if sized(name, n, pieces) in rows]
-            colour, marker, dash = CURVES[kind]
-            ax.errorbar([n for n, _ in points], [row["share_saved"] for _, row in points],
-                        yerr=[row["share_saved_spread"] for _, row in points], color=colour,
-                        marker=marker, linestyle=dash, linewidth=1.5, label=name)
-        ax.set_title(f"{corpus}: share of the tokens saved, at {eta} bit", fontsize=11)
-        ax.set_xlabel("pieces (log scale)")
-        ax.set_xscale("log")
-        ax.set_xticks(sizes, list(map(str, sizes)))
-        ax.minorticks_off()
+    for ax, corpus in zip(axes[0], corpora):
+        for kind, name in (("Base-N", real_tables.BASE), ("SFT-N", real_tables.SFT),
+                           ("Base stopped", real_tables.STOPPED), ("Empower", real_tables.EMPOWER),
+                           ("Empower, with the offset", real_tables.OFFSET),
+                           ("Adapted, stopped", real_tables.ADAPTED),
+                           ("Adapted, then Empower", real_tables.BOTH)):
+            some = [real_tables.played(found, corpus, names).values()
+                    for names in real_tables.named(plan, [[name]], [plan["pieces"]])]
+            points = [np.mean([(row["tokens_read"], row["share_saved"]) for [row] in seeds], 0)
+                      for seeds in some if seeds]  # for each eta, the mean over seeds
+            if points:
+                curve(ax, kind, *zip(*points), kind.replace("-N", f"-{plan['n']}"))
+        ax.set_title(f"{corpus}: share of the tokens saved", fontsize=11)
+        ax.set_xlabel("tokens read for a piece")
+        ax.set_xlim(left=0)
         ax.set_ylim(bottom=0)
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure

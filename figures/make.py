@@ -5,9 +5,7 @@
     python figures/make.py plot      results.json drawn, as SVG (needs matplotlib)
     python figures/make.py report    results.json as the tables quoted in README.md
     python figures/make.py tune      how optimizer and rate of fine-tuning were chosen
-    python figures/make.py real      real code and a published model, into real.json;
-                                     --further, --repeat, --adapt, --full: more to learn from,
-                                     other seeds, models adapted first, all weights
+    python figures/make.py real      real code and a published model, into real.json
 
 A sweep reuses the stages in --out, including those of `python empower.py`, and resumes where it
 was interrupted. It keeps one process for each core busy. experiments.py says what is played,
@@ -45,13 +43,9 @@ from support.cli import UserError
 from support.files import write_text
 from support.paper import PAPER, paper_means
 
-# Durations on 2 CPU cores, if nothing is finished; the last two are estimates.
-MINUTES = {"sweep": 100, "calibrate": 12, "tune": 10, "real": 130, "real --further": 150,
-           "real --repeat": 140, "real --adapt": 500, "real --full": 400}
-# What is asked of real code, and the file of its results.
-REAL = {"real": (real.RealPlan(), "real.json"), "real --further": (real.FURTHER, "further.json"),
-        "real --repeat": (real.REPEAT, "repeat.json"), "real --adapt": (real.ADAPT, "adapt.json"),
-        "real --full": (real.FULL, "full.json")}
+# Durations on 2 CPU cores, if nothing is finished; that of real code is an estimate.
+MINUTES = {"sweep": 100, "calibrate": 12, "tune": 10, "real": 2000}
+REAL_ON_GPU = 60  # minutes on an H100 with --workers 6, an estimate too
 
 # ------------------------------------------------------------------- several processes
 
@@ -224,31 +218,37 @@ def tune(plan, cfg, results, workers):
     return best
 
 
-def on_real_code(which, plan, out, results, workers):
-    """What real.py asks of each corpus and seed; writes and returns the results.
-
-    which: the command, one of REAL.
-    """
-    begun, log = time.time(), Path(out, "real.log")
+def on_real_code(plan, out, results, workers):
+    """What real.py asks of each corpus and seed; writes and returns the results."""
+    begun, log, device = time.time(), Path(out, "real.log"), cli.pick_device("auto")
     Path(out).mkdir(parents=True, exist_ok=True)
     writable(results)
-    real.check_packages(plan)
-    device = cli.pick_device(plan.device)
+    real.model_file()
+    tasks = [(real.answer, (plan, out, corpus, seed)) for seed in plan.seeds
+             for corpus in plan.corpora if real.corpus_of(corpus)]
     print(f"{real.count(plan)} trainings in all: {', '.join(plan.corpora)}; seeds "
-          f"{', '.join(map(str, plan.seeds))}.\nAbout {MINUTES[which]} minutes on 2 "
-          f"CPU cores, less if stages are reused. Device {cli.device_name(device)},\n{workers} "
-          f"processes, stages in {out}/real-*, log in {log}, results in {results}")
-    for tasks in real.tasks(plan, out, workers):
-        list(in_parallel(tasks, "real code", log, workers))
+          f"{', '.join(map(str, plan.seeds))}.\nAbout {MINUTES['real']} minutes on 2 CPU cores, "
+          f"{REAL_ON_GPU} on an H100 with --workers 6, less if stages are reused.\nDevice "
+          f"{cli.device_name(device)}, {workers} processes, stages in {out}/real-*, log in {log}, "
+          f"results in {results}")
+    list(in_parallel(tasks, "real code", log, workers))
     with logged(log):
         found = {str(seed): {corpus: real.answer(plan, out, corpus, seed)
                              for corpus in plan.corpora} for seed in plan.seeds}
-    found = {"plan": dataclasses.asdict(plan), "environment": {
-        **cli.environment(device), "processes": workers, "threads": threads(workers)},
+    found = {"plan": dataclasses.asdict(plan), "chosen_on": [], "parts": [{
+        "command": "python figures/make.py real", "seeds": list(plan.seeds), "environment": {
+            **cli.environment(device), "processes": workers, "threads": threads(workers)}}],
              "seeds": rounded(found)}
-    write_text(results, json.dumps(found, indent=1, allow_nan=False) + "\n")
-    print(f"{real_tables.text({which: found})}\n\n{(time.time() - begun) / 60:.0f} minutes")
+    found = json.loads(json.dumps(found, allow_nan=False))
+    write_text(results, json.dumps(found, indent=1) + "\n")
+    print(f"{of_real_code(found)}\n\n{(time.time() - begun) / 60:.0f} minutes")
     return found
+
+
+def of_real_code(found):
+    """The tables of real code, with their headings."""
+    return "\n\n".join(f"## {name.capitalize()}\n\n{block}"
+                       for name, block in real_tables.blocks(found).items())
 
 
 def found_by(command, path):
@@ -288,21 +288,10 @@ def main(argv=None):
                              help="processes at a time (default: one for each CPU core)")
     plotting = commands.add_parser("plot", help="results.json drawn, as SVG")
     reporting = commands.add_parser("report", help="results.json as tables")
-    which = real_code.add_mutually_exclusive_group()
-    which.add_argument("--further", dest="which", action="store_const", const="real --further",
-                       help=f"learn from {real.FURTHER.pieces} pieces, into further.json")
-    which.add_argument("--repeat", dest="which", action="store_const", const="real --repeat",
-                       help=f"that with {len(real.REPEAT.seeds)} other seeds, into repeat.json")
-    which.add_argument("--adapt", dest="which", action="store_const", const="real --adapt",
-                       help="adapt the model before it learns to stop, into adapt.json")
-    which.add_argument("--full", dest="which", action="store_const", const="real --full",
-                       help="train all weights too, not only low-rank updates, into full.json")
-    for command, name in ((tuning, "tune.json"), (calibrating, "calibrate.json")):
+    for command, name in ((tuning, "tune.json"), (calibrating, "calibrate.json"),
+                          (real_code, "real.json")):
         command.add_argument("--results", type=Path, default=HERE / name,
                              help=f"the file of results (default: {name} next to this script)")
-    real_code.add_argument("--results", type=Path, help="the file of results (default: real.json, "
-                           "further.json, repeat.json, adapt.json or full.json next to this "
-                           "script)")
     for command in (sweeping, plotting, reporting):
         command.add_argument("--results", type=Path, default=HERE / "results.json",
                              help="the file of results (default: results.json next to "
@@ -321,22 +310,18 @@ def obey(args):
     if args.command == "tune":
         return tune(Plan(), Config(out=args.out), args.results, args.workers)
     if args.command == "real":
-        which = args.which or "real"
-        plan, file = REAL[which]
-        return on_real_code(which, plan, args.out, args.results or HERE / file, args.workers)
+        return on_real_code(real.RealPlan(), args.out, args.results, args.workers)
     if args.command == "sweep":
         if not 2 <= args.seeds <= max(STUDENT):
             raise UserError(f"--seeds is {args.seeds}: give 2 to {max(STUDENT)}")
         return sweep(Plan(seeds=args.seeds), Config(out=args.out), args.results, args.workers)
     results = report.read(args.results)
-    losses, calibrated = (found_by(name, args.results.parent / f"{name}.json")
-                          for name in ("tune", "calibrate"))
-    published = {which: found for which, (_, file) in REAL.items()
-                 if (found := found_by(which, args.results.parent / file))}
+    losses, calibrated, published = (found_by(name, args.results.parent / f"{name}.json")
+                                     for name in ("tune", "calibrate", "real"))
     try:
         if args.command == "report":
             print(report.text(results, losses, calibrated))
-            return print(f"\n{real_tables.text(published)}") if published else None
+            return print(f"\n{of_real_code(published)}") if published else None
         import draw
         for path in draw.all_figures(results, published, args.results.parent):
             print(path)

@@ -1,151 +1,80 @@
 """The tables of what was found on real code (real.py)."""
 
-from report import averaged, pm, seeds_interval
-from support.report import METRICS, table
+import math
 
-ROWS = {"assistant": "{name}", "accept ratio": "{accept_ratio:.3f} ± {accept_ratio_se:.3f}",
-        "share saved": "{share_saved:.3f} ± {share_saved_se:.3f}",
-        "DPR": "{dpr:.3f} ± {dpr_se:.3f}", "read": "{tokens_read:.0f} ± {tokens_read_se:.0f}",
-        "length": "{suggestion_length:.1f}", "silent": "{silent_share:.2f}"}
-LENGTHS = {"assistant": "{name}", "asked": "{asked:.1f} ± {asked_sd:.1f}",
-           "written": "{written:.1f} ± {written_sd:.1f}", "asked empty": "{asked_empty:.2f}",
-           "written empty": "{written_empty:.2f}", "distance": "{distance:.2f}"}
-CURVE = {"assistant": "{name}", "pieces": "{pieces}", "states": "{way}", "stops": "{stops}",
-         "offset": "{offset:+.1f}", "loss": "{loss:.3f}", "accept ratio": "{accept_ratio:.3f}",
-         "share saved": "{share_saved:.3f}", "DPR": "{dpr:.3f}", "read": "{tokens_read:.0f}",
-         "written empty": "{written_empty:.2f}", "asked empty": "{asked_empty:.2f}"}
-INTERVAL = "{difference:+.3f} ({low:+.3f} to {high:+.3f})"
-SPREADS = {**ROWS, "accept ratio": pm("accept_ratio"), "share saved": pm("share_saved"),
-           "DPR": pm("dpr"), "read": pm("tokens_read", 0)}
-EMPOWER = ("Empower (0.32), greedy", "Empower (1), greedy")
-FULL = ", all weights"  # in the name of a row
-RATES = {"rule, learning": "{way}", "rate": "{rate}"}
-SILENT = {"assistant": "{name}", "asked empty": pm("asked_empty", 2),
-          "written empty": pm("written_empty", 2), "offset": pm("offset", 1), "loss": pm("loss")}
+import numpy as np
 
+from intervals import seeds_interval
+from support.report import table
 
-def blocks(published):
-    """{heading: table} of {a command, such as "real --further": what it found}."""
-    found = pooled(published)
-    for which, results in published.items():
-        as_tables = seeds_as_tables if len(results["seeds"]) > 1 else seed_as_tables
-        found |= {f"{which}, {heading}": block for heading, block in as_tables(
-            results["seeds"], results["plan"]["pieces"]).items()}
-    return found
+# Rows: N tokens, a threshold of e bits, n pieces to learn from, or half of them, or fewer.
+ALONE, BASE, SFT = "Human alone", "Base-{N}", "SFT-{N}, {n} pieces"
+STOPPED, ADAPTED = "Base stopped at {e} bits", "Adapted, stopped at {e} bits, {n} pieces"
+EMPOWER, OFFSET, ONE, FULL = (f"Empower ({{e}}){how}, {{n}} pieces" for how in (
+    "", ", with the offset", ", one state", ", all weights"))
+BOTH, HALF = f"Adapted, then {EMPOWER}", ADAPTED.replace("{n}", "{half}")
+ROWS = ALONE, BASE, SFT, STOPPED, EMPOWER, OFFSET, ADAPTED, BOTH
+SIX = ((EMPOWER, STOPPED), (OFFSET, STOPPED), (ADAPTED, STOPPED), (BOTH, HALF), (EMPOWER, SFT),
+       (EMPOWER, BASE))
+MORE = ((SFT, BASE), (STOPPED, ALONE), (STOPPED, BASE), (EMPOWER, STOPPED), (EMPOWER, ONE),
+        (EMPOWER, EMPOWER.replace("{n}", "{fewer}")), (FULL, EMPOWER), (FULL, STOPPED),
+        (ADAPTED, STOPPED), (BOTH, STOPPED), (BOTH, HALF), (BOTH, ADAPTED))
+SHOWN = {"share saved": ("share_saved", 3), "accept ratio": ("accept_ratio", 3),  # key, digits
+         "read": ("tokens_read", 0), "silent": ("silent_share", 2), "DPR": ("dpr", 3)}
 
 
-def pooled(published):
-    """{heading: Empower minus the threshold, over the seeds of all plans with 256 pieces}."""
-    plans = [results for results in published.values()
-             if results["plan"]["pieces"] == 256 and len(results["seeds"]) > 1]
-    if len(plans) < 2:
-        return {}
-    found = {}
-    for corpus in plans[0]["plan"]["corpora"]:
-        differences = {}
-        for some in (corpora[corpus] for plan in plans for corpora in plan["seeds"].values()):
-            for row in some["differences"]:
-                if row["ours"] in EMPOWER and row["other"].startswith("Base stopped"):
-                    differences.setdefault((row["ours"], row["metric"]), []).append(row)
-        n = sum(len(plan["seeds"]) for plan in plans)
-        found[f"{corpus}: differences on {n} seeds"] = against(
-            [over_seeds(rows) for rows in differences.values()])
-    return found
+def blocks(found):
+    """{heading: table} of what `make.py real` found: the rows, six differences, and others."""
+    plan, (*shown, _), pair = found["plan"], SHOWN, ("row", "minus")
+    one, sizes = [plan["pieces"]], {plan["pieces"], *plan["others"], *plan["halved"]}
+    rows = [row for name in ROWS for row in named(plan, [[name]], one)]
+    six, more = named(plan, SIX, one), named(plan, MORE, sorted(sizes))
+    return {"real code": grid(found, rows, ["assistant"], shown, mean),
+            "real code, differences": grid(found, six, pair, shown[:2], difference),
+            "real code, in detail": grid(found, more, pair, SHOWN, difference)}
 
 
-def sized(row, n, pieces):
-    """The name of a row that has learned from n pieces, if most have learned from `pieces`."""
-    return row if n == pieces else f"{row}, {n} pieces"
+def named(plan, rows, sizes):
+    """Tuples of names of rows, for each eta and each number of pieces."""
+    return list(dict.fromkeys(
+        tuple(name.format(N=plan["n"], e=f"{eta:g}", n=n, half=n // 2, fewer=fewer) for name in row)
+        for eta in sorted({*plan["etas"], *plan["thresholds"]})
+        for n, fewer in zip(sizes, [0, *sizes]) for row in rows))
 
 
-def seed_as_tables(seeds, pieces):
-    """{heading: table} of the results of the only seed."""
-    found, ((seed, corpora),) = {}, seeds.items()
-    for corpus, some in corpora.items():
-        curve = [row for row in some["curve"]
-                 if row["name"].split(", ")[0] in ("Empower (0.32)", "Empower (1)")]
-        stopping = stopping_rows(some, pieces)
-        found |= {
-            f"{corpus}: the game": table(some["rows"], ROWS),
-            f"{corpus}: lengths asked for and written": table(stopping, LENGTHS),
-            f"{corpus}: pieces to learn from": table(sorted(
-                curve, key=lambda row: (row["name"], row["way"], row["pieces"])), CURVE),
-            f"{corpus}: differences": against(some["differences"]),
-            **rates_tried(f"{corpus}: the rate", [some["rates"]], [seed])}
-    return found
+def grid(found, rows, names, titles, cell):
+    """A table of the rows that were played: names, seeds, and a cell for each corpus and title."""
+    lines = []
+    for row in rows:
+        each = {corpus: played(found, corpus, row) for corpus in found["plan"]["corpora"]}
+        if seeds := sorted(set().union(*each.values()), key=int):
+            lines.append({**dict(zip(names, row)), "seeds": " to ".join(dict.fromkeys(
+                [seeds[0], seeds[-1]])), **{f"{corpus}, {title}": cell(
+                    list(some.values()), *SHOWN[title])
+                    for corpus, some in each.items() for title in titles}})
+    return table(lines, {title: f"{{{title}}}" for title in lines[0]})
 
 
-def seeds_as_tables(seeds, pieces):
-    """{heading: table} of several seeds: means ± standard deviations, and intervals over seeds."""
-    found = {}
-    for corpus in next(iter(seeds.values())):
-        some = [corpora[corpus] for corpora in seeds.values()]
-        stopping = [stopping_rows(one, pieces) for one in some]
-        found |= {
-            f"{corpus}: the game": table(averaged(
-                [one["rows"] for one in some], ("accept_ratio", "share_saved", "dpr", "tokens_read",
-                                                "suggestion_length", "silent_share")), SPREADS),
-            f"{corpus}: how often they are silent": table(averaged(
-                stopping, ("asked_empty", "written_empty", "offset", "loss")), SILENT),
-            f"{corpus}: each seed": each_seed([one["differences"] for one in some], list(seeds)),
-            **rates_tried(f"{corpus}: the rate", [one["rates"] for one in some], list(seeds)),
-            f"{corpus}: differences": against([
-                over_seeds(rows) for rows in zip(*(one["differences"] for one in some))])}
-    return found
+def played(found, corpus, names):
+    """{seed: the numbers of these rows}; a seed on which a rate was chosen only if no others."""
+    some = {seed: [corpora[corpus][name] for name in names]
+            for seed, corpora in found["seeds"].items() if {*names} <= {*corpora.get(corpus, ())}}
+    return {seed: rows for seed, rows in some.items() if seed not in found["chosen_on"]} or some
 
 
-def stopping_rows(some, pieces):
-    """The rows of the plan's number of pieces, and those adapted first, with how they stop."""
-    return [{**row, "name": sized(f"{row['name']}, {row['stops']}", row["pieces"], pieces)}
-            for row in some["curve"] if row["way"] == "adapted first"
-            or row["pieces"] == pieces and row["way"] != "one state"]
+def mean(some, key, digits):
+    """The mean over seeds as text; with three digits also the standard deviation."""
+    each = np.array([row[key] for [row] in some], dtype=float)
+    spread = f" ± {each.std(ddof=1):.3f}" if digits == 3 and len(each) > 1 else ""
+    return f"{each.mean():.{digits}f}{spread}" if len(each) and not np.isnan(each).any() else "-"
 
 
-def each_seed(differences, seeds):
-    """Trained rows minus the threshold on each seed, with 95% intervals over programs.
-
-    Also all weights minus low-rank updates.
-    """
-    columns = {f"seed {seed}": f"{{seed {seed}}}" for seed in seeds}
-    return table([{"name": rows[0]["ours"], "other": rows[0]["other"],
-                   "metric": METRICS[rows[0]["metric"]],
-                   **{column: INTERVAL.format_map(row) if row["low"] is not None else "-"
-                      for column, row in zip(columns, rows)}}
-                  for rows in zip(*differences)
-                  if (rows[0]["other"].startswith("Base stopped") or FULL in rows[0]["ours"])
-                  and rows[0]["metric"] in ("share_saved", "accept_ratio")],
-                 {"row": "{name}", "minus": "{other}", "in": "{metric}", **columns})
-
-
-def rates_tried(heading, rates, seeds):
-    """{heading: the loss of each rate on each seed, the smallest marked}, if any was chosen."""
-    rows = [{"way": way, "rate": rate, **{f"seed {seed}": f"{some[way][rate]:.3f}" + " *" * (
-                some[way][rate] == min(some[way].values())) for seed, some in zip(seeds, rates)}}
-            for way in rates[0] for rate in rates[0][way]]
-    return {heading: table(rows, {**RATES, **{f"seed {seed}": f"{{seed {seed}}}"
-                                              for seed in seeds}})} if rows else {}
-
-
-def over_seeds(rows):
-    """A difference on each seed: its mean and interval; low is None if a seed has no difference."""
-    none = any(row["low"] is None for row in rows)
-    mean, low, high = (None,) * 3 if none else seeds_interval([row["difference"] for row in rows])
-    return {**rows[0], "difference": mean, "low": low, "high": high}
-
-
-def against(differences):
-    """The table of differences, with 95% intervals."""
-    rows = {}
-    for found in differences:
-        if found["low"] is not None:
-            row = rows.setdefault((found["ours"], found["other"]), {
-                "name": found["ours"], "other": found["other"]})
-            row[found["metric"]] = INTERVAL.format_map(found)
-    keys = ("share_saved", "accept_ratio", "dpr")
-    return table([{**dict.fromkeys(keys, "-"), **row} for row in rows.values()], {
-        "row": "{name}", "minus": "{other}", **{METRICS[key]: f"{{{key}}}" for key in keys}})
-
-
-def text(published):
-    """All tables, with their headings."""
-    return "\n\n".join(f"{heading}\n\n{block}" for heading, block in blocks(published).items())
+def difference(some, key, _):
+    """A row minus another as text: mean and 95% interval over seeds; of one seed, over programs."""
+    if not some or any(row[key] is None for pair in some for row in pair):
+        return "-"
+    each = [ours[key] - other[key] for ours, other in some]
+    # One seed: the rows are taken for independent, though they share programs, so it is too wide.
+    half = 1.96 * math.hypot(*(row.get(f"{key}_se", math.nan) for row in some[0]))
+    ends = seeds_interval(each) if len(each) > 1 else (each[0], each[0] - half, each[0] + half)
+    return "{:+.3f} ({:+.3f} to {:+.3f})".format(*ends).replace(" (+nan to +nan)", "")

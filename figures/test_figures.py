@@ -21,6 +21,7 @@ import bound
 import empower
 import experiments
 import intervals
+import real
 import real_tables
 import report
 from empower import Config
@@ -355,8 +356,7 @@ def test_bad_input_gets_one_sentence_and_status_2(
 
 
 @pytest.mark.parametrize("name, content, command", [
-    ("real.json", "{", "real"), ("real.json", "[1]", "real"), ("further.json", "{}", "real --further"),
-    ("repeat.json", "{}", "real --repeat"),
+    ("real.json", "{", "real"), ("real.json", "[1]", "real"), ("real.json", "{}", "real"),
     ("tune.json", '[{"a": 1}]', "tune"), ("tune.json", "{}", "tune"),
     ("calibrate.json", "{}", "calibrate")])
 def test_a_damaged_file_next_to_the_results_is_named(swept, tmp_path, capsys, name, content,
@@ -553,13 +553,11 @@ def committed():
     """(the committed results, their tables)."""
     results = report.read(HERE / "results.json")
     losses = json.loads((HERE / "tune.json").read_text())
-    published = {which: json.loads((HERE / name).read_text())
-                 for which, (_, name) in make.REAL.items() if (HERE / name).exists()}
     calibrated = json.loads((HERE / "calibrate.json").read_text())
     return results, {**report.tables(results), "tuning": report.tuning(losses),
                      "calibration": report.calibration(calibrated).split("\n\n")[0],
                      "calibrated": report.calibration(calibrated),
-                     **real_tables.blocks(published)}
+                     **real_tables.blocks(json.loads((HERE / "real.json").read_text()))}
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -592,16 +590,18 @@ def test_durations_are_those_that_the_commands_announce():
         assert f"about {minutes} minutes" in PAGES["README.md"]
 
 
-def test_the_committed_results_on_real_code_are_those_of_the_plans():
-    for plan, name in make.REAL.values():
-        found = json.loads((HERE / name).read_text())
-        wanted = json.loads(json.dumps(dataclasses.asdict(plan)))
-        for field in ("corpora", "etas", "ns", "held_out", "context", "pieces", "rates"):
-            assert found["plan"][field] == wanted[field], (name, field)
-        assert list(found["seeds"]) == list(map(str, plan.seeds)), name
-        assert all(list(some) == wanted["corpora"] for some in found["seeds"].values()), name
-        if name in ("adapt.json", "full.json"):  # to the plans of the others, rows were added
-            assert all(wanted[field] == value for field, value in found["plan"].items()), name
+def test_the_committed_results_on_real_code_are_of_rows_that_the_plan_plays():
+    found, plan = json.loads((HERE / "real.json").read_text()), real.RealPlan()
+    assert found["plan"] == json.loads(json.dumps(dataclasses.asdict(plan)))
+    assert list(found["seeds"]) == [*found["chosen_on"], *map(str, plan.seeds)]
+    names = {name for rows in (real_tables.SIX, real_tables.MORE) for names in real_tables.named(
+        found["plan"], rows, sorted({plan.pieces, *plan.others, *plan.halved})) for name in names}
+    for seed, corpora in found["seeds"].items():
+        assert list(corpora) == list(plan.corpora)
+        assert sum(int(seed) in part["seeds"] for part in found["parts"]) == 1 + (seed == "0")
+        for rows in corpora.values():
+            assert set(rows) <= names and all(tuple(row) == real.QUOTED for row in rows.values())
+    assert all(part["command"] and part["environment"]["torch"] for part in found["parts"])
 
 
 def test_the_default_of_fine_tuning_is_what_tune_has_chosen():
