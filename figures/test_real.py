@@ -15,7 +15,7 @@ import torch
 import make  # first: it sets the path to the other files
 import real
 import real_tables
-from empower import empower, sft
+from empower import empower
 from model import KVCache, sample, token_nll
 from realcode.all_states import lengths_in_every_state
 from support.cli import UserError
