@@ -116,7 +116,7 @@ def test_a_replay_makes_the_paper_s_rows_and_the_run_s_fields(replayed, tmp_path
     assert "on pieces held out of fine-tuning, often of programs learned from;" in stdout
     results, other = (json.loads((folder / "results.json").read_text())
                       for folder in (out, tiny_run(tmp_path)[0]))
-    assert results.keys() == other.keys() and results["problems"] == 5
+    assert results.keys() == other.keys() - {"less attentive"} and results["problems"] == 5
     assert results["rows"][0].keys() == other["rows"][0].keys() - {"pass@1", "pass@1_se"}
     assert "pass@1" not in json.dumps(results).lower() and "Pass@1" not in stdout
     assert [(claim["baseline"], claim["metric"]) for claim in results["claims"]] == [

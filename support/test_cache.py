@@ -33,7 +33,11 @@ from support.test_helpers import (ROOT, TINY, contents, made, random_texts, stab
 
 GAMES = ["row Human alone", "row Human alone", "row Base", "row Base-4",
          "row Base-8", "row Base stopped at 0.32 bits", "row SFT-4", "row SFT-8",
-         "row SFT-RAND", "row Empower (0.32)", "row Empower (4)", "row Base, knows the goal"]
+         "row SFT-RAND", "row Empower (0.32)", "row Empower (4)", "row Base, knows the goal",
+         "row Base, reads 0.65", "row Base-4, reads 0.65",
+         "row Base stopped at 0.32 bits, reads 0.65", "row SFT-4, reads 0.65",
+         "row SFT-8, reads 0.65", "row Empower (0.32), reads 0.65"]
+TRAINED = [*GAMES[6:11], *GAMES[15:]]
 RULES = ["SFT-4", "SFT-8", "SFT-RAND", "Empower (0.32)", "Empower (4)"]
 STOPPING = [f"stopping of {name}" for name in RULES]
 LIMITS = "limits of care 0.05"
@@ -127,13 +131,14 @@ def project(pristine, tmp_path):
 @pytest.mark.parametrize("file, old, new, remade", [
     ("simhuman.py", "return sum(nll) <= limits", "return sum(nll) > limits", GAMES[2:]),
     ("simhuman.py", "1 - care, method", "1 - care / 2, method", [LIMITS, *GAMES[2:]]),
-    ("simhuman.py", "for _ in range(rounds):", "for _ in range(rounds - 1):", GAMES),
+    ("simhuman.py", "for k in range(rounds):", "for k in range(rounds - 1):", GAMES),
     ("empower.py", "lambda nll, rng: n\n", "lambda nll, rng: n + 1\n",
-     ["SFT-4", "SFT-8", "stopping of SFT-4", "stopping of SFT-8", "row SFT-4", "row SFT-8"]),
+     ["SFT-4", "SFT-8", "stopping of SFT-4", "stopping of SFT-8", "row SFT-4", "row SFT-8",
+      "row SFT-4, reads 0.65", "row SFT-8, reads 0.65"]),
     ("empower.py", "return loss.item()", "return 2 * loss.item()",
      ["base", "programs", *RULES, *STOPPING, *GAMES]),
     ("empower.py", "self.base, examples, name", "self.base, examples[1:], name",
-     [*RULES, *STOPPING, *GAMES[6:11]]),
+     [*RULES, *STOPPING, *TRAINED]),
     ("empower.py", "assistant, rounds or self.cfg.rounds", "assistant, rounds or 1", GAMES[1:]),
     ("model.py", "F.silu(", "F.gelu(", ["base", "programs", LIMITS, *RULES, *STOPPING, *GAMES]),
     ("support/contest.py", "Read one line of", "Read a line of",
@@ -230,7 +235,7 @@ def test_a_function_is_followed_into_what_it_takes_along():
 
 def test_arguments_are_told_apart(tmp_path):
     """Each of these is another call: what a stage is known by must not be the same for two."""
-    base, other = tiny_base(tmp_path / "base"), tiny_base(tmp_path / "other")
+    base, other = (tiny_base(tmp_path / str(seed), seed) for seed in (0, 1))
     encoding = data.train_tokenizer(["abc abc ab"], 259)
     values = [None, 0, 1, True, 1.5, "1", [1, 2], [1, [2]], {"a": 1}, {"a": 2}, {1: "a"}, {1, 2},
               np.zeros(2), np.zeros(2, int), np.zeros(3), torch.zeros(2), only(Config(), "seed"),

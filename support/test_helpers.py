@@ -107,9 +107,9 @@ def family(name):
     return load_tokenizer(TOKENIZERS / name)
 
 
-def tiny_base(folder):
+def tiny_base(folder, seed=0):
     """A checkpoint of random weights with the tests' tokenizer in a folder."""
-    save_published(tiny_gpt(vocab_size=tokenizer().n_vocab), folder)
+    save_published(tiny_gpt(seed, vocab_size=tokenizer().n_vocab), folder)
     save_tokenizer(tokenizer(), folder)
     return load_checkpoint(folder, "cpu")
 
