@@ -514,6 +514,7 @@ PAGES = {name: (HERE / name).read_text() for name in ("../README.md", "README.md
 # Numbers on the pages that no run prints: settings, the paper's, sections, names and years.
 SETTINGS = {*map(str, dataclasses.asdict(Config()).values()), "1", "0", "4", "1.25", "3.10",
             "2025", "2510.13709", "2", "8", "10", "20", "30", "95%", "5", "6", "9", "20%", "18", "61",
+            "500",  # steps of pre-training of the less able human
             "400",  # tokens of a program, the paper's by assumption
             "192%",  # the paper's headline: Pass@1 above SFT's
             *map(str, make.MINUTES.values())}
