@@ -177,8 +177,7 @@ def shows(answer):
 
 
 def test_minuet_gets_a_suggestion_for_the_last_of_many_keys(server, offer, gate):
-    """minuet-ai.nvim 0.9: curl for each key, ended by the next one; an answer without a text that
-    is not blank is not shown."""
+    """minuet-ai.nvim starts curl for each key and ends it at the next; it shows what is not blank."""
     def key(text):
         return sent(server, "/v1/completions", {
             "model": "Empower (0.32)", "stream": True, "prompt": text}, "User-Agent: curl/8.5.0",
@@ -196,8 +195,7 @@ def test_minuet_gets_a_suggestion_for_the_last_of_many_keys(server, offer, gate)
 
 
 def test_continue_gets_a_suggestion_with_its_comment_and_its_stops(server, offer):
-    """Continue 1.x, through the package openai: a comment with the file's name comes first, and it
-    asks for 4096 tokens and gives stop strings."""
+    """A comment with the file's name comes first; it asks for 4096 tokens and gives stop strings."""
     text = "# Path: sum.py\nn = int(input())\nfor i in ran"
     stops = ["\n\n", "\r\n\r\n", "/src/", "#- coding: utf-8", "```"]
     answer = received(sent(server, "/v1/completions", {
