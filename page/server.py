@@ -7,9 +7,7 @@ site in another tab cannot use it. Everything that is refused is refused with a 
 too many requests are at work: the next one is then closed.
 """
 
-import base64
 import dataclasses
-import hashlib
 import ipaddress
 import json
 import re
@@ -19,7 +17,6 @@ import threading
 import time
 import webbrowser
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import torch
@@ -30,15 +27,14 @@ from page.completions import Completions
 from page.offered import find_offer
 from page.refused import Refused
 from page.trial import Trial
+from page.whole import whole_page, with_policy
 from realcode.given import DTYPE
 from support.cli import UserError, check_ranges, flag
-from support.files import read_text
 
 BODY = 2**20         # bytes of a request at most
 THREADS = 128        # requests at a time at most
 SECONDS = 20         # for a request to arrive whole
 SMALL = 10_000_000   # weights of a model: fewer gain nothing from a second thread
-HTML = Path(__file__).with_name("page.html")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +129,7 @@ class Server(ThreadingHTTPServer):
         self.late = {}  # {connection: a timer that ends it}
         host = socket.gethostname().lower()
         self.names = {"localhost", host, f"{host}.local", address[0].lower()}
-        self.html, self.policy = with_policy(read_text(HTML))
+        self.html, self.policy = with_policy(whole_page())
         super().__init__(address, Handler)
         host = reachable(address[0], self.address_family)
         self.address = f"http://{f'[{host}]' if ':' in host else host}:{self.server_port}/"
@@ -182,17 +178,6 @@ def hang_up(connection):
         connection.shutdown(socket.SHUT_RDWR)
     except OSError:
         pass  # it has ended
-
-
-def with_policy(html):
-    """(the page, its Content-Security-Policy): only the script and the style in the page run."""
-    hashes = {tag: " ".join(
-        f"'sha256-{base64.b64encode(hashlib.sha256(part.encode()).digest()).decode()}'"
-        for part in re.findall(f"<{tag}>(.*?)</{tag}>", html, re.DOTALL))
-        for tag in ("script", "style")}
-    return html.encode(), ("default-src 'none'; connect-src 'self'; img-src data:; "
-                           "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
-                           f"script-src {hashes['script']}; style-src {hashes['style']}")
 
 
 class Handler(BaseHTTPRequestHandler):
