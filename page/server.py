@@ -17,6 +17,7 @@ import threading
 import time
 import webbrowser
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import torch
@@ -27,9 +28,10 @@ from page.completions import Completions
 from page.offered import find_offer
 from page.refused import Refused
 from page.trial import Trial
-from page.whole import whole_page, with_policy
+from page.whole import static_page, whole_page, with_policy
 from realcode.given import DTYPE
-from support.cli import UserError, check_ranges, flag
+from support.cli import UserError, check_ranges, checked, flag
+from support.files import write_text
 
 BODY = 2**20         # bytes of a request at most
 THREADS = 128        # requests at a time at most
@@ -51,16 +53,23 @@ class Config:
     host: str = flag("127.0.0.1", "address to listen on; another one lets other machines in")
     port: int = flag(8765, "port; 0 for any that is free", 0)
     allow_origin: tuple = flag((), "origins of other pages that may use this server")
+    static: str = flag("", "writes FILE, one HTML page that needs no Python, and ends")
     no_browser: bool = flag(False, "do not open a browser")
 
     def __post_init__(self):
         check_ranges(self)
         if self.port > 65535:
             raise UserError(f"--port is {self.port}: give a number from 0 to 65535")
+        for name in ("out", "model", "assistant", "study"):
+            if self.static and getattr(self, name):
+                raise UserError(f"--static writes the page with its own small models: omit --{name}"
+                                ", or serve the page without --static")
 
 
 def page(cfg):
     """In your browser: Figure 1 alive, an editor with suggestions, episodes, the user study."""
+    if cfg.static:
+        return write_static(cfg)
     trial = Trial.open(cfg.study) if cfg.study else None
     offer = find_offer(cfg)
     models = [choice.checkpoint.model for choice in offer.models.choices.values()]
@@ -80,6 +89,14 @@ def page(cfg):
         print("\nThe page has ended.")
     finally:
         server.server_close()
+
+
+def write_static(cfg):
+    """Writes the page of --static."""
+    html = static_page(find_offer(cfg))
+    checked(write_text, Path(cfg.static), html)
+    print(f"{cfg.static}: {len(html.encode()) / 1e6:.1f} MB, opens in any browser, without network "
+          "or Python")
 
 
 def announce(cfg, address, trial):

@@ -13,13 +13,47 @@ function element(tag, text = "", className = "") {
 
 function say(text) { $("message").textContent = text; }
 
-async function api(path, body, signal) {
+// ------------------------------------------------------------------ who answers: the server, or a worker
+
+async function served(path, body, signal) {
   const options = body ? {method: "POST", body: JSON.stringify(body), signal,
                           headers: {"Content-Type": "application/json"}} : {signal};
   const response = await fetch(path, options);
   const found = await response.json();
   if (!response.ok) throw Object.assign(new Error(found.error.message), {status: response.status});
   return found;
+}
+
+// The page in one file: what it was written with, and a worker that runs model.js.
+class Offline {
+  constructor(data) {
+    this.data = data;
+    this.asked = new Map();  // number of a question: what to call with the answer
+    const code = new Blob([$("model").textContent], {type: "text/javascript"});
+    this.worker = new Worker(URL.createObjectURL(code));
+    this.worker.postMessage(data);
+    this.worker.onmessage = ({data: {number, found, failed}}) => {
+      const [resolve, reject] = this.asked.get(number);
+      this.asked.delete(number);
+      failed ? reject(new Error(failed)) : resolve(found);
+    };
+  }
+
+  async answer(path, body, signal) {
+    if (path === "/api/about") return this.data.about;
+    if (path === "/api/watch") return this.data.episodes[body.row][body.problem];
+    const number = this.number = (this.number ?? 0) + 1;
+    this.worker.postMessage({number, path, body});
+    const found = await new Promise((...settle) => this.asked.set(number, settle));
+    signal?.throwIfAborted();
+    return found;
+  }
+}
+
+const offline = $("data") && new Offline(JSON.parse($("data").textContent));
+
+async function api(path, body, signal) {
+  return offline ? offline.answer(path, body, signal) : served(path, body, signal);
 }
 
 function fill(select, names, chosen) {
