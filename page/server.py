@@ -7,10 +7,8 @@ site in another tab cannot use it. Everything that is refused is refused with a 
 too many requests are at work: the next one is then closed.
 """
 
-import base64
 import dataclasses
 import functools
-import hashlib
 import ipaddress
 import json
 import re
@@ -32,15 +30,15 @@ from page.line import Busy, Call
 from page.offered import find_offer
 from page.refused import Refused
 from page.trial import Trial
+from page.whole import static_page, whole_page, with_policy
 from realcode.given import DTYPE
-from support.cli import UserError, check_ranges, flag
-from support.files import read_text
+from support.cli import UserError, check_ranges, checked, flag
+from support.files import write_text
 
 BODY = 2**20         # bytes of a request at most
 THREADS = 128        # requests at a time at most
 SECONDS = 20         # for a request to arrive whole
 SMALL = 10_000_000   # weights of a model: fewer gain nothing from a second thread
-HTML = Path(__file__).with_name("page.html")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,16 +56,23 @@ class Config:
     port: int = flag(8765, "port; 0 for any that is free", 0)
     allow_origin: tuple = flag((), "origins of other pages that may use this server")
     allow_host: tuple = flag((), "more names of this machine, as host.docker.internal")
+    static: str = flag("", "writes FILE, one HTML page that needs no Python, and ends")
     no_browser: bool = flag(False, "do not open a browser")
 
     def __post_init__(self):
         check_ranges(self)
         if self.port > 65535:
             raise UserError(f"--port is {self.port}: give a number from 0 to 65535")
+        for name in ("out", "model", "assistant", "study"):
+            if self.static and getattr(self, name):
+                raise UserError(f"--static writes the page with its own small models: omit --{name}"
+                                ", or serve the page without --static")
 
 
 def page(cfg):
     """In your browser: Figure 1 alive, an editor with suggestions, episodes, the user study."""
+    if cfg.static:
+        return write_static(cfg)
     trial = Trial.open(cfg.study) if cfg.study else None
     offer = find_offer(cfg)
     models = [choice.checkpoint.model for choice in offer.models.choices.values()]
@@ -88,6 +93,14 @@ def page(cfg):
         print("\nThe page has ended.")
     finally:
         server.server_close()
+
+
+def write_static(cfg):
+    """Writes the page of --static."""
+    html = static_page(find_offer(cfg))
+    checked(write_text, Path(cfg.static), html)
+    print(f"{cfg.static}: {len(html.encode()) / 1e6:.1f} MB, opens in any browser, without network "
+          "or Python")
 
 
 def announce(cfg, address, trial):
@@ -141,7 +154,7 @@ class Server(ThreadingHTTPServer):
         self.late = {}  # {connection: a timer that ends it}
         host = socket.gethostname().lower()
         self.names = {"localhost", host, f"{host}.local", *map(str.lower, (address[0], *hosts))}
-        self.html, self.policy = with_policy(read_text(HTML))
+        self.html, self.policy = with_policy(whole_page())
         super().__init__(address, Handler)
         host = reachable(address[0], self.address_family)
         self.address = f"http://{f'[{host}]' if ':' in host else host}:{self.server_port}/"
@@ -199,17 +212,6 @@ def hang_up(connection):
         connection.shutdown(socket.SHUT_RDWR)
     except OSError:
         pass  # it has ended
-
-
-def with_policy(html):
-    """(the page, its Content-Security-Policy): only the script and the style in the page run."""
-    hashes = {tag: " ".join(
-        f"'sha256-{base64.b64encode(hashlib.sha256(part.encode()).digest()).decode()}'"
-        for part in re.findall(f"<{tag}>(.*?)</{tag}>", html, re.DOTALL))
-        for tag in ("script", "style")}
-    return html.encode(), ("default-src 'none'; connect-src 'self'; img-src data:; "
-                           "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
-                           f"script-src {hashes['script']}; style-src {hashes['style']}")
 
 
 class Handler(BaseHTTPRequestHandler):
