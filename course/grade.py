@@ -77,7 +77,7 @@ def row(name, exercises, path, verdict):
     for number in exercises:
         one = {"passed": 0, "tests": 1, "notes": [], **found.get(number, {})}
         done = one["passed"] or not all("is not done: write" in note for note in one["notes"])
-        cells[number] = f"{one['passed'] / one['tests']:.2f}" if done else ""
+        cells[number] = f"{one['passed'] / max(1, one['tests']):.2f}" if done else ""
         for note in one["notes"][:done]:
             notes.setdefault(note, []).append(number)
     why = [f"{' '.join(numbers)}: {note}" for note, numbers in notes.items()]

@@ -42,8 +42,8 @@ class Recorder:
         """A test that fails, in its function or before."""
         if report.failed:
             crash = getattr(report.longrepr, "reprcrash", None)
-            self.failures[report.nodeid] = (crash.message if crash else str(report.longrepr)
-                                            ).splitlines()[0]
+            message = crash.message if crash else str(report.longrepr)
+            self.failures[report.nodeid] = message.splitlines()[0].removeprefix("AssertionError: ")
 
     def pytest_internalerror(self, excrepr):
         """What ends pytest itself, such as output that cannot be kept."""

@@ -288,7 +288,7 @@ def test_at_the_end_of_the_interval_p_is_a_twentieth(n):
     noise = (noise - noise.mean()) / noise.std(ddof=1)
     assert intervals.p_value(intervals.STUDENT[n] / n ** 0.5 + noise) == pytest.approx(
         0.05, abs=1e-4)
-    assert intervals.p_value([0.0] * n) == 1 and intervals.p_value([0.1] * n) == 0
+    assert intervals.p_value([0.0] * n) == 1 and intervals.p_value([0.25] * n) == 0
 
 
 def length_rows(*points):

@@ -584,11 +584,13 @@ def test_what_texts_have_in_common_is_read_once_and_in_parts(offer, monkeypatch)
     models = Models(offer.models.scorer, offer.models.choices)
     choice, text = models.choices["Base-10"], (PROGRAM * 9)[:400]
     texts = [text + "x = items[0]\nprint("[:k] for k in range(20)]
-    assert at_once(models, "Base-10", texts) == [alone(choice, text) for text in texts]
+    written = at_once(models, "Base-10", texts)
+    shapes = read[:]  # before those of each text alone
+    assert written == [alone(choice, text) for text in texts]
     parts = 1 + len(choice.checkpoint.encoding.encode_ordinary(text)) // 64
-    assert [rows for rows, columns in read[:parts - 1]] == [1] * (parts - 1)
-    assert all(columns <= 64 for rows, columns in read[:parts]), read[:parts]
-    assert all(columns <= 16 + 9 for rows, columns in read[parts:20]), read[parts:20]
+    assert [rows for rows, columns in shapes[:parts - 1]] == [1] * (parts - 1)
+    assert all(columns <= 64 for rows, columns in shapes[:parts]), shapes[:parts]
+    assert all(columns <= 16 + 9 for rows, columns in shapes[parts:]), shapes[parts:]
 
 
 def test_long_programs_keep_most_of_their_window():
