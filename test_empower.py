@@ -26,13 +26,12 @@ from model import (GPT, GPTConfig, KVCache, attend_last, document_nll, draw, ext
                    token_nll)
 from simhuman import (Assistant, Episode, Human, Turn, accept_ratio, attentive, discounted,
                       discounted_pass_rate, pass_at_1, play, typical, typical_limits)
-from support import cli
 from support.contest import draw_style, write_program
 from support.files import slug
 from support.optim import adamw, muon_and_adamw
 from support.report import left_to_human, summarize
-from support.test_helpers import (TINY, in_process, interrupt, made, random_texts, small_contest,
-                                  stable, tiny_base, tiny_gpt, tiny_run, tokenizer)
+from support.test_helpers import (TINY, in_process, interrupt, made, random_examples, random_texts,
+                                  small_contest, stable, tiny_base, tiny_gpt, tiny_run, tokenizer)
 
 # ------------------------------------------------------------------- Algorithm 1
 
@@ -374,15 +373,6 @@ def test_training_teaches_where_to_stop():
     assert new == [[2, 3]] and stopped == [True]
 
 
-def random_examples(n=40):
-    return [(ids, 1 + k % len(ids[1:])) for k, ids in enumerate(random_texts([3 + k % 9
-                                                                              for k in range(n)]))]
-
-
-def gradients(model):
-    return torch.cat([p.grad.flatten() for p in model.parameters()])
-
-
 def test_the_learning_rate_rises_and_falls():
     shares = [empower.learning_rate(update, 1000) for update in range(1000)]
     assert shares[0] == 1 / 20 and shares[19] == shares[399] == 1 and shares[999] == 1 / 600
@@ -689,33 +679,6 @@ def test_a_finished_stage_is_reused_and_another_eta_trains_one_assistant(finishe
     assert made(stdout) == ["Empower (7)", "stopping of Empower (7)",
                             "row Base stopped at 7 bits", "row Empower (7)",
                             "row Base stopped at 7 bits, reads 0.65", "row Empower (7), reads 0.65"]
-
-
-@pytest.mark.parametrize("arguments, warned", [
-    (["--turn-tokens", "8"], True), (["--turn-tokens", "8", "--rounds", "10"], False), ([], False)])
-def test_whoever_changes_how_much_she_can_type_in_all_is_told(arguments, warned, capsys):
-    cli.parse(arguments, Config, empower.run)
-    error = capsys.readouterr().err
-    assert ("with --rounds 10 it stays the same" in error) == warned == bool(error)
-
-
-@pytest.mark.parametrize("arguments, message", [
-    (["--eta", "-1"], "--eta is -1.0"), (["--eta", "nan"], "--eta is nan"),
-    (["--eta", "many"], "--eta"), (["--rounds", "0"], "--rounds is 0"),
-    (["--max-suggestion", "4000"], "--max-suggestion is 4000"),
-    (["--no-such-flag"], "--no-such-flag"), (["--width", "40"], "multiple of 32"),
-    (["--care", "0"], "--care is 0.0"), (["--attention-low", "1.5"], "--attention-low is 1.5"),
-    (["--device", "tpu"], "--device tpu"), (["--device", "meta"], "--device meta"),
-    (["--turn-tokens", "5000"], "--turn-tokens is 5000"),
-    (["--pretrain-lr", "1e30"], "is not finite: give a smaller learning rate"),
-    (["--vocab-size", "10000000000000"], "out of memory"),
-    (["--gamma", "2"], "--gamma is 2.0"), (["--top-p", "0"], "--top-p is 0"),
-    (["--train-problems", "9999"], "lower --train-problems"),
-    (["--out", "/dev/null/x"], "cannot write"),
-])
-def test_bad_input_gets_one_sentence_and_status_2(arguments, message, tmp_path):
-    status, _, error = in_process("--out", tmp_path / "out", *TINY, *arguments)
-    assert status == 2 and message in error and error.count("\n") == 1, error
 
 
 def spoil_version(out):

@@ -12,7 +12,6 @@ import time
 from urllib.parse import urlsplit
 
 import pytest
-import torch
 
 import page.assistants
 import page.line

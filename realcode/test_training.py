@@ -12,8 +12,7 @@ from empower import train
 from realcode.training import Progress, gradient, train_and_save
 from support.cli import UserError
 from support.optim import adamw, muon_and_adamw
-from support.test_helpers import interrupt, tiny_gpt
-from test_empower import gradients, random_examples
+from support.test_helpers import gradients, interrupt, random_examples, tiny_gpt
 
 
 def seeing(model, seen):

@@ -289,3 +289,14 @@ def stable(out):
     results = json.loads((out / "results.json").read_text())
     del results["seconds"], results["config"]["out"]
     return results
+
+
+def random_examples(n=40):
+    """Examples (ids, where the loss starts) of different lengths."""
+    return [(ids, 1 + k % len(ids[1:])) for k, ids in enumerate(random_texts([3 + k % 9
+                                                                              for k in range(n)]))]
+
+
+def gradients(model):
+    """All gradients of a model in one row."""
+    return torch.cat([p.grad.flatten() for p in model.parameters()])
