@@ -213,7 +213,7 @@ def hypotheses(results):
              "gain": gain(results, some_rows, name)}
             for name, one, p, corrected in zip(primary(results), each, ps, holm(ps))]
     return table(rows, {"Pass@1: Empower minus": "{name}", "difference": "{difference}",
-                        "relative": "{gain:+.0%}", "p": "{p:.4f}", "p, Holm": "{holm:.4f}"})
+                        "relative": "{gain:+.0%}", "p": "{p:.2g}", "p, Holm": "{holm:.2g}"})
 
 
 def predicted(results):
