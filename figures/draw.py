@@ -107,9 +107,11 @@ def by(results, question):
             mean, error = each[shown].mean(1), each[shown].std(1, ddof=1) / each.shape[1] ** 0.5
             colour, marker, dash = CURVES[curve_of(results, name)]
             some = np.array(at)[shown]
-            ax.plot(some, mean, color=colour, marker=marker, linestyle=dash, markersize=5,
-                    linewidth=1.5, label=name.replace(" bits", ""))
-            ax.fill_between(some, mean - error, mean + error, color=colour, alpha=0.15, linewidth=0)
+            ax.plot(some, mean, color=colour, marker=marker, markersize=5, linewidth=1.5,
+                    linestyle=dash if shown.all() else "", label=name.replace(" bits", ""))
+            if shown.all():
+                ax.fill_between(some, mean - error, mean + error, color=colour, alpha=0.15,
+                                linewidth=0)
         for name, dash in (("Human alone", "-."), (report.UNLIMITED, ":")):
             if key != "accept_ratio":
                 alone = report.values(found[at[0]], name, key).mean()
