@@ -405,8 +405,8 @@ def run(cfg):
 
     # Some of them again, for a human who accepts some suggestions without reading them.
     hasty = dataclasses.replace(lab.human, attention=cfg.attention_low)
-    unread = {name: lab.play(name, rows[name], hasty) for name in report.in_short(cfg)
-              if name in rows}
+    unread = {name: lab.play(name, rows[name], hasty) if rows[name] else episodes[name]
+              for name in report.in_short(cfg) if name in rows}
 
     # Section 5.2: the tables, and whether the paper's claims hold.
     return report.conclude(lab, begin, trained, stopping, episodes, unread)

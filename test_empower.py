@@ -716,8 +716,9 @@ def test_ctrl_c_loses_only_one_stage(finished, tmp_path, monkeypatch):
     assert status == 130 and "interrupted" in stderr and not list(out.rglob("*.tmp"))
     monkeypatch.undo()
     status, stdout, _ = in_process("--out", out, "--eta", "9", *TINY)
-    assert status == 0 and made(stdout) == ["Empower (9)", "stopping of Empower (9)",
-                                            "row Base stopped at 9 bits", "row Empower (9)"]
+    assert status == 0 and made(stdout) == [
+        "Empower (9)", "stopping of Empower (9)", "row Base stopped at 9 bits", "row Empower (9)",
+        "row Base stopped at 9 bits, reads 0.65", "row Empower (9), reads 0.65"]
 
 
 def test_an_assistant_is_trained_on_prefix_completion_and_stop():
