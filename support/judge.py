@@ -73,6 +73,10 @@ class Allowed:
     packages: tuple = ()  # folders with packages that programs may import
 
 
+class HelperDied(RuntimeError):
+    """The process that watches a program is gone: the program may have killed it."""
+
+
 def _temporary_folder():
     # Both sides remove it: the helper if this process was killed, this process otherwise.
     return tempfile.TemporaryDirectory(prefix="judge-", ignore_cleanup_errors=True)
@@ -103,8 +107,10 @@ def _helper(allowed):
             try:
                 ours.sendall(marshal.dumps((program, stdin, time_limit, *limits)))
                 return marshal.load(replies)
+            except TimeoutError as error:
+                raise RuntimeError("the judge's helper process hangs") from error
             except (EOFError, OSError) as error:
-                raise RuntimeError("the judge's helper process died or hangs") from error
+                raise HelperDied("the judge's helper process died") from error
         try:
             yield ask
         finally:
@@ -213,12 +219,17 @@ def judge_all(jobs, workers=None, time_limit=2.0, memory_limit=512 * MB, output_
     workers = min(workers or cores, len(distinct)) or 1
     idle = queue.SimpleQueue()
 
-    def one(job):
+    def one(job, again=True):
         ask = idle.get()
         try:
             return _judge(ask, *job, allowed, (time_limit, memory_limit, output_limit))
+        except HelperDied:
+            ask = stack.enter_context(_helper(allowed))
+            if not again:  # with two of them it is no accident
+                return Verdict("runtime error", 0, "it killed the process that watches it")
         finally:
             idle.put(ask)
+        return one(job, again=False)
 
     with ThreadPoolExecutor(workers) as pool, ExitStack() as stack:
         for _ in range(workers):
