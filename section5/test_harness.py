@@ -225,14 +225,14 @@ def test_a_wrong_one_fails_as_itself():
 def test_each_call_has_the_limit_of_time_and_all_together_ten_times_that():
     calls = {"before": "import time", "setup": "", "names": [], "tests": [
         {"call": "f", "arguments": [], "expected": 1, "apps": False}] * 4}
-    slow = Problem("1", "", calls=json.dumps(calls), seconds=2.0)
-    assert slow.limits[0] == 20
-    program = "def f():\n    time.sleep(0.6)\n    print('x' * 10**6)\n    return 1"
+    slow = Problem("1", "", calls=json.dumps(calls), seconds=0.5)
+    assert slow.limits[0] == 5
+    program = "def f():\n    time.sleep(0.2)\n    print('x' * 10**6)\n    return 1"
     assert judge_programs([slow], [program], 1)[0].passed
     calls["tests"] *= 9
-    [verdict] = judge_programs([Problem("1", "", calls=json.dumps(calls), seconds=1.0)], [program],
+    [verdict] = judge_programs([Problem("1", "", calls=json.dumps(calls), seconds=0.5)], [program],
                                1)
-    assert (verdict.outcome, verdict.detail) == ("time limit", "still running after 10.0 s")
+    assert (verdict.outcome, verdict.detail) == ("time limit", "still running after 5.0 s")
 
 
 def test_a_program_cannot_replace_a_module_of_the_tests():
