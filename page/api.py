@@ -21,7 +21,9 @@ class Api:
         games = self.offer.games
         return {"assistants": [{"name": name, "needs_eta": choice.needs_eta}
                                for name, choice in self.models.choices.items()],
-                "texts": [{"name": name, "text": text} for name, text in self.offer.texts],
+                "texts": [{"name": name, "text": text, "statement": statement}
+                          for name, text, statement in self.offer.texts],
+                "reader": self.offer.reader, "own": self.offer.own,
                 "rows": list(games["rows"]), "problems": games["problems"]}
 
     def read(self, body, call):

@@ -23,16 +23,24 @@ from support.files import read_text
 
 SHIPPED = Path(__file__).parent / "models"
 EXAMPLE = Path(__file__).resolve().parent.parent / "figures" / "program.py"
+SMALL = ("A small GPT reads here that knows only generated contest programs: other code looks "
+         "surprising to it. For another model: python empower.py page --model DIR.")
 BEFORE_CONTEXT = 10   # the N of Base-N, as in the paper's simulation (Section 5.1)
 
 
 @dataclasses.dataclass
 class Offer:
-    """What the page shows. texts: [(name, program)]; games: as in `games_of`."""
+    """What the page shows. texts: as in `texts_of`; games: as in `games_of`.
+
+    reader: a sentence about the model that reads programs. own: whether the episodes are of models
+    that the page serves.
+    """
 
     models: Models
     texts: list
     games: dict
+    reader: str = ""
+    own: bool = True
 
 
 def find_offer(cfg):
@@ -49,8 +57,9 @@ def find_offer(cfg):
     choices = {**given_assistants(cfg, device), **trained,
                f"Base-{BEFORE_CONTEXT}": Choice(scorer, BEFORE_CONTEXT),
                "Base stopped at eta": Choice(scorer, cfg.max_suggestion, needs_eta=True)}
-    example = ("figures/program.py", read_text(EXAMPLE))
-    return Offer(Models(scorer, choices), [*found["texts"], example], found["games"])
+    example = ("figures/program.py", read_text(EXAMPLE), "")
+    return Offer(Models(scorer, choices), [*found["texts"], example], found["games"],
+                 f"{cfg.model} reads here." if cfg.model else SMALL, not cfg.model or bool(cfg.out))
 
 
 def given_assistants(cfg, device):
@@ -144,6 +153,6 @@ def code_of(episode):
 
 
 def texts_of(games):
-    """[(name, program)]: the programs that she wrote without an assistant."""
-    return [(f"a simulated human's program {k}", code_of(episode))
-            for k, episode in enumerate(games["rows"].get("Human alone", []), 1)]
+    """[(name, program, statement)]: what she wrote without an assistant, named by what it does."""
+    return [(statement.strip().splitlines()[-1].strip("# ."), code_of(episode), statement)
+            for statement, episode in zip(games["problems"], games["rows"].get("Human alone", []))]

@@ -129,13 +129,18 @@ def test_reading_a_program(browser, served):
         return [k for k, span in enumerate(spans) if "human" in span.get_attribute("class")]
 
     assert bars() == left_to_human(empower_lengths([bits for _, bits in tokens], 0.32))
-    browser.script("arguments[0].value = 4; arguments[0].dispatchEvent(new Event('input'))", eta)
+    browser.script("arguments[0].value = placeOf(4); arguments[0].dispatchEvent(new Event('input'))", eta)
     assert bars() == left_to_human(empower_lengths([bits for _, bits in tokens], 4))
-    assert browser.text("#eta-value") == "4.00 bits"
-    human = len(bars())
+    assert browser.text("#eta-value") == "4 bits"
+    human, costs = len(bars()), [bits for _, bits in tokens]
+    spent, sum_of = browser.script("return [...document.querySelectorAll('#empower span')]"
+                                   ".map(span => Number(span.style.getPropertyValue('--spent')))"), 0.0
+    typed = set(bars())
+    for k, cost in enumerate(costs):  # the budget: Algorithm 1's running sum, anew at each bar
+        sum_of = 0.0 if k in typed else sum_of + cost
+        assert spent[k] == pytest.approx(sum_of / 4, abs=1e-3) and spent[k] <= 1
     said = browser.text("#empower-shares")
     assert f"By the human: {round(100 * human / len(tokens))}% ({human} token" in said
-    typed = set(bars())
     assert f"of which {sum(bits > 1 and k not in typed for k, (_, bits) in enumerate(tokens))} " in said
     dearest = max(range(len(tokens)), key=lambda k: tokens[k][1])
     ActionChains(browser.driver).move_to_element(
@@ -145,8 +150,63 @@ def test_reading_a_program(browser, served):
     sft = [k for k, span in enumerate(browser.all("#sft span"))
            if "human" in span.get_attribute("class")]
     assert sft == list(range(10, len(tokens), 11))
-    browser.find("#empower").send_keys(Keys.HOME, Keys.ARROW_LEFT)
-    assert browser.all("#empower span")[dearest - 1].get_attribute("class").endswith("at")
+    picture = browser.find("#empower")
+
+    def at():
+        return browser.script("return [...document.querySelectorAll('#empower span')]"
+                              ".findIndex(span => span.classList.contains('at'))")
+    assert at() == dearest
+    for key, right in ((Keys.ARROW_LEFT, dearest - 1), (Keys.END, len(tokens) - 1), (Keys.HOME, 0),
+                       (Keys.ARROW_RIGHT, 1)):
+        picture.send_keys(key)
+        assert at() == right
+    line = sum("\n" in text for text, _ in tokens[:at() + 1])
+    picture.send_keys(Keys.ARROW_DOWN)
+    assert sum("\n" in text for text, _ in tokens[:at() + 1]) == line + 1
+    picture.send_keys(Keys.ARROW_UP)
+    assert at() <= 2
+
+
+def test_a_token_is_pinned_and_its_box_stays_in_sight(browser, served):
+    browser.open(served.address)
+    browser.wait(lambda: browser.all("#empower span"))
+    spans = browser.all("#empower span")
+    spans[4].click()
+    browser.see("#token", "Pinned")
+    said = browser.text("#token code")
+    ActionChains(browser.driver).move_to_element(spans[9]).perform()
+    assert browser.text("#token code") == said
+    spans[4].click()
+    browser.see("#token", "Point at a token")
+    browser.script("document.getElementById('source').value = 'x = 1\\n'.repeat(300);"
+                   "document.getElementById('source').dispatchEvent(new Event('input'))")
+    browser.wait(lambda: len(browser.all("#empower span")) > 900)
+    browser.find("#empower").send_keys(Keys.END)
+    boxes = browser.script("return ['#token', '#empower .at'].map(css => document.querySelector(css)"
+                           ".getBoundingClientRect()).map(box => [box.top, box.bottom])")
+    height = browser.script("return innerHeight")
+    assert all(-1 <= top and bottom <= height + 1 for top, bottom in boxes), boxes
+
+
+def test_the_address_keeps_the_program_and_eta(browser, served):
+    browser.open(served.address)
+    browser.wait(lambda: browser.all("#empower span"))
+    assert browser.find("#goal").is_displayed() and "Read t, then t lines" in browser.text("#goal")
+    Select(browser.find("#texts")).select_by_index(2)
+    browser.script("document.getElementById('eta').value = placeOf(1.3);"
+                   "document.getElementById('eta').dispatchEvent(new Event('input'))")
+    browser.wait(lambda: "vowel" in browser.text("#goal"))
+    address = browser.driver.current_url
+    assert address.endswith("#read&eta=1.3&program=2")
+    browser.driver.get("about:blank")
+    browser.driver.get(address)
+    browser.wait(lambda: browser.all("#empower span"))
+    assert browser.text("#eta-value") == "1.3 bits" and "vowel" in browser.text("#goal")
+    assert browser.script("return [0, 1, 31, 53, 59].map(etaAt)") == [0, 0.01, 0.32, 4, 8]
+    browser.script("document.getElementById('source').value = 'y = 2\\n';"
+                   "document.getElementById('source').dispatchEvent(new Event('input'))")
+    browser.wait(lambda: browser.driver.current_url.endswith("&text=y+%3D+2%0A"))
+    assert not browser.find("#goal").is_displayed() and "only generated" in browser.text("#reader")
 
 
 def test_what_a_person_pastes_is_text_and_not_html(browser, served):
@@ -269,7 +329,7 @@ def test_an_episode_plays(browser, served):
                        for turn in episode["turns"])
         assert browser.script("return document.querySelectorAll('#screens figure')[arguments[0]]"
                               ".lastChild.textContent", k) == code
-        assert ("passes every test" in browser.all("#screens p")[k].text) == episode["passed"]
+        assert ("passes every test" in browser.all("#screens .result")[k].text) == episode["passed"]
     assert browser.text("#play") == "Play" and not browser.errors()
 
 

@@ -118,7 +118,7 @@ def test_a_program_is_read_as_the_scorer_reads_it(server, offer):
 def test_suggestions_are_those_of_the_assistant_alone(server, offer):
     """At random places, after edits anywhere, from several editors at once, in one batch or not."""
     wrong, right = [], []
-    texts = [text for _, text in offer.texts]
+    texts = [text for _, text, _ in offer.texts]
 
     def editor(name):
         rng = random.Random(name)

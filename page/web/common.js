@@ -56,6 +56,19 @@ async function api(path, body, signal) {
   return offline ? offline.answer(path, body, signal) : served(path, body, signal);
 }
 
+// A slider of eta: 0 at its left end, then six steps from 0.01 bits to each doubling; 0.32 and 4 are
+// among them.
+function etaAt(position) {
+  const eta = position > 0 ? 0.01 * 2 ** ((position - 1) / 6) : 0;
+  return Math.abs(eta - 4) < 0.1 ? 4 : Math.min(8, Number(eta.toPrecision(2)));
+}
+
+// The place of the step that is nearest to eta.
+function placeOf(eta) {
+  const places = [...Array(60).keys()];
+  return places.sort((a, b) => Math.abs(etaAt(a) - eta) - Math.abs(etaAt(b) - eta))[0];
+}
+
 function fill(select, names, chosen) {
   select.replaceChildren(...names.map((name, k) => {
     const option = element("option", name);

@@ -94,9 +94,9 @@ class Editor {
     if (event.key === "Escape") {
       this.tabLeaves = !this.ghost;
       this.dismiss();
-    } else if (event.key === "Tab" && !event.shiftKey && (this.ghost || !this.tabLeaves)) {
+    } else if (event.key === "Tab" && (this.ghost && !event.shiftKey || !this.tabLeaves)) {
       event.preventDefault();
-      this.ghost ? this.accept() : this.indent();
+      event.shiftKey ? this.dedent() : this.ghost ? this.accept() : this.indent();
     } else if (event.key === "Enter" && !event.ctrlKey && !event.metaKey) {
       event.preventDefault();
       this.insert("\n" + this.before.split("\n").at(-1).match(/^[ \t]*/)[0]);
@@ -116,6 +116,17 @@ class Editor {
     if (start === end) return this.insert("    ");
     this.area.setSelectionRange(value.lastIndexOf("\n", start - 1) + 1, end);
     this.insert(value.slice(this.area.selectionStart, end).replace(/^(?=.)/gm, "    "));
+  }
+
+  dedent() {  // the line of the caret, or all lines of the selection
+    const {selectionStart: start, selectionEnd: end, value} = this.area;
+    const from = value.lastIndexOf("\n", start - 1) + 1, rest = value.indexOf("\n", end);
+    const lines = value.slice(from, rest < 0 ? value.length : rest), less = lines.replace(/^( {1,4}|\t)/gm, "");
+    if (less === lines) return;
+    this.area.setSelectionRange(from, from + lines.length);
+    this.insert(less);
+    const back = start === end ? Math.max(from, start - (lines.length - less.length)) : from;
+    this.area.setSelectionRange(back, start === end ? back : from + less.length);
   }
 
   insert(text) {  // so that the browser's undo knows of it, where it can
@@ -145,7 +156,9 @@ class Editor {
     try {
       suggestion = await this.suggest(before, waiting.signal);
     } catch (error) {
-      if (error.name !== "AbortError") say(error.message);
+      if (error.name !== "AbortError") say(error.name === "TypeError" ?
+        "The server does not answer: your text is kept here, and suggestions come when it is back." : error.message);
+      if (error.name === "TypeError") this.pause = setTimeout(() => this.show(), 2000);
       return;
     }
     if (waiting.signal.aborted || asked !== this.area.value || before !== this.before) return;

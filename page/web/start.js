@@ -6,16 +6,17 @@ function showView(view) {
   for (const tab of document.querySelectorAll("nav button")) {
     const chosen = tab.dataset.view === view;
     tab.setAttribute("aria-selected", chosen);
+    tab.tabIndex = chosen ? 0 : -1;
     $(tab.dataset.view).hidden = !chosen;
   }
-  history.replaceState(null, "", `#${view}`);
+  if (named() !== view || !location.hash) history.replaceState(null, "", `#${view}`);
   if (view === "write") {
     document.querySelector("#editor textarea").focus();
     writer.ask();
   }
 }
 
-const named = () => ["read", "write", "watch"].find(view => location.hash === `#${view}`) ?? "read";
+const named = () => ["read", "write", "watch"].find(view => location.hash.split("&")[0] === `#${view}`) ?? "read";
 
 async function start() {
   let about;
@@ -29,6 +30,11 @@ async function start() {
   document.querySelector("nav").hidden = false;
   for (const tab of document.querySelectorAll("nav button")) {
     tab.onclick = () => showView(tab.dataset.view);
+    tab.onkeydown = event => {
+      const next = {ArrowRight: tab.nextElementSibling, ArrowLeft: tab.previousElementSibling}[event.key];
+      next?.click();
+      next?.focus();
+    };
   }
   startReading(about);
   writer = startWriting(about);

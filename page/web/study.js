@@ -78,6 +78,11 @@ const study = {used: 0, state: null, recorder: null, editor: null, ticking: null
 
 study.show = id => {
   for (const each of $("study").children) each.hidden = ![`study-${id}`, "who"].includes(each.id);
+  const title = document.querySelector(`#study-${id} h2`);
+  if (title) {  // a screen reader says where one is
+    title.tabIndex = -1;
+    title.focus();
+  }
 };
 
 study.pause = () => {
@@ -146,6 +151,7 @@ function work() {
   study.editor.area.focus();
   study.recorder.send().then(() => study.editor.ask());  // suggestions come once the part has begun
   $("work-keys").hidden = study.state.parts[part] === "alone";
+  study.editor.touch.hidden = $("work-keys").hidden;
   let ticks = 0, before = Date.now();
   const tick = () => {
     // Also while a dialog is open or the lid is closed.
@@ -190,6 +196,7 @@ function ask() {
 
 function startStudy(about) {
   $("study").hidden = false;
+  document.title = document.querySelector("h1").textContent = "A study";  // not what it is about
   $("consent").textContent = about.consent.replace(/(\S)\n(?=\S)/g, "$1 ");  // paragraphs
   study.editor = new Editor($("study-editor"), async (text, signal) =>
     study.state.parts[study.state.part] === "alone" ? "" : (await api("/api/study/suggest", {

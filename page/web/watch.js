@@ -28,6 +28,7 @@ function startWatching(about) {
       screen(about.rows[[$("left"), $("right")][k].value], episode, step)));
     if (step >= Number($("step").max)) stop();
   }
+  $("shipped").hidden = about.own;
   function stop() {
     clearInterval(watcher.playing);
     watcher.playing = null;
@@ -56,22 +57,22 @@ function screen(name, episode, step) {
     }
     if (k < turn || last >= 2) code.append(element("span", each.typed));
   });
-  const now = episode.turns[turn], offer = element("pre", "", "offer");
-  const verdict = element("p", " ", "faint");
+  const now = episode.turns[turn], verdict = element("p", " ", "faint");
+  const result = element("p", " ", "result");
   if (!now) {
     const offered = episode.turns.filter(each => each.suggestion);
-    verdict.textContent = `${episode.finished ? "She is done" : "The rounds are used up"}: the program ` +
-      `${episode.passed ? "passes every test" : "fails a test"}. She accepted ` +
+    result.textContent = episode.passed ? "passes every test" : "fails a test";
+    verdict.textContent = `${episode.finished ? "She is done" : "The rounds are used up"} after ` +
+      `${count(episode.turns.length, "round")}. She accepted ` +
       `${offered.filter(each => each.accepted).length} of ${count(offered.length, "suggestion")}, and ` +
       `was shown ${count(offered.reduce((sum, each) => sum + each.tokens, 0), "token")}.`;
     const unread = offered.filter(each => each.read === false).length;
     if (unread) verdict.textContent += ` She did not look at ${unread} of these suggestions.`;
   } else if (!now.suggestion) {
-    offer.append(element("span", "(silent)", "faint"));
     verdict.textContent = phase === 2 ? "She types on." : "The assistant leaves it to her.";
   } else {
-    offer.append(element("span", visible(now.suggestion), "ghost"));
-    offer.classList.toggle("rejected", phase > 0 && !now.accepted);
+    if (phase === 0) code.append(element("span", visible(now.suggestion), "ghost"));  // at her caret
+    if (phase === 1 && !now.accepted) code.append(element("span", visible(now.suggestion), "ghost rejected"));
     verdict.textContent = `${count(now.tokens, "token")} that cost her ${now.bits.toFixed(1)} bits` +
       (phase ? now.accepted ? now.read === false ? ": accepted without reading it." : ": accepted."
                             : ": rejected." : "");
@@ -79,6 +80,6 @@ function screen(name, episode, step) {
   const figure = element("figure"), caption = element("figcaption", name);
   caption.append(element("span", ` turn ${Math.min(turn + 1, episode.turns.length)} of ` +
                          `${episode.turns.length}`, "faint"));
-  figure.append(caption, offer, verdict, code);
+  figure.append(caption, result, verdict, code);
   return figure;
 }

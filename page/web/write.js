@@ -3,14 +3,19 @@
 function startWriting(about) {
   const names = about.assistants.map(each => each.name);
   const chosen = () => about.assistants[$("assistant").value];
-  const eta = () => Number($("write-eta").value);
+  const eta = () => etaAt(Number($("write-eta").value));
   const ask = (each, text, signal) => api("/api/suggest", {
     client: signal ? client : `${client} compares`, text, assistant: each.name, eta: eta()}, signal);
-  let pause, compared = 0;
+  let pause, slow, compared = 0;
   const editor = new Editor($("editor"), async (text, signal) => {
     clearTimeout(pause);
-    pause = setTimeout(compare, 250, text);
-    const begin = performance.now(), found = await ask(chosen(), text, signal);
+    clearTimeout(slow);
+    slow = setTimeout(() => { $("latency").textContent = "the assistant is reading…"; }, 300);
+    const begin = performance.now();
+    const found = await ask(chosen(), text, signal).finally(() => {
+      if (!signal.aborted) clearTimeout(slow);
+    });
+    if (!signal.aborted) pause = setTimeout(compare, 250, text);  // it waits for the editor's own
     if (!found.overtaken) {
       $("latency").textContent = `${Math.round(performance.now() - begin)} ms; ` + (found.suggestion ?
         `${count(found.tokens, "token")}, ${found.bits.toFixed(2)} bits to the assistant's own model` :
@@ -23,6 +28,7 @@ function startWriting(about) {
   async function compare(text) {
     const number = ++compared;
     if (!$("compare").checked) return $("comparison").tBodies[0].replaceChildren();
+    $("comparison").classList.add("old");  // until the answers are there
     const rows = await Promise.all(about.assistants.map(async each => {
       const row = element("tr"), cell = element("td");
       const found = await ask(each, text).catch(error => ({suggestion: "", failed: error.message}));
@@ -31,18 +37,27 @@ function startWriting(about) {
       row.append(element("th", each.name), cell);
       return row;
     }));
-    if (number === compared) $("comparison").tBodies[0].replaceChildren(...rows);
+    if (number !== compared) return;
+    $("comparison").classList.remove("old");
+    $("comparison").tBodies[0].replaceChildren(...rows);
   }
 
   fill($("assistant"), names);
   $("compare").onchange = () => compare(editor.before);
   $("assistant").onchange = $("write-eta").oninput = () => {
-    $("write-eta-value").textContent = `${eta().toFixed(2)} bits`;
+    $("write-eta-value").textContent = `${eta()} bits`;
     $("write-eta-row").hidden = !chosen().needs_eta;
     editor.dismiss();
     editor.ask();
   };
+  const anew = "n = int(input())\n";
+  $("reset").onclick = () => {
+    editor.set(anew);
+    keep("empower program", anew);
+    editor.area.focus();
+    editor.ask();
+  };
   $("assistant").onchange();
-  editor.set(JSON.parse(localStorage.getItem("empower program")) ?? "n = int(input())\n");
+  editor.set(JSON.parse(localStorage.getItem("empower program")) ?? anew);
   return editor;
 }
