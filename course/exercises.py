@@ -1,4 +1,4 @@
-"""Exercises 2 and 4 to 11: for each a function, and from the fourth on its experiment.
+"""Exercises 2 and 4 to 12: for each a function, and from the fourth on its experiment.
 
     python course/exercises.py 4                  tests the function, then plays its experiment
     python course/exercises.py 4 --quick          in about a minute, with weak models
@@ -327,8 +327,42 @@ def experiment_11(lab):
     return {}, []
 
 
+# ------------------------------------------------------------------- 12: what she does not read
+
+
+def accidents(episodes, accepts):
+    """For each episode, whether she took unread what she would have rejected: a list of bool.
+
+    episodes: a list of simhuman.Episode. Of a turn, `suggestion` has the ids (none: nothing was
+    offered), `nll` their bits for her, and `read` says whether she read it; what she does not read
+    she accepts. accepts: her rule, accepts(nll) -> bool.
+    Example: she accepts up to 2 bits. A suggestion of [1, 3] bits, read and rejected, is no
+    accident, nor is one of [0.5] bits that she took unread; one of [1, 3] that she took unread is.
+    """
+    return [any(turn.suggestion and not turn.read and not accepts(turn.nll)
+                for turn in episode.turns) for episode in episodes]
+
+
+def experiment_12(lab):
+    """Three assistants with a human who reads fewer and fewer of their suggestions."""
+    episodes, pairs = with_humans(lab, {
+        f", reads {share:g}": dataclasses.replace(lab.human, attention=share)
+        for share in (0.95, 0.8, 0.65, 0.4)})
+    rows = []
+    for name, some in episodes.items():
+        bad = accidents(some, lab.human.accepts)
+        passed = {kind: [episode.passed for episode, one in zip(some, bad) if one == kind]
+                  for kind in (False, True)}
+        rows.append({"name": name, "share": np.mean(bad), **{
+            str(kind): np.mean(each) if each else None for kind, each in passed.items()}})
+    print("\nAccidents: the share of games with one, and Pass@1 of the games without and with one.")
+    print(table(rows, {"assistant": "{name}", "accidents": "{share:.2f}",
+                       "Pass@1 without": "{False:.3f}", "with": "{True:.3f}"}))
+    return episodes, pairs
+
+
 EXPERIMENTS = {4: experiment_4, 5: experiment_5, 6: experiment_6, 7: experiment_7, 8: experiment_8,
-               9: experiment_9, 10: experiment_10, 11: experiment_11}
+               9: experiment_9, 10: experiment_10, 11: experiment_11, 12: experiment_12}
 
 if __name__ == "__main__":
     sys.exit(main(EXPERIMENTS, description=__doc__.split("\n\n")[0]))

@@ -27,6 +27,7 @@ EXERCISES = {  # number: (file, functions)
     9: ("course/exercises.py", ["another_human"]),
     10: ("course/exercises.py", ["labels", "label_nll"]),
     11: ("course/exercises.py", ["empowerment"]),
+    12: ("course/exercises.py", ["accidents"]),
 }
 COPIED = ("*.py", "requirements.txt", "LICENSE", "support/*.py", "realcode/*.py",
           "figures/bound.py", "figures/intervals.py", "course/*.py", "course/README.md")

@@ -15,6 +15,7 @@ import torch
 
 from model import KVCache, document_nll, draw, extend, shared, token_nll
 from page.line import Call, Job, Line
+from realcode.packed import spread
 from realcode.suggest import heal, numbers_only
 from support.checkpoint import Checkpoint
 from support.report import token_texts
@@ -161,7 +162,7 @@ class Writer:
             self.cache.put_back([jobs[k].item.row for k in long], part)
         elif jobs:
             part = self.cache.select(sources)  # a copy: if something fails, the cache is as it was
-            with numbers_only(self.model):
+            with numbers_only(self.model), spread(self.model):
                 self.write(jobs, part)
             self.cache.put_back([job.item.row for job in jobs], part)
 

@@ -1,13 +1,14 @@
-"""Weights laid out for the processor before a text is written, not again for every token.
+"""Products of few rows, as when texts are written token by token, that keep the processor busy.
 
 A matrix product of a few rows, as when texts are written side by side, spends part of its time on
 copying the weights into the order in which its inner loop reads them. oneDNN, which is part of
-PyTorch, can keep the copy. A single text gains nothing: its product reads each weight once, in any
-order.
+PyTorch, can keep the copy. A single text gains nothing from it: its product reads each weight once,
+in any order. But PyTorch computes it on one thread, which cannot read as fast as several.
 """
 
 import contextlib
 import functools
+import math
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +29,7 @@ def packed(*models):
     """
     changed = []
     try:
-        for layer in layers_to_pack(models):
+        for layer in layers_to_pack(models, LARGE):
             weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach())
             changed.append(layer)
             layer.forward = functools.partial(product, layer, weight, layer.weight._version)
@@ -38,12 +39,40 @@ def packed(*models):
             vars(layer).pop("forward", None)  # again the method of its class
 
 
-def layers_to_pack(models):
-    """The linear layers, not packed yet, of the models for which it helps."""
+@contextlib.contextmanager
+def spread(*models):
+    """Inside, the linear layers of these models share the product of a single row among the threads.
+
+    Nothing is copied. Sums are taken in another order, so the last bits differ. A model stays as it
+    is where `packed` would leave it, but for its size: it may be large.
+    """
+    changed = list(layers_to_pack(models, math.inf))
+    try:
+        for layer in changed:
+            layer.forward = functools.partial(spread_product, layer)
+        yield
+    finally:
+        for layer in changed:
+            vars(layer).pop("forward", None)
+
+
+def spread_product(layer, x):
+    """The output of a linear layer: x (..., K) -> (..., N), each thread computing a part of N."""
+    (N, K), parts = layer.weight.shape, torch.get_num_threads()
+    if x.numel() != K or N % parts or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+        return F.linear(x, layer.weight, layer.bias)
+    y = torch.bmm(x.reshape(1, 1, K).expand(parts, 1, K),
+                  layer.weight.view(parts, -1, K).transpose(1, 2))         # (parts, 1, N / parts)
+    y = y.view(*x.shape[:-1], N)
+    return y if layer.bias is None else y + layer.bias
+
+
+def layers_to_pack(models, largest):
+    """The linear layers, not changed yet, of the models for which it helps; largest: in weights."""
     for model in dict.fromkeys(models):
         size = sum(weight.numel() for weight in model.parameters())
         if (torch.backends.mkldnn.is_available() and model.device.type == "cpu"
-                and model.dtype == torch.float32 and SMALL <= size <= LARGE):
+                and model.dtype == torch.float32 and SMALL <= size <= largest):
             yield from (layer for layer in model.modules()
                         if isinstance(layer, nn.Linear) and "forward" not in vars(layer))
 

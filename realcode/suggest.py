@@ -14,6 +14,7 @@ import torch
 
 from model import KVCache, extend, sample
 from realcode.given import DTYPE, model_at_hand, read_around
+from realcode.packed import spread
 from support.cli import UserError, check_ranges, flag
 
 HEALING = 0.32  # bits that the end of the word at the cursor may cost if --eta is not given
@@ -59,7 +60,7 @@ def suggest(cfg):
 
     framed, room = frame(encoding, after, room) if cfg.after else (None, room)
     ids, cache = encoding.encode_ordinary(text)[-room:], KVCache(model, 1)
-    with numbers_only(model):
+    with numbers_only(model), spread(model):
         [(ids, typed, bits)] = heal(model, encoding, cache, [ids], framed)
         if bits > (HEALING if cfg.eta is None else cfg.eta):
             return  # the cursor is inside a choice: nothing is obvious

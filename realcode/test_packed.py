@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from model import KVCache, sample
 from realcode import packed as packing
 from realcode.lora import add_lora
-from realcode.packed import packed
+from realcode.packed import packed, spread
 from realcode.pretrained import PublishedConfig, new_model
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(),
@@ -53,6 +53,24 @@ def test_packed_weights_give_the_same_logits(tied, plain):
             torch.testing.assert_close(model(ids), before, atol=1e-4, rtol=1e-4)
         assert len(plain) == (0 if used else LAYERS)
         assert torch.equal(model(ids), before)  # as if nothing had happened
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@torch.no_grad()
+def test_a_single_row_that_threads_share_gives_the_same_logits(threads, plain, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    model = random_gpt()
+    for rows, length, left in ((1, 1, threads == 3), (1, 3, True), (4, 1, True)):
+        ids = torch.randint(70, (rows, length))
+        before = model(ids)
+        plain.clear()
+        with spread(model):
+            torch.testing.assert_close(model(ids), before, atol=1e-4, rtol=1e-4)
+        assert bool(plain) == left  # 3 divides 48, but neither 16, 80 nor 70
+        assert torch.equal(model(ids), before)
+    with torch.enable_grad(), spread(model):  # whoever trains gets the plain product
+        model(ids[:1]).sum().backward()
+    assert model.lm_head.weight.grad.abs().sum() > 0
 
 
 def test_packed_weights_write_the_same_text():

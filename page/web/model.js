@@ -4,7 +4,9 @@
 
 const WINDOW = 2048;      // tokens before the caret that are read at most
 const LIKELIEST = 5;      // alternatives that are shown for each token
-const LONGEST_WORD = 8;   // tokens at the caret that may be the beginning of a single one
+const NEAR = 16;          // tokens before the caret that may be chosen again
+const TRIED = 32;         // tokens after a cut, to see how the text before it would be written
+const FOLLOWING = ["", "\u0436", "0"];  // white space: nothing, a word, a number
 
 // ------------------------------------------------------------------ tokens
 
@@ -17,6 +19,7 @@ class Tokens {
   constructor(tokens, stop) {  // tokens: the bytes of each id; stop: begins and ends a document
     Object.assign(this, {tokens, stop, known: new Map(tokens.map((bytes, id) => [bytes, id]))});
     this.known.delete(tokens[stop]);
+    this.sorted = [...this.known].sort(([a], [b]) => a < b ? -1 : 1);
   }
 
   encode(text) {
@@ -39,7 +42,7 @@ class Tokens {
   bytes(ids) { return ids.map(id => this.tokens[id]).join(""); }
 
   beginning(bytes) {  // the ids of all tokens that begin with these bytes
-    return [...this.known].filter(([token]) => token.startsWith(bytes)).map(([, id]) => id);
+    return this.sorted.filter(([token]) => token.startsWith(bytes)).map(([, id]) => id);
   }
 }
 
@@ -193,26 +196,60 @@ function readProgram(tokens, cache, text) {  // as page/assistants.py: read_prog
   })};
 }
 
-// [ids before, ids of the word at the caret]: the most tokens that may begin a single one.
-function splitWord(tokens, ids) {
-  let n = Math.min(ids.length, LONGEST_WORD);
-  while (n && !tokens.beginning(tokens.bytes(ids.slice(-n))).length) n--;
-  return [ids.slice(0, ids.length - n), ids.slice(ids.length - n)];
+// The first of these ids, as many as have `size` bytes; null if one of them goes on after it.
+function idsOf(tokens, ids, size) {
+  for (let n = 0; ; n++) {
+    if (size <= 0 || n === ids.length) return size ? null : ids.slice(0, n);
+    size -= tokens.tokens[ids[n]].length;
+  }
+}
+
+// [the ids for these bytes where the first of the tokens that may follow them does so]
+function writtenBefore(tokens, bytes, fits) {
+  const every = 1 + Math.floor(fits.length / TRIED), decoder = new TextDecoder("utf-8", {fatal: true, ignoreBOM: true});
+  for (const token of fits.filter((_, k) => k % every === 0)) {
+    let whole;
+    try {
+      whole = decoder.decode(Uint8Array.from(bytes + tokens.tokens[token], c => c.charCodeAt(0)));
+    } catch { continue; }  // a cut inside a character
+    for (const following of /\s$/u.test(whole) ? FOLLOWING : [""]) {
+      const ids = tokens.encode(whole + following), path = idsOf(tokens, ids, bytes.length);
+      if (path && ids[path.length] === token) return [path];
+    }
+  }
+  return [];
+}
+
+// All ways to write the end of a text so that its last token may be longer: [{path, typed, fits}].
+function ways(tokens, tail) {
+  const bytes = tokens.bytes(tail), found = new Map();
+  for (let cut = 0; cut < bytes.length; cut++) {
+    const fits = tokens.beginning(bytes.slice(cut));
+    if (!fits.length) continue;
+    for (const path of [idsOf(tokens, tail, cut), ...writtenBefore(tokens, bytes.slice(0, cut), fits)]) {
+      if (path) found.set(path.join(), {path, typed: bytes.length - cut, fits});
+    }
+  }
+  return [...found.values()];
 }
 
 // The word at the caret, written again with a token that begins with it: {ids, typed, bits}.
-function heal(tokens, before, word, rows) {
-  const found = [];
-  let kept = 0;
-  word.forEach((id, k) => {
-    const row = rows[before.length + k], all = logSum(row), rest = tokens.bytes(word.slice(k));
-    for (const fits of tokens.beginning(rest)) found.push([kept + row[fits] - all, fits, k, rest.length]);
-    kept += row[id] - all;
-  });
-  if (!found.length) return {ids: before, typed: tokens.bytes(before.slice(-1)).length, bits: 0};
-  const best = found.reduce((a, b) => a[0] > b[0] || a[0] === b[0] && a[1] > b[1] ? a : b);
-  const bits = (logSum(found.map(([logP]) => logP)) - best[0]) / Math.LN2;
-  return {ids: [...before, ...word.slice(0, best[2]), best[1]], typed: best[3], bits: Math.max(bits, 0)};
+function heal(tokens, cache, ids) {  // as realcode/suggest.py: heal
+  const before = ids.slice(0, Math.max(0, ids.length - NEAR)), some = ways(tokens, ids.slice(before.length));
+  if (!some.length) return {ids, typed: tokens.bytes(ids.slice(-1)).length, bits: 0};
+  const all = [];
+  let best = {total: -Infinity};
+  for (const {path, typed, fits} of some.sort((a, b) => b.path.length - a.path.length)) {
+    const rows = cache.logits([tokens.stop, ...before, ...path]).slice(before.length);
+    const kept = path.reduce((sum, id, k) => sum + rows[k][id] - logSum(rows[k]), 0);
+    const row = rows[path.length], most = logSum(row);
+    for (const token of fits) {
+      const total = kept + row[token] - most;
+      all.push(total);
+      if (total > best.total) best = {total, ids: [...before, ...path, token], typed};
+    }
+  }
+  return {...best, bits: Math.max(0, (logSum(all) - best.total) / Math.LN2)};
 }
 
 // The end of the ids that is read, cut by half a window at a time, so that the cache stays of use.
@@ -223,9 +260,7 @@ function windowOf(ids, room) {
 
 // choice: {max_tokens, healing}; healing: bits that the rest of a word may cost, null for any.
 function suggest(tokens, cache, choice, text, eta) {  // as page/assistants.py: Models._suggest
-  const [before, word] = splitWord(tokens, windowOf(tokens.encode(text), choice.max_tokens + 2));
-  const start = [tokens.stop, ...before], begun = cache.logits([...start, ...word.slice(0, -1)]);
-  const {ids, typed, bits} = heal(tokens, before, word, begun);
+  const {ids, typed, bits} = heal(tokens, cache, windowOf(tokens.encode(text), choice.max_tokens + 2));
   if (bits > Math.min(eta, choice.healing ?? Infinity)) return {suggestion: "", tokens: 0, bits: 0};
   const rest = tokens.bytes(ids.slice(-1)).slice(typed), pieces = rest ? [rest] : [];
   const written = [tokens.stop, ...ids];
