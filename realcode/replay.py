@@ -19,6 +19,7 @@ from realcode import checkpoints
 from realcode.corpus import CORPUS, FIELD, STATEMENTS_FLAG, cut, kept_costs, pieces, read_programs
 from realcode.given import DTYPE, check_context, given_model
 from realcode.packed import packed
+from realcode.suggest import numbers_only
 from realcode.training import gradient
 from simhuman import Episode, play
 from support import checkpoint, cli, miniature, report
@@ -152,7 +153,8 @@ class ReplayLab(empower.Lab):
 
 def replayed_game(cfg, name, encoding, goals, ends, assistant, device="cpu"):
     """Section 3 with the replayed author: the episodes, one for each goal, as plain data."""
-    with packed(*([assistant.model] if assistant else [])):
+    models = [assistant.model] if assistant else []
+    with packed(*models), numbers_only(*models):
         episodes = play(goals, ReplayedAuthor(cfg.turn_tokens, ends), assistant, cfg.context,
                         encoding.start, encoding.stops,
                         cli.torch_generator(cfg, f"game of {name}", device), name)

@@ -88,20 +88,21 @@ def frame(encoding, after, room):
 
 
 @contextlib.contextmanager
-def numbers_only(model):
-    """Inside, an ArithmeticError ends the work if the model's logits are not numbers.
+def numbers_only(*models):
+    """Inside, an ArithmeticError ends the work if the logits of a model are not numbers.
 
     `sample` would take them for those of the first token.
     """
     def check(head, inputs, logits):
         if not logits.isfinite().all():
-            raise ArithmeticError(f"the model's costs, in {model.dtype}, are not numbers")
+            raise ArithmeticError(f"the model's costs, in {logits.dtype}, are not numbers")
 
-    handle = model.lm_head.register_forward_hook(check)
+    handles = [model.lm_head.register_forward_hook(check) for model in models]
     try:
         yield
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
 def whole_characters(tokens):

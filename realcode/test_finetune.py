@@ -291,6 +291,19 @@ def test_a_finished_checkpoint_is_left_alone(tuned, corpus):
     assert contents(out.parent) == before
 
 
+def test_the_same_model_from_elsewhere_or_touched_is_the_same_model(tuned, corpus, tmp_path):
+    base, out, _ = tuned
+    shutil.copytree(base, tmp_path / "copy")
+    (base / "config.json").touch()
+    for same in (base, tmp_path / "copy"):
+        assert "is finished: nothing is left to do" in fine_tuned(same, corpus, out)
+    weights = bytearray((tmp_path / "copy" / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (tmp_path / "copy" / "model.safetensors").write_bytes(weights)
+    status, _, stderr = run(tmp_path / "copy", corpus, out)
+    assert status == 2 and "was begun with another model" in stderr
+
+
 def test_a_run_that_was_killed_after_its_folder_was_moved_is_finished(tuned, corpus, tmp_path):
     base, whole, _ = tuned
     out = shutil.copytree(whole, tmp_path / "tuned")

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import re
 import shlex
 import types
@@ -89,6 +90,9 @@ def test_the_weights_of_an_assistant_are_packed_while_it_plays(monkeypatch):
         used.clear()
         replay.replayed_game(Config(), "a row", encoding, [[1, 2, 3]], [3], assistant)
         assert used == [models, "game", "end"]
+    model.norm.weight.data.fill_(math.inf)
+    with pytest.raises(ArithmeticError, match="are not numbers"):
+        replay.replayed_game(Config(), "a row", encoding, [[1, 2, 3]], [3], Assistant(model, 3))
 
 
 @pytest.fixture(scope="module")
