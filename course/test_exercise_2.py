@@ -9,8 +9,8 @@ from exercises import left_to_human
 
 def positions(lengths):
     """What the function returns for a numpy array of these lengths."""
-    found = within(200_000, "it does not end: did you forget the human's token? A state is followed "
-                   "by the one after what the assistant writes and after her own token",
+    found = within(200_000, "it does not end: did you forget the human's token? A state is "
+                   "followed by the one after what the assistant writes and after her own token",
                    left_to_human, np.array(lengths, dtype=int))
     assert isinstance(found, list), f"a {type(found).__name__}, not a list"
     return found

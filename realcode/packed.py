@@ -41,7 +41,7 @@ def packed(*models):
 
 @contextlib.contextmanager
 def spread(*models):
-    """Inside, the linear layers of these models share the product of a single row among the threads.
+    """Inside, linear layers of these models share the product of a single row among the threads.
 
     Nothing is copied. Sums are taken in another order, so the last bits differ. A model stays as it
     is where `packed` would leave it, but for its size: it may be large.
