@@ -212,13 +212,16 @@ def test_the_address_keeps_the_program_and_eta(browser, served):
 def test_what_a_person_pastes_is_text_and_not_html(browser, served):
     browser.open(served.address)
     browser.wait(lambda: browser.all("#empower span"))
-    browser.click("summary")
+    browser.click("#edit")
     evil = "<img src=x onerror=\"document.title='broken'\">\n"
     browser.find("#source").send_keys(Keys.CONTROL, "a", Keys.NULL, evil)
     browser.wait(lambda: browser.text("#empower").strip() == evil.strip())
     assert not browser.all("#empower img") and "broken" not in browser.driver.title
     browser.find("#source").send_keys(Keys.CONTROL, "a", Keys.NULL, Keys.DELETE)
     browser.see("#token", "Give a program")
+    browser.find("#source").send_keys("x = 1\n")
+    browser.click("#edit")
+    browser.see("#empower", "x = 1")
     assert not browser.errors()
 
 
@@ -279,8 +282,45 @@ def test_tab_indents_lines_and_still_accepts_after_escape(browser, served):
     indented = area.get_attribute("value")
     assert indented.startswith("    n = int(input())\n    items = list(")
     browser.driver.refresh()
-    assert browser.see("#editor textarea").get_attribute("value") == indented
+    area = browser.see("#editor textarea")
+    assert area.get_attribute("value") == indented
+    area.send_keys(Keys.CONTROL, "a", Keys.NULL, Keys.SHIFT, Keys.TAB, Keys.NULL)
+    assert area.get_attribute("value").startswith("n = int(input())\nitems = list(")
+    browser.click("#reset")
+    assert area.get_attribute("value") == "n = int(input())\n"
 
+
+def test_when_the_server_is_away_the_page_says_so_and_goes_on_when_it_is_back(browser):
+    server = Served()
+    try:
+        browser.open(server.address, "#write")
+        area = browser.see("#editor textarea")
+        browser.see("#latency", "ms")
+        port = server.address.split(":")[-1].strip("/")
+        server.stop()
+        area.send_keys("items = list(")
+        browser.see("#message", "The server does not answer")
+        server.start(port)
+        browser.wait(lambda: browser.text("#editor .ghost").startswith("map(int"))
+        assert browser.text("#message") == ""
+        assert browser.errors()  # the browser's own, of what it could not reach; none is left
+    finally:
+        server.stop()
+
+
+@pytest.mark.parametrize("width", [320, 390])
+def test_nothing_is_wider_than_a_phone(browser, served, width):
+    browser.script("return 0")
+    browser.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {
+        "width": width, "height": 700, "deviceScaleFactor": 1, "mobile": True})
+    try:
+        for view in ("#read", "#write", "#watch"):
+            browser.open(served.address, view)
+            browser.see(f"{view} .columns")
+            time.sleep(0.3)
+            assert browser.script("return document.documentElement.scrollWidth") <= width, view
+    finally:
+        browser.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 def test_a_suggestion_of_white_space_is_seen(browser, served):
     browser.open(served.address, "#write")
@@ -343,6 +383,7 @@ def take_part(browser, server, folder, program, trouble=lambda: None, late=False
     """
     browser.open(server.address)
     browser.see("#join-code").send_keys("1234")
+    assert browser.driver.title == browser.text("h1") == "A study"  # not what it is about
     browser.click("#join")
     word = browser.see("#word").text
     browser.click("#word-read")

@@ -182,6 +182,14 @@ function startReading(about) {
     pause = setTimeout(choose, 300, $("source").value);
   };
   $("eta").oninput = $("n").oninput = () => { drawBars(); remember(); };
+  $("edit").onclick = () => {  // the program in the place of its picture
+    const editing = $("source").hidden;
+    $("source").hidden = !editing;
+    $("empower").hidden = editing;
+    $("edit").setAttribute("aria-pressed", editing);
+    $("edit").textContent = editing ? "Done" : "Edit";
+    if (editing) $("source").focus();
+  };
   $("edges").onchange = () => $("read").classList.toggle("edges", $("edges").checked);
   for (const id of ["empower", "sft"]) {
     $(id).onpointermove = event => {  // not pointerover: what scrolls under it was not pointed at
