@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from empower import Config
+from empower import Config, empower_lengths, score
 from page.assistants import Choice, Models
 from realcode.checkpoints import load_checkpoint
 from realcode.given import given_model
@@ -20,6 +20,7 @@ from simhuman import Episode
 from support.cli import UserError, checked, pick_device, python_generator, reading
 from support.contest import make_contest
 from support.files import read_text
+from support.report import left_to_human
 
 SHIPPED = Path(__file__).parent / "models"
 EXAMPLE = Path(__file__).resolve().parent.parent / "figures" / "program.py"
@@ -58,7 +59,8 @@ def find_offer(cfg):
                f"Base-{BEFORE_CONTEXT}": Choice(scorer, BEFORE_CONTEXT),
                "Base stopped at eta": Choice(scorer, cfg.max_suggestion, needs_eta=True)}
     example = ("figures/program.py", read_text(EXAMPLE), "")
-    return Offer(Models(scorer, choices), [*found["texts"], example], found["games"],
+    texts = found["texts"] if cfg.model else telling_first(scorer, found["texts"])
+    return Offer(Models(scorer, choices), [*texts, example], found["games"],
                  f"{cfg.model} reads here." if cfg.model else SMALL, not cfg.model or bool(cfg.out))
 
 
@@ -119,6 +121,23 @@ def kept_model(folder, device):
     """The Checkpoint of a stage."""
     with reading(folder):
         return load_checkpoint(folder, device)
+
+
+def telling_first(scorer, texts, eta=0.32, n=10):
+    """The texts, as in `texts_of`, beginning with the one in which Empower and SFT differ most.
+
+    It has the most tokens of more than 1 bit that Empower leaves to her and SFT-N writes, at the
+    page's own eta (bits) and N (tokens).
+    """
+    if not texts:
+        return texts
+    encoding, some = scorer.encoding, texts[:20]
+    costs = score(scorer.model, [encoding.encode_ordinary(text) for _, text, _ in some],
+                  encoding.start)
+    differ = [sum(nll[k] > 1 and k % (n + 1) != n for k in left_to_human(empower_lengths(nll, eta)))
+              for nll in costs]
+    first = differ.index(max(differ))
+    return [texts[first], *texts[:first], *texts[first + 1:]]
 
 
 def games_of(config, rows, encoding):

@@ -22,7 +22,7 @@ from page.assistants import Models, Request, end_of
 from page.api import Api
 from page.completions import Completions, up_to_stop
 from page.line import Busy, Call, Job, Line
-from page.offered import find_offer
+from page.offered import find_offer, telling_first
 from page.refused import Refused
 from page.server import BODY, Config, Server, is_loopback
 from realcode.suggest import heal
@@ -113,6 +113,15 @@ def test_a_program_is_read_as_the_scorer_reads_it(server, offer):
     assert post(server, "/api/read", {"client": "a", "text": ""}) == {"tokens": [], "of": 0}
     long = post(server, "/api/read", {"client": "a", "text": "x " * 5000})
     assert len(long["tokens"]) == 2047 < long["of"]
+
+
+def test_the_first_program_is_one_in_which_the_assistants_differ(offer):
+    scorer, texts = offer.models.scorer, offer.texts[:-1]
+    same = ("obvious", "n = int(input())\n", "")
+    for some in (texts, [same, *texts[::-1]]):
+        assert telling_first(scorer, some)[0] == texts[0]
+        assert sorted(telling_first(scorer, some)) == sorted(some)
+    assert telling_first(scorer, []) == []
 
 
 def test_suggestions_are_those_of_the_assistant_alone(server, offer):
