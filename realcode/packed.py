@@ -43,8 +43,8 @@ def packed(*models):
 def spread(*models):
     """Inside, linear layers of these models share the product of a single row among the threads.
 
-    Nothing is copied, and the last bits may differ. A model stays as it is where `packed` would leave
-    it, but for its size: it may be large.
+    Nothing is copied, and the last bits may differ. A model stays as it is where `packed` would
+    leave it, but for its size: it may be large.
     """
     changed = list(layers_to_pack(models, math.inf))
     try:
