@@ -276,7 +276,7 @@ def fine_tune(cfg, base, examples, name, optimizers=adamw, gradient=sft_gradient
 
 
 class Lab:
-    """What the rows of the table share. Each part is made once and kept in cfg.out.
+    """What the rows of the table share: parts kept in cfg.out until their arguments or code change.
 
     To try an idea: lab = Lab(Config()), then lab.play("Mine", lab.train("Mine", my_rule)).
     base: pi_hat, from which the assistants start. human: pi_H. hers: the Checkpoint of her model,
